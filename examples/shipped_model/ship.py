@@ -1,0 +1,109 @@
+"""Turn trained weights into what the package ships: SavedModel, TFLite file and model card, measured on labelled CTs.
+
+python ship.py RUN/fine.keras -o savedmodels/liverseg-resnet34 --report FOLDER_OF_CASES FOLDER_OF_CASES
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import liverseg_tf as ls
+from liverseg_tf.files import write_text
+
+CARD = """# liverseg-resnet34
+
+Liver and liver tumours in portal-venous CT: a ResNet34 U-Net on single axial slices at {size} px, shipped with
+liverseg_tf {version}.
+
+**Not a medical device.** For research and teaching only; no result may guide the care of a patient.
+
+## Intended use and limits
+
+- Contrast-enhanced (portal-venous) CT of adults in Hounsfield units. Other phases, unenhanced CT, children, livers
+  after surgery and MRI were not tested.
+- Input: raw HU; windows {windows}. Values below 4 HU look alike to it, as they did in its training slices.
+- Output: background, liver, tumour. Cysts, metastases and primary tumours are not told apart.
+
+## Data, credits and licence
+
+Trained on 615 slices of 120 patients of Task03 of the Medical Segmentation Decathlon (Simpson et al. 2019,
+arXiv 1902.09063; CC BY-SA 4.0), and on slices without liver from TCIA Pancreatic-CT-CBCT-SEG (CC BY 4.0), TCGA-LUAD and
+TCGA-LUSC on TCIA (CC BY 3.0) and Task06 of the Decathlon (CC BY-SA 4.0). Tumours were learned from synthetic lesions
+and from dark regions of the livers that a first network, trained on synthetic lesions alone, agreed with.
+
+The weights are under **CC BY-SA 4.0**, as the Decathlon's data are.
+
+**Task03 holds patients of LiTS's training set.** Scores on LiTS training cases look better than they are.
+
+## Recipe
+
+`examples/shipped_model/prepare.py`, `train.py` and `ship.py`; what was tried, with seeds, in `docs/shipped_model.md`.
+
+## Quality
+
+Two patients that it was not trained on, all slices, default post-processing. Measured by
+`python examples/shipped_model/ship.py` on {date}. Case 44 is 3D-IRCADb 17 (two large tumours), case 203 is from CHAOS
+(a healthy donor). Two patients say little: measure it on your own data with `liverseg evaluate`.
+
+{table}
+
+## Known failures
+
+- Tumours with a wide pale rim come out too small: their dark core is found, the rim is missed.
+- The liver's left lobe beside heart and stomach, and the last slices of its dome, are where outlines are worst.
+- Small false lesions occur where vessels, fissures or the gallbladder's bed are dark.
+"""
+
+
+def measure(model: Path, cases: list[ls.Case], folder: Path) -> str:
+    """Predict and score the cases; a table in Markdown."""
+    predictor = ls.Predictor(model)
+    lines = ["| case | liver Dice | tumour Dice | liver ASSD mm | liver HD95 mm | tumour ml, true / found | seconds |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for case in cases:
+        for name in ("truth", "prediction"):
+            (folder / name / str(case.id)).mkdir(parents=True)
+        shutil.copy(case.segmentation, folder / "truth" / str(case.id))
+        start = time.perf_counter()
+        prediction = predictor.predict(case.volume)
+        prediction.save(folder / "prediction" / str(case.id) / f"segmentation-{case.id}.nii.gz")
+        seconds = time.perf_counter() - start
+        scores = ls.evaluate(folder / "truth" / str(case.id), folder / "prediction" / str(case.id))
+        row = scores.to_dict()["cases"][0]
+        cells = [row["liver_dice"], row["lesion_dice"], row["liver_assd_mm"], row["liver_hd95_mm"]]
+        cells = ["-" if c is None else f"{c:.3f}" for c in cells]
+        volumes = f"{row['lesion_volume_truth_ml']:.1f} / {row['lesion_volume_prediction_ml']:.1f}"
+        lines.append(f"| {case.id} | {' | '.join(cells)} | {volumes} | {seconds:.0f} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help=".keras file of train.py")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--report", nargs="+", required=True, help="folders of labelled CTs")
+    args = parser.parse_args()
+    config = ls.load_model(args.model).liverseg_config
+    with tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary, "source")
+        source.mkdir()
+        shutil.copy(args.model, source / "model.keras")
+        card = CARD.format(
+            size=config.image_size,
+            version=ls.__version__,
+            windows=", ".join(map(str, config.channels.windows)),
+            date=time.strftime("%Y-%m-%d"),
+            table=measure(args.model, ls.find_cases(*args.report), Path(temporary)),
+        )
+        write_text(source / "model_card.md", card)
+        ls.export(source, args.output, "savedmodel", "float16", progress=print)
+        ls.export(source, args.output, "tflite", "int8", progress=print)
+    write_text(args.output / "model_card.md", card)
+    print(f"{args.output}: {sum(f.stat().st_size for f in args.output.rglob('*') if f.is_file()) / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,407 @@
+"""CT windows, histogram scaling and the resize, as Keras layers.
+
+The only implementation of the preprocessing: tf.data, training, prediction, SavedModel and TFLite all call it.
+Every layer computes in float32 whatever the precision policy, because float16 loses HU (2048 and up) and the
+bottom of a window. No layer clips HU, and none gives NaN for any input: NaN counts as air.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from liverseg_tf.config import ChannelsConfig
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.windows import resolve_window, window_bounds
+
+AIR_HU = -1024.0
+# Integer HU in this range take the histogram by counting; everything else by sorting.
+_LOWEST_BIN, _BINS = -4096, 8192
+# Fractions at which the sorted pixels are broken, in float32 as fastai's `freqhist_bins` computes them.
+_QUANTILES = np.concatenate(
+    [[np.float32(0.001)], np.arange(100, dtype=np.float32) / np.float32(100) + np.float32(0.005), [np.float32(0.999)]]
+).astype(np.float32)
+
+
+def _without_nan(hu):
+    return tf.where(tf.equal(hu, hu), hu, tf.constant(AIR_HU, hu.dtype))
+
+
+class _Float32Layer(keras.layers.Layer):
+    """A layer that computes in float32 under any precision policy and takes integers as they are."""
+
+    def __init__(self, **kwargs):
+        kwargs["dtype"] = "float32"
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        self.trainable = False
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@keras.saving.register_keras_serializable("liverseg_tf")
+class CTWindow(_Float32Layer):
+    """Scale the HU of one CT window to [0, 1].
+
+    `(hu - low) / (high - low)`, clipped, with low = level - width // 2 and high = level + width // 2
+    (fastai's `windowed`).
+
+    Args:
+        window: a name in `liverseg_tf.WINDOWS`, or (width, level) in HU.
+
+    Input: any shape, HU, any real dtype. Output: the same shape, float32 in [0, 1].
+
+    Raises:
+        ConfigError: for an unknown window.
+
+    Example:
+        >>> CTWindow("liver")(np.array([[-45.0, 30.0, 105.0]])).numpy()
+        array([[0. , 0.5, 1. ]], dtype=float32)
+    """
+
+    def __init__(self, window: str | tuple[float, float] = "liver", **kwargs):
+        super().__init__(**kwargs)
+        self.window = resolve_window(window)
+
+    def call(self, hu):
+        low, high = window_bounds(self.window)
+        hu = _without_nan(tf.cast(hu, tf.float32))
+        return tf.clip_by_value((hu - low) / (high - low), 0.0, 1.0)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "window": self.window}
+
+
+@keras.saving.register_keras_serializable("liverseg_tf")
+class HistogramScale(_Float32Layer):
+    """Scale HU so that each slice's values spread evenly over [0, 1].
+
+    Break points lie at the sorted pixels' positions floor(n * q) for q = 0.001, (i + 0.5) / 100 for i in 0..99,
+    and 0.999, made unique; HU are interpolated linearly over them (fastai's `freqhist_bins` and `hist_scaled`).
+    A constant slice gives 0.
+
+    Args:
+        portable: use only operations that TFLite has as builtins (slower; same result).
+
+    Input: (batch, rows, columns) HU, any real dtype; each slice by itself. Output: the same shape, float32 in [0, 1].
+
+    Example:
+        >>> HistogramScale()(np.arange(16.0).reshape(1, 4, 4)).numpy()[0, 3, 3]
+        np.float32(1.0)
+    """
+
+    def __init__(self, portable: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.portable = portable
+
+    def call(self, hu):
+        flat = _flatten(hu)
+        scaled = _on_integer_bins_if_possible(
+            flat,
+            on_bins=lambda bins: tf.gather(_histogram_table(bins, self.portable), bins, batch_dims=1),
+            otherwise=lambda values: _scale_sorted(values, self.portable),
+        )
+        return tf.reshape(scaled, tf.shape(hu))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "portable": self.portable}
+
+
+@keras.saving.register_keras_serializable("liverseg_tf")
+class CTChannels(_Float32Layer):
+    """Turn HU slices into the network's channels: one for each window, then the histogram-scaled one.
+
+    Args:
+        windows: names in `liverseg_tf.WINDOWS`, or (width, level) pairs in HU.
+        histogram: add `HistogramScale` as the last channel.
+        portable: see `HistogramScale`.
+
+    Input: (batch, rows, columns) HU, any real dtype, at the file's own resolution.
+    Output: (batch, rows, columns, channels) float32 in [0, 1].
+
+    Raises:
+        ConfigError: for an unknown window, or no channel at all.
+
+    Example:
+        >>> CTChannels()(np.zeros((2, 8, 8), np.int16)).shape
+        TensorShape([2, 8, 8, 3])
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[str | tuple[float, float]] = ("liver", "custom"),
+        histogram: bool = True,
+        portable: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if isinstance(windows, str):
+            windows = (windows,)
+        self.windows = tuple(w if isinstance(w, str) else tuple(w) for w in windows)
+        bounds = [window_bounds(w) for w in self.windows]
+        self.histogram = histogram
+        self.portable = portable
+        if not bounds and not histogram:
+            raise ConfigError("CTChannels needs at least one window or histogram=True. Received: windows=()")
+        self._low = np.array([low for low, _ in bounds], np.float32)
+        self._width = np.array([high - low for low, high in bounds], np.float32)
+
+    @classmethod
+    def from_channels_config(cls, config: ChannelsConfig, portable: bool = False) -> CTChannels:
+        return cls(config.windows, config.histogram, portable=portable)
+
+    @property
+    def channels(self) -> int:
+        return len(self.windows) + int(self.histogram)
+
+    def call(self, hu):
+        flat = _flatten(hu)
+        if not self.histogram and not flat.dtype.is_integer:
+            channels = self._windowed(_without_nan(tf.cast(flat, tf.float32)))
+        else:
+            channels = _on_integer_bins_if_possible(flat, on_bins=self._on_bins, otherwise=self._on_values)
+        static = hu.shape
+        channels = tf.reshape(channels, tf.concat([tf.shape(hu), [self.channels]], 0))
+        channels.set_shape([*static, self.channels])
+        return channels
+
+    def _windowed(self, values):
+        """(B, N) float32 -> (B, N, windows)."""
+        return tf.clip_by_value((values[..., None] - self._low) / self._width, 0.0, 1.0)
+
+    def _on_bins(self, bins):
+        """All channels by one look-up table for each slice: a pixel costs one gather, whatever the channels."""
+        windowed = self._windowed(tf.range(_LOWEST_BIN, _LOWEST_BIN + _BINS, dtype=tf.float32)[None])
+        if not self.histogram:
+            return tf.gather(windowed[0], bins)
+        scaled = _histogram_table(bins, self.portable)
+        windowed = tf.tile(windowed, [tf.shape(scaled)[0], 1, 1])
+        return tf.gather(tf.concat([windowed, scaled[..., None]], -1), bins, batch_dims=1)
+
+    def _on_values(self, values):
+        parts = [self._windowed(values)] if self.windows else []
+        if self.histogram:
+            parts.append(_scale_sorted(values, self.portable)[..., None])
+        return tf.concat(parts, -1)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape, self.channels)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "windows": self.windows,
+            "histogram": self.histogram,
+            "portable": self.portable,
+        }
+
+
+@keras.saving.register_keras_serializable("liverseg_tf")
+class SquareResize(_Float32Layer):
+    """Pad slices to a square with 0, equally on both sides, and resize them by area averaging.
+
+    Averaging is anti-aliased; for whole factors it is mean pooling. `RestoreSize` is the way back.
+
+    Args:
+        size: rows and columns of the result, in pixels.
+
+    Input: (batch, rows, columns, channels) float32. Output: (batch, size, size, channels) float32.
+
+    Example:
+        >>> SquareResize(2)(np.ones((1, 4, 2, 1), "float32"))[0, :, :, 0].numpy()
+        array([[0.5, 0.5],
+               [0.5, 0.5]], dtype=float32)
+    """
+
+    def __init__(self, size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.size = int(size)
+
+    def call(self, images):
+        rows, columns = images.shape[1:3]
+        images = _pad_to_square(images)
+        if rows is not None and columns is not None and max(rows, columns) % self.size == 0:
+            factor = max(rows, columns) // self.size
+            return tf.nn.avg_pool2d(images, factor, factor, "VALID") if factor > 1 else images
+        return tf.image.resize(images, (self.size, self.size), method="area")
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.size, self.size, input_shape[3])
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
+
+
+@keras.saving.register_keras_serializable("liverseg_tf")
+class RestoreSize(_Float32Layer):
+    """Undo `SquareResize`: resize bilinearly to the padded square, and crop to a slice's own size.
+
+    Input: probabilities (batch, size, size, classes) float32, and `rows_columns=(rows, columns)`, two integers.
+    Output: (batch, rows, columns, classes) float32.
+
+    Example:
+        >>> RestoreSize()(np.ones((1, 2, 2, 3), "float32"), rows_columns=(4, 2)).shape
+        TensorShape([1, 4, 2, 3])
+    """
+
+    def call(self, probabilities, rows_columns):
+        rows, columns = rows_columns
+        side, top, left = _square(rows, columns)
+        if not (isinstance(side, int) and probabilities.shape[1] == side):
+            probabilities = tf.image.resize(probabilities, (side, side), method="bilinear")
+        if isinstance(side, int) and rows == columns:
+            return probabilities
+        return probabilities[:, top : top + rows, left : left + columns]
+
+
+def resize_labels(labels, size: int):
+    """Bring masks to the network's size as `SquareResize` brings images.
+
+    Each class is averaged by itself and the largest share wins, so that an edge lies where the image's lies.
+
+    Args:
+        labels: (batch, rows, columns) integer, values 0 to 2.
+        size: rows and columns of the result, in pixels.
+
+    Returns:
+        (batch, size, size) uint8.
+    """
+    from liverseg_tf.labels import CLASSES
+
+    # A plane for each class but the background: padding with 0 means background, whose share is what is left.
+    planes = tf.stack([tf.equal(labels, tf.cast(c.index, labels.dtype)) for c in CLASSES[1:]])
+    rows, columns = (labels.shape[i] if labels.shape[i] is not None else tf.shape(labels)[i] for i in (1, 2))
+    shares = SquareResize(size)(tf.reshape(tf.cast(planes, tf.float32), [-1, rows, columns, 1]))
+    shares = tf.reshape(shares, [len(CLASSES) - 1, -1, size, size])
+    background = 1.0 - tf.reduce_sum(shares, 0, keepdims=True)
+    return tf.cast(tf.argmax(tf.concat([background, shares], 0), 0), tf.uint8)
+
+
+def _square(rows, columns):
+    """Side of the padded square, and where the slice begins in it; Python integers where the sizes are."""
+    side = max(rows, columns) if isinstance(rows, int) and isinstance(columns, int) else tf.maximum(rows, columns)
+    return side, (side - rows) // 2, (side - columns) // 2
+
+
+def _pad_to_square(images):
+    rows, columns = images.shape[1:3]
+    if rows is not None and rows == columns:
+        return images
+    if rows is None or columns is None:
+        rows, columns = tf.shape(images)[1], tf.shape(images)[2]
+    side, top, left = _square(rows, columns)
+    return tf.pad(images, [[0, 0], [top, side - rows - top], [left, side - columns - left], [0, 0]])
+
+
+def _flatten(hu):
+    hu = tf.convert_to_tensor(hu)
+    if hu.dtype.is_integer:
+        hu = tf.cast(hu, tf.int32)
+    elif hu.dtype != tf.float32:
+        hu = tf.cast(hu, tf.float32)
+    rows, columns = hu.shape[1:3]
+    pixels = rows * columns if rows is not None and columns is not None else -1
+    if pixels != -1:
+        return tf.reshape(hu, [-1, pixels])
+    return tf.reshape(hu, [tf.shape(hu)[0], -1])
+
+
+def _on_integer_bins_if_possible(flat, on_bins, otherwise):
+    """Give `on_bins` the pixels as bin numbers where all are integer HU within the bins, else `otherwise` their values.
+
+    Args:
+        flat: (B, N) float32 or int32 HU.
+    """
+
+    def values():
+        # Beyond 1e6 HU interpolation would overflow; nothing there differs from the end of a window.
+        return tf.clip_by_value(_without_nan(tf.cast(flat, tf.float32)), -1e6, 1e6)
+
+    lowest, highest = tf.reduce_min(flat), tf.reduce_max(flat)
+    in_range = (lowest >= flat.dtype.as_numpy_dtype(_LOWEST_BIN)) & (
+        highest < flat.dtype.as_numpy_dtype(_LOWEST_BIN + _BINS)
+    )
+    if flat.dtype.is_integer:
+        possible = in_range
+    else:
+        possible = in_range & tf.reduce_all(tf.equal(tf.floor(flat), flat))
+    return tf.cond(
+        possible, lambda: on_bins(tf.cast(flat, tf.int32) - _LOWEST_BIN), lambda: otherwise(values())
+    )  # fmt: skip
+
+
+def _break_positions(pixels):
+    """Positions of the break points among `pixels` sorted values: floor(n * q), in float32 as fastai has it."""
+    return tf.cast(tf.floor(tf.cast(pixels, tf.float32) * _QUANTILES), tf.int32)
+
+
+def _breaks_to_ranks(breaks):
+    """(B, 102) sorted break points -> each one's height in [0, 1], equal break points counted once."""
+    new = tf.cast(breaks[:, 1:] > breaks[:, :-1], tf.float32)
+    ranks = tf.pad(tf.cumsum(new, axis=1), [[0, 0], [1, 0]])
+    return ranks / tf.maximum(ranks[:, -1:], 1.0)
+
+
+def _histogram_table(bins, portable: bool):
+    """(B, N) bin numbers -> (B, bins) float32: what each integer HU is scaled to."""
+    batch = tf.shape(bins)[0]
+    positions = tf.tile(_break_positions(tf.shape(bins)[1])[None], [batch, 1])
+    every_bin = tf.tile(tf.range(_BINS, dtype=tf.float32)[None], [batch, 1])
+    if not portable:
+        counts = tf.raw_ops.DenseBincount(input=bins, size=_BINS, weights=tf.zeros([0], tf.float32))
+        below = tf.cumsum(tf.cast(counts, tf.int32), axis=1)
+        breaks = tf.cast(tf.searchsorted(below, positions, side="right"), tf.float32)
+        return _interpolate(every_bin, breaks)
+    places = tf.reshape(bins + _BINS * tf.range(batch)[:, None], [-1])
+    ones = tf.cast(places >= 0, tf.int32)  # computed, since a constant would put a megabyte into the file
+    counts = tf.scatter_nd(places[:, None], ones, [batch * _BINS])
+    below = tf.cumsum(tf.reshape(counts, [batch, _BINS]), axis=1)
+    breaks = tf.reduce_sum(tf.cast(below[:, None] <= positions[..., None], tf.float32), axis=-1)
+    rises, widths = _segments(breaks)
+    parts = tf.clip_by_value((every_bin[:, None] - breaks[:, :-1, None]) / widths[..., None], 0.0, 1.0)
+    return tf.reduce_sum(parts * rises[..., None], axis=1)
+
+
+def _segments(breaks):
+    """Rise and width of each segment between the break points (B, K): two tensors (B, K - 1)."""
+    ranks = _breaks_to_ranks(breaks)
+    return ranks[:, 1:] - ranks[:, :-1], tf.maximum(breaks[:, 1:] - breaks[:, :-1], 1e-6)
+
+
+def _interpolate(values, breaks):
+    """Piecewise-linear interpolation of `values` (B, N) over sorted `breaks` (B, K) onto their ranks in [0, 1]."""
+    ranks = _breaks_to_ranks(breaks)
+    left = tf.clip_by_value(tf.searchsorted(breaks, values, side="right") - 1, 0, breaks.shape[1] - 2)
+    x0, x1 = (tf.gather(breaks, left + i, batch_dims=1) for i in (0, 1))
+    y0, y1 = (tf.gather(ranks, left + i, batch_dims=1) for i in (0, 1))
+    # Past the last break x1 = x0 may hold; the numerator is then at least 0 and the result is clipped to y1.
+    slope = (y1 - y0) / tf.maximum(x1 - x0, 1e-6)
+    return tf.clip_by_value(y0 + slope * (values - x0), y0, y1)
+
+
+def _scale_sorted(values, portable: bool):
+    """Histogram scaling of any finite values (B, N) float32, by sorting them."""
+    pixels = values.shape[1] if values.shape[1] is not None else tf.shape(values)[1]
+    if not portable:
+        return _interpolate(values, tf.gather(tf.sort(values, axis=1), _break_positions(pixels), axis=1))
+    # TFLite has neither sort nor searchsorted: add up what each segment contributes
+    breaks = tf.gather(-tf.math.top_k(-values, k=pixels).values, _break_positions(pixels), axis=1)
+    rises, widths = _segments(breaks)
+
+    def add_segment(i, total):
+        low, width, rise = (tf.gather(x, [i], axis=1) for x in (breaks, widths, rises))
+        return i + 1, total + tf.clip_by_value((values - low) / width, 0.0, 1.0) * rise
+
+    segments = len(_QUANTILES) - 1
+    zeros = tf.nn.relu(-tf.abs(values))  # computed, since a constant would put a megabyte into the file
+    return tf.while_loop(lambda i, _: i < segments, add_segment, [0, zeros])[1]

@@ -1,0 +1,171 @@
+"""`liverseg evaluate`: LiTS scores and more, from two folders of masks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="score predicted masks as the LiTS challenge does, and beyond",
+        description="Score predicted masks against reference masks. Masks are paired by case number: segmentation-7, "
+        "liver_7, liver_7_seg and volume-7_seg are all case 7.",
+    )
+    parser.add_argument("--truth", required=True, metavar="DIR", help="folder of reference masks, or one file")
+    parser.add_argument("--prediction", required=True, metavar="DIR", help="folder of predicted masks, or one file")
+    parser.add_argument("-o", "--output", metavar="FILE.json", help="write all scores and rows as JSON")
+    parser.add_argument("--json", action="store_true", help="print the same JSON instead of tables")
+    parser.add_argument("--csv", metavar="FILE.csv", help="write one row per case")
+    parser.add_argument("--csv-slices", metavar="FILE.csv", help="write one row per slice")
+    parser.add_argument("--csv-lesions", metavar="FILE.csv", help="write one row per lesion")
+    parser.add_argument("--figure", metavar="FILE", help="draw Dice, volumes and lesion detection (.png, .pdf, .svg)")
+    parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: intervals resample patients")
+    parser.add_argument(
+        "--exclude-identity",
+        action="store_true",
+        help="leave cases with an identity affine out of means over mm and ml (the LiTS scores keep them)",
+    )
+    parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the bootstrap (default: 0)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, write what was asked for, and print."""
+    from rich.console import Console
+
+    from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.evaluation.evaluate import evaluate
+
+    _check_outputs(args)
+    with progress_bar() as bar:
+        task = bar.add_task("evaluate", total=None)
+        scores = evaluate(
+            args.truth,
+            args.prediction,
+            patients=args.patients,
+            exclude_identity=args.exclude_identity,
+            resamples=args.resamples,
+            seed=args.seed,
+            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+        )
+    if args.output:
+        scores.save_json(args.output)
+    for rows, path in (("cases", args.csv), ("slices", args.csv_slices), ("lesions", args.csv_lesions)):
+        if path:
+            scores.save_csv(path, rows)
+    if args.figure:
+        scores.save_figure(args.figure)
+    if args.json:
+        print(scores.to_json(), end="")
+    else:
+        console = Console()
+        for table in _tables(scores):
+            console.print(table)
+    return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse a file name of another kind before an hour of scoring, so that no mask is ever written over."""
+    from liverseg_tf.errors import ConfigError, OutputError
+    from liverseg_tf.evaluation.figure import check_figure_name
+
+    tables = (args.csv, args.csv_slices, args.csv_lesions)
+    for path, suffix in ((args.output, ".json"), *((table, ".csv") for table in tables)):
+        if path and not path.lower().endswith(suffix):
+            raise ConfigError(f"{path}: expected a file name ending in {suffix}")
+        if path and args.patients and os.path.realpath(path) == os.path.realpath(args.patients):
+            raise OutputError(f"{path}: is the file of patients that is read; choose another name")
+    if args.figure:
+        check_figure_name(args.figure)
+
+
+def _tables(scores) -> list:
+    from rich import box
+    from rich.table import Table
+
+    def table_of(title: str, caption: str | None = None) -> Table:
+        return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+
+    cases = table_of("Cases")
+    for column in (
+        "case",
+        "liver Dice",
+        "liver HD95",
+        "lesion Dice",
+        "lesion HD95",
+        "lesions",
+        "found",
+        "false",
+        "liver ml",
+    ):
+        cases.add_column(column, justify="right")
+    for row in scores.cases:
+        cases.add_row(
+            f"{row['case']}{' *' if row['identity_affine'] else ''}",
+            *(
+                _figure(row[f"{region}_{name}"], digits)
+                for region in ("liver", "lesion")
+                for name, digits in (("dice", 3), ("hd95_mm", 1))
+            ),
+            str(row["lesions_truth"]),
+            str(row["lesions_detected_overlap_above_0.5"]),
+            str(row["lesions_false_positive_overlap_above_0.5"]),
+            _figure(row["liver_volume_prediction_ml"], 0),
+        )
+    marked = " * identity affine: mm and ml unreliable." if scores.settings["identity_affine_cases"] else ""
+    cases.caption = f"HD95 in mm. found and false: lesions at overlap above 0.5.{marked}"
+
+    lits = table_of("LiTS scores", "95 % interval: bootstrap over patients")
+    lits.add_column("score")
+    lits.add_column("value", justify="right")
+    lits.add_column("95 % interval", justify="right")
+    for name, value in scores.lits.items():
+        lits.add_row(name, _figure(value), _interval(scores.lits_ci95[name]))
+
+    more = table_of("Beyond LiTS: mean over cases", "missing: cases in which a mask is empty")
+    more.add_column("figure")
+    for column in ("mean", "std", "95 % interval", "n", "missing"):
+        more.add_column(column, justify="right")
+    for region in ("liver", "lesion"):
+        for name in ("hd95_mm", "surface_dice_1mm", "surface_dice_2mm", "surface_dice_3mm", "volume_error_ml"):
+            row = scores.summary[f"{region}_{name}"]
+            more.add_row(
+                f"{region}_{name}",
+                _figure(row["mean"]),
+                _figure(row["std"]),
+                _interval(row["ci95"]),
+                str(row["n"]),
+                str(row["missing"]),
+            )
+
+    detection = table_of("Lesion detection by size", "small < 10 mm, large > 20 mm equivalent diameter")
+    for column in ("IoU", "size", "TP", "FN", "FP", "precision", "recall", "F1", "F1, 95 %"):
+        detection.add_column(column, justify="left" if column in ("IoU", "size") else "right", no_wrap=True)
+    for overlap, sizes in scores.detection.items():
+        for size, row in sizes.items():
+            counts = (str(row[name]) for name in ("true_positives", "false_negatives", "false_positives"))
+            rates = (_figure(row[name]) for name in ("precision", "recall", "f1"))
+            detection.add_row(
+                overlap.replace("overlap_above_", "> "), size, *counts, *rates, _interval(row["f1_ci95"], 2)
+            )
+
+    scenarios = table_of("Slices: mean loss")
+    scenarios.add_column("slices with")
+    for column in ("slices", "liver Dice loss", "liver IoU loss", "lesion Dice loss", "lesion IoU loss"):
+        scenarios.add_column(column, justify="right")
+    for scenario, row in scores.scenarios.items():
+        count, *losses = row.values()
+        scenarios.add_row(scenario.replace("_", " "), str(count), *map(_figure, losses))
+    return [cases, lits, more, detection, scenarios]
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(bounds: list[float] | None, digits: int = 3) -> str:
+    return "-" if bounds is None else f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"

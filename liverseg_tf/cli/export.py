@@ -1,0 +1,120 @@
+"""`liverseg export`: artefacts that take raw HU."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "export",
+        help="turn a model into a SavedModel or a TFLite file",
+        description="Turn a trained model into an artefact that takes raw HU and gives labels: a SavedModel for "
+        "TensorFlow Serving (DIR/<next version>/), or a TFLite file of builtin operators with a JSON beside it.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="run folder, .keras file, or 'shipped'")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write to, or a .tflite file")
+    parser.add_argument("--format", choices=("savedmodel", "tflite"), default="savedmodel")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float16", "int8"),
+        default="float32",
+        help="float16 halves the weights on disk, int8 is for tflite (default: float32)",
+    )
+    parser.add_argument(
+        "--calibration", metavar="DIR", help="cases with tumours to calibrate int8 on (default: phantoms)"
+    )
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CASES",
+        help="compare with the Keras model, on phantoms or on the cases in a folder; exit 1 if masks differ too much",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; returns 1 if a check falls short."""
+    import json
+
+    from liverseg_tf.cli.progress import console
+    from liverseg_tf.exporting.export import export
+    from liverseg_tf.shipped import shipped_model
+
+    out = console()
+    model = shipped_model() if args.model == "shipped" else args.model
+    with out.status("exporting") as status:
+        exported = export(
+            model,
+            args.output,
+            args.format,
+            args.precision,
+            args.calibration,
+            args.check,
+            progress=lambda step: status.update(step),
+        )
+    if exported.warmup is False:
+        out.print(
+            "without warm-up requests for TensorFlow Serving: they need pip install 'liverseg_tf[serving]'",
+            markup=False,
+        )
+    parity = exported.parity
+    if args.json:
+        print(
+            json.dumps(
+                {
+                    "path": str(exported.path),
+                    "manifest": str(exported.manifest),
+                    "megabytes": exported.megabytes,
+                    "warmup": exported.warmup,
+                    "parity": parity.to_dict() if parity else None,
+                }
+            )
+        )
+    else:
+        print(f"{exported.path}  ({exported.megabytes:.1f} MB)")
+        if parity:
+            _print_parity(parity)
+    for failure in parity.failures if parity else ():
+        out.print(f"error: {failure}", markup=False, soft_wrap=True)
+    return 1 if parity and parity.failures else 0
+
+
+def _print_parity(parity) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def shown(dice: dict) -> str:
+        return " / ".join("-" if value is None else f"{value:.4f}" for value in dice.values())
+
+    classes = "/".join(parity.rows[0].dice)
+    table = Table(
+        "runtime",
+        "size",
+        "voxels as Keras",
+        f"Dice to Keras\n{classes}",
+        f"Dice to truth\n{classes}",
+        "largest\nprob. diff.",
+        "ms/slice",
+        "MB",
+        "peak MB",
+        box=None,
+        caption=f"{parity.rows[0].slices} slices of each size",
+    )
+    for row in parity.rows:
+        table.add_row(
+            row.runtime,
+            row.size,
+            f"{row.agreement:.4%}",
+            shown(row.dice),
+            shown(row.dice_truth),
+            f"{row.largest_difference:.1e}",
+            f"{row.milliseconds_a_slice:.1f}",
+            f"{row.megabytes:.1f}",
+            "-" if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
+        )
+    Console(width=None if Console().is_terminal else 140).print(table)

@@ -1,0 +1,56 @@
+"""`liverseg find-lr`: a learning-rate range test."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "find-lr",
+        help="find a learning rate",
+        description="Raise the learning rate step by step, watch the loss, and suggest the rate at which it falls "
+        "fastest. Writes learning_rate.png and learning_rate.json to RUN.",
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks, searched recursively")
+    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder to write to")
+    parser.add_argument("--recipe", default="default", metavar="R", help="default or report")
+    parser.add_argument("--image-size", type=int, metavar="S", help="rows and columns of the network's input")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="slices a step")
+    parser.add_argument("--encoder-weights", metavar="W", help="imagenet, none, or a file")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="batches (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and order (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the test, write curve and figure, print the suggestion."""
+    import json
+    from dataclasses import asdict, replace
+    from pathlib import Path
+
+    from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.data.cases import find_cases, with_masks
+    from liverseg_tf.files import write_text
+    from liverseg_tf.reporting.figures import learning_rate_figure, save_figure
+    from liverseg_tf.training.lr_finder import find_learning_rate
+    from liverseg_tf.training.recipes import get_recipe
+
+    changes = {"image_size": args.image_size, "batch_size": args.batch_size, "encoder_weights": args.encoder_weights}
+    recipe = replace(get_recipe(args.recipe), **{k: v for k, v in changes.items() if v is not None})
+    cases = with_masks(find_cases(*args.folders))
+    with progress_bar() as bar:
+        task = bar.add_task("range test", total=args.steps)
+        curve = find_learning_rate(
+            cases, recipe, steps=args.steps, seed=args.seed, on_step=lambda step: bar.advance(task)
+        )  # fmt: skip
+    output = Path(args.output)
+    write_text(output / "learning_rate.json", json.dumps(asdict(curve), indent=2) + "\n")
+    save_figure(learning_rate_figure(curve.rates, curve.losses, curve.suggestion), output / "learning_rate.png")
+    if args.json:
+        print(json.dumps({"suggestion": curve.suggestion, "output": str(output)}))
+    else:
+        print(f"suggested learning rate {curve.suggestion:.2g}; curve in {output / 'learning_rate.png'}")
+    return 0

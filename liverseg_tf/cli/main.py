@@ -1,0 +1,101 @@
+"""The command `liverseg`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+
+from liverseg_tf import __version__
+from liverseg_tf.cli.quiet import load_tensorflow_quietly
+from liverseg_tf.errors import LiverSegError, LiverSegWarning
+
+COMMANDS = (
+    "demo",
+    "phantom",
+    "verify",
+    "slices",
+    "train",
+    "find_lr",
+    "predict",
+    "evaluate",
+    "explain",
+    "report",
+    "export",
+    "info",
+)
+
+
+_WITH_TENSORFLOW = {"demo", "train", "find-lr", "predict", "explain", "report", "export", "slices"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="liverseg",
+        description="Liver and liver tumours in CT: train, segment, score, serve, explain. Not a medical device.",
+    )
+    parser.add_argument("--version", action="version", version=f"liverseg_tf {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        if importlib.util.find_spec(f"liverseg_tf.cli.{name}"):
+            importlib.import_module(f"liverseg_tf.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 done, 1 failed with a one-line error, 2 wrong usage.
+    """
+    # before TensorFlow is imported: its C++ part writes dozens of lines to stderr
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name need not be text in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", LiverSegWarning)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # --debug is taken anywhere on the line
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        args = build_parser().parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        if args.command in _WITH_TENSORFLOW and not debug:
+            load_tensorflow_quietly()
+        return args.run(args)
+    except LiverSegError as error:
+        return _fail(error, debug)
+    except KeyboardInterrupt:
+        print("liverseg: stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, MemoryError) as error:
+        return _fail(LiverSegError(f"the system refused: {error or type(error).__name__}"), debug)
+
+
+def _fail(error: Exception, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"liverseg: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"liverseg: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

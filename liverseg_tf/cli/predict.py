@@ -1,0 +1,161 @@
+"""`liverseg predict`: masks of CT volumes."""
+
+from __future__ import annotations
+
+import argparse
+
+from liverseg_tf.errors import ConfigError
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="segment CT volumes",
+        description="Segment CT volumes. One input and OUT ending in .nii or .nii.gz: that file. Otherwise OUT is a "
+        "folder: volume-7.nii.gz gives segmentation-7.nii.gz, x.nii.gz gives x_seg.nii.gz, and manifest.json tells "
+        "what was done. Inputs and files of others are never written over.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI files or folders of them")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="NIfTI file or folder to write")
+    parser.add_argument("--model", metavar="M", help="run folder, .keras, SavedModel or .tflite (default: shipped)")
+    parser.add_argument(
+        "--server", metavar="URL", help="TensorFlow Serving to ask: grpc://host:8500/NAME or http://..."
+    )
+    parser.add_argument("--probabilities", action="store_true", help="write each class's probabilities too")
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="segment shifted, turned and scaled copies too: entropy as NIfTI, intervals of volumes (8 times as long)",
+    )
+    parser.add_argument("--statistics", action="store_true", help="print volumes and lesions")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that liverseg did not make")
+    parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped (output folders)")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="slices at a time (default: by their size)")
+    parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes that a volume may take in memory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict; returns 1 if any volume failed."""
+    import json
+    from pathlib import Path
+
+    from liverseg_tf.cli.progress import console, progress_bar
+    from liverseg_tf.inference.cohort import MANIFEST, finished_rows, plan, predict_files, write_manifest
+    from liverseg_tf.inference.postprocessing import PostProcessing
+    from liverseg_tf.inference.predictor import Predictor
+
+    if args.server and args.model:
+        raise ConfigError("--server and --model: expected one of them, the server has its own model")
+    jobs = plan(args.inputs, args.output, args.overwrite)
+    model = args.model
+    if args.server:
+        from liverseg_tf.exporting.client import ServingClient
+
+        model = ServingClient(args.server)
+    predictor = Predictor(
+        model,
+        batch_size=args.batch_size,
+        postprocessing=None if args.no_postprocessing else PostProcessing(),
+        max_bytes=args.max_bytes,
+    )
+    out = console()
+    folder, name = Path(args.output), str(args.server or args.model or "shipped")
+    settings = {
+        "model": predictor.config.to_dict(),
+        "postprocessing": not args.no_postprocessing,
+        "probabilities": args.probabilities,
+        "uncertainty": args.uncertainty,
+    }
+    finished = finished_rows(folder / MANIFEST, name, settings, jobs) if args.resume else {}
+    done = []
+    with progress_bar() as bar:
+        whole = bar.add_task("volumes", total=len(jobs))
+        task = bar.add_task("slices", total=None)
+
+        def on_progress(job, done, total):
+            bar.update(task, completed=done, total=total, description=job.source.name)
+
+        def on_done(row):
+            bar.advance(whole)
+            done.append(row)
+            if folder.is_dir():
+                write_manifest(folder / MANIFEST, name, settings, done)
+            for message in row["warnings"]:
+                out.print(f"warning: {message}", markup=False, soft_wrap=True)
+            if row["status"] == "error":
+                out.print(f"error: {row['error']}", markup=False, soft_wrap=True)
+
+        rows = predict_files(
+            predictor,
+            jobs,
+            probabilities=args.probabilities,
+            overwrite=args.overwrite,
+            finished=finished,
+            extra=_uncertainty(predictor, args.overwrite) if args.uncertainty else None,
+            progress=on_progress,
+            on_done=on_done,
+        )
+    failed = [row for row in rows if row["status"] == "error"]
+    if args.json:
+        print(json.dumps({"volumes": rows}))
+    else:
+        for row in rows:
+            if row["status"] == "done":
+                print(f"{row['output']}  ({row['seconds']:.1f} s)")
+                if args.statistics:
+                    _print_statistics(row["statistics"])
+                if "uncertainty" in row:
+                    liver, tumour = (row["uncertainty"][f"{name}_interval_ml"] for name in ("liver", "tumour"))
+                    print(f"  over variations: liver {_range(liver)} ml, tumour {_range(tumour)} ml")
+    if failed and len(rows) > 1:
+        out.print(f"{len(failed)} of {len(rows)} volumes failed", markup=False)
+    return 1 if failed else 0
+
+
+def _uncertainty(predictor, overwrite: bool):
+    from liverseg_tf.explanation.uncertainty import measure_uncertainty
+
+    def measure(prediction, target) -> dict:
+        found = measure_uncertainty(prediction, predictor)
+        name = target.name.removesuffix(".gz").removesuffix(".nii")
+        path = target.with_name(f"{name}_uncertainty.nii.gz")
+        found.save(path, overwrite)
+        return {"uncertainty": {"entropy": str(path), **found.to_dict()}}
+
+    return measure
+
+
+def _range(interval: list[float]) -> str:
+    return f"{interval[0]:.1f} to {interval[1]:.1f}"
+
+
+def _print_statistics(statistics: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    burden = statistics["tumour_burden"]
+    note = "  (1x1x1 mm without direction: mm and ml are unreliable)" if statistics["identity_affine"] else ""
+    print(
+        f"  liver {statistics['liver_volume_ml']:.0f} ml, tumour {statistics['tumour_volume_ml']:.1f} ml"
+        f"{f' ({100 * burden:.1f} %)' if burden is not None else ''}, {statistics['lesion_count']} lesions{note}"
+    )
+    if not statistics["lesions"]:
+        return
+    table = Table("lesion", "ml", "diameter mm", "slice", "where", "mean HU", box=None, pad_edge=True)
+    for lesion in statistics["lesions"][:20]:
+        hu = lesion["mean_hu"]
+        table.add_row(
+            str(lesion["number"]),
+            f"{lesion['volume_ml']:.2f}",
+            f"{lesion['diameter_mm']:.0f}",
+            str(lesion["slice"]),
+            lesion["place"],
+            f"{hu:.0f}" if hu is not None else "",
+        )
+    Console().print(table)
+    if len(statistics["lesions"]) > 20:
+        print(f"  and {len(statistics['lesions']) - 20} smaller ones (all of them: --json)")

@@ -1,0 +1,56 @@
+"""`liverseg report`: one page about a CT."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "report",
+        help="write one self-contained page about a CT",
+        description="Segment a CT and write one page about it: slices to scroll through in any CT window, mask, truth, "
+        "heatmap and uncertainty to lay over, lesions to jump to, figures. It needs no network and opens from disk.",
+    )
+    parser.add_argument("input", metavar="INPUT", help="NIfTI file of a CT")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.html", help="page to write")
+    parser.add_argument("--model", metavar="M", help="run folder, .keras, SavedModel or .tflite (default: shipped)")
+    parser.add_argument("--truth", metavar="SEG", help="reference mask: adds scores and an overlay")
+    parser.add_argument("--title", help="heading (default: the file's name)")
+    parser.add_argument("--no-heatmaps", action="store_true", help="leave Seg-Grad-CAM out: faster")
+    parser.add_argument(
+        "--uncertainty", action="store_true", help="add test-time variation: about eight times as long as predicting"
+    )
+    parser.add_argument("--most-lesions", type=int, default=10, metavar="N", help="with a heatmap (default: 10)")
+    parser.add_argument("--safe-colors", action="store_true", help="begin with color-blind-safe colors")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that liverseg did not make")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page and print where it is."""
+    import json
+
+    from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.reporting.html_report import report
+
+    with progress_bar() as bar:
+        task = bar.add_task("report", total=None)
+        page = report(
+            args.input,
+            args.output,
+            args.model,
+            args.truth,
+            title=args.title,
+            explanations=not args.no_heatmaps,
+            uncertainty=args.uncertainty,
+            most_lesions=args.most_lesions,
+            safe_colors=args.safe_colors,
+            overwrite=args.overwrite,
+            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+        )
+    size = page.stat().st_size
+    print(json.dumps({"page": str(page), "bytes": size}) if args.json else f"{page}  ({size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,59 @@
+"""`liverseg slices`: the data set as pictures, as the original had it."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "slices",
+        help="write slices as pictures",
+        description="Write slices of CTs with masks as JPG or PNG of three channels (liver window, custom window, "
+        "histogram) and masks as PNG, as the original project stored its data. Training needs none of it.",
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write")
+    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the channels (default: jpg)")
+    parser.add_argument("--quality", type=int, default=90, metavar="Q", help="of JPG, 1 to 100 (default: 90)")
+    parser.add_argument(
+        "--every-volume", type=int, default=3, metavar="N", help="every n-th volume by name (default: 3)"
+    )
+    parser.add_argument("--every-slice", type=int, default=2, metavar="N", help="every n-th slice (default: 2)")
+    parser.add_argument("--patients", metavar="FILE", help="CSV file with the columns id,patient")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the pictures; returns the exit status."""
+    import json
+    import time
+
+    from liverseg_tf.cli.progress import console, progress_bar
+    from liverseg_tf.data.cases import find_cases
+    from liverseg_tf.data.image_folder import write_image_folder
+    from liverseg_tf.data.slices import SliceSelection
+
+    start = time.perf_counter()
+    cases = find_cases(*args.folders, patients=args.patients)
+    selection = SliceSelection(args.every_volume, args.every_slice, order="name")
+    with progress_bar() as bar:
+        task = bar.add_task("slices", total=None)
+        slices = write_image_folder(
+            cases,
+            args.output,
+            format=args.format,
+            quality=args.quality,
+            selection=selection,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    seconds = time.perf_counter() - start
+    volumes = len({item.case for item in slices})
+    if args.json:
+        summary = {"folder": args.output, "volumes": volumes, "slices": len(slices), "seconds": round(seconds, 2)}
+        print(json.dumps(summary))
+    else:
+        console().print(f"{len(slices)} slices of {volumes} volumes in {args.output} ({seconds:.1f} s)", markup=False)
+    return 0

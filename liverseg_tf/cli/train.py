@@ -1,0 +1,105 @@
+"""`liverseg train`: a U-Net from labelled CTs."""
+
+from __future__ import annotations
+
+import argparse
+
+from liverseg_tf.errors import ConfigError
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a U-Net on labelled CTs",
+        description="Train a U-Net on volume-<i> and segmentation-<i> in any number of folders, and keep the best "
+        "epoch. RUN will hold the model, its settings, the split, the history and its curves.",
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks, searched recursively")
+    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder to make")
+    parser.add_argument("--recipe", default="default", metavar="R", help="default, or report for the original's")
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs after the frozen phase")
+    parser.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches an epoch (default: all slices)")
+    parser.add_argument("--image-size", type=int, metavar="S", help="rows and columns of the network's input")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="slices a step, over all devices")
+    parser.add_argument(
+        "--validation-fraction", type=float, default=0.2, metavar="F", help="share of the patients (default: 0.2)"
+    )
+    parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: which cases are one patient's")
+    parser.add_argument("--split", choices=("patients", "slices"), default="patients", help="slices: as the original")
+    parser.add_argument("--folds", type=int, metavar="K", help="cross-validate over K shares of the patients")
+    parser.add_argument("--encoder-weights", metavar="W", help="imagenet, none, or a file")
+    parser.add_argument("--from", dest="from_model", metavar="MODEL", help="model to start from; 'shipped' for ours")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="everything random goes by it (default: 0)")
+    parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
+    parser.add_argument("--xla", action=argparse.BooleanOptionalAction, default=None, help="default: where it pays")
+    parser.add_argument("--precision", choices=("float32", "mixed_float16"), help="default: mixed on a new GPU")
+    parser.add_argument("--strategy", choices=("one", "mirrored"), default="one", help="mirrored: all GPUs")
+    parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard (extra [tensorboard])")
+    parser.add_argument("--summary", action="store_true", help="print the network's layers")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and print the best epoch."""
+    import json
+
+    import tensorflow as tf
+
+    from liverseg_tf.cli.progress import console
+    from liverseg_tf.cli.training_progress import TrainingProgress
+    from liverseg_tf.data.cases import find_cases
+    from liverseg_tf.shipped import shipped_model
+    from liverseg_tf.training.run import train
+
+    out = console()
+    cases = find_cases(*args.folders, patients=args.patients)
+    labelled = [case for case in cases if case.segmentation is not None]
+    if len(labelled) < len(cases):
+        out.print(f"{len(cases) - len(labelled)} volumes without a mask are left out", markup=False)
+    strategy = None
+    if args.strategy == "mirrored":
+        if not tf.config.list_physical_devices("GPU"):
+            raise ConfigError("--strategy mirrored: expected GPUs, TensorFlow sees none; see 'liverseg info --devices'")
+        strategy = tf.distribute.MirroredStrategy()
+    progress = TrainingProgress(out, summary=args.summary)
+    try:
+        result = train(
+            cases,
+            args.output,
+            args.recipe,
+            epochs=args.epochs,
+            steps_per_epoch=args.steps_per_epoch,
+            image_size=args.image_size,
+            batch_size=args.batch_size,
+            validation_fraction=args.validation_fraction,
+            split=args.split,
+            folds=args.folds,
+            encoder_weights=args.encoder_weights,
+            from_model=shipped_model() if args.from_model == "shipped" else args.from_model,
+            seed=args.seed,
+            xla=args.xla,
+            precision=args.precision,
+            strategy=strategy,
+            resume=args.resume,
+            callbacks=[progress],
+            tensorboard=args.tensorboard,
+        )
+    except KeyboardInterrupt:
+        progress.close()
+        kept = f"the best epoch so far is kept in {args.output}" if progress.rows else "no epoch was complete"
+        out.print(f"stopped: {kept}; go on with --resume", markup=False)
+        return 1
+    finally:
+        progress.close()
+    best = result.best
+    if args.json:
+        print(json.dumps({"run": str(result.output), "best": best, "epochs": len(result.history)}))
+    else:
+        print(
+            f"{result.output}: best epoch {best['epoch']} of {len(result.history)}: validation loss "
+            f"{best['val_loss']:.4f}, Dice by case: liver {best['val_case_liver_dice']:.3f}, "
+            f"tumour {best['val_case_tumour_dice']:.3f}"
+        )
+    return 0

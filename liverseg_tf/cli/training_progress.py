@@ -1,0 +1,61 @@
+"""A training's progress on the terminal, as a Keras callback."""
+
+from __future__ import annotations
+
+import keras
+from rich.console import Console
+
+from liverseg_tf.cli.progress import progress_bar
+
+
+class TrainingProgress(keras.callbacks.Callback):
+    """One line an epoch, and a bar with the time left.
+
+    Args:
+        out: where lines go.
+        summary: print the network's layers first.
+    """
+
+    def __init__(self, out: Console, summary: bool = False):
+        super().__init__()
+        self.out, self.summary, self.rows = out, summary, 0
+        self.bar = self.task = None
+
+    def on_train_begin(self, logs=None):
+        if self.summary:
+            self.model.summary(print_fn=lambda line, line_break=True: self.out.print(line, markup=False))
+        self.bar = progress_bar()
+        self.task = self.bar.add_task("training", total=self.params["epochs"] * self.params["steps"])
+        self.bar.start()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        description = f"epoch {epoch + 1}/{self.params['epochs']}"
+        self.bar.update(self.task, completed=epoch * self.params["steps"], description=description)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.advance(self.task)
+
+    def on_test_begin(self, logs=None):
+        self.bar.update(self.task, description="validation")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.rows += 1
+        if self.rows == 1:
+            self.out.print(f"first step after {logs['first_step_seconds']:.0f} s (tracing and compiling)", markup=False)
+        self.out.print(
+            f"epoch {epoch + 1:>3} {logs['phase']:<6} loss {logs['loss']:.4f}  validation {logs['val_loss']:.4f}  "
+            f"foreground accuracy {logs['val_foreground_accuracy']:.4f}  with background {logs['val_accuracy']:.4f}  "
+            f"Dice by case: liver {logs['val_case_liver_dice']:.3f} tumour {logs['val_case_tumour_dice']:.3f}  "
+            f"{logs['seconds']:.0f} s",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def on_train_end(self, logs=None):
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

@@ -1,0 +1,76 @@
+"""`liverseg verify`: is a data set fit for use?"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="check a data set",
+        description="Read every volume and mask of a data set to its end and tell what is wrong with it. Errors: "
+        "files that can't be used, doubles, shapes or affines that don't fit, values that are no class. Warnings: "
+        "spacing, orientation, intensities that are no HU, padding, tumours outside the liver, volumes that stand "
+        "twice under different numbers. Exit status 1 on errors, 0 on none or on warnings alone.",
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks, searched recursively")
+    parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: which cases are one patient's")
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes that a volume may take in memory")
+    parser.add_argument("--threads", type=int, metavar="N", help="cases read at a time (default: one a CPU)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify and print the findings."""
+    import json
+
+    from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.data.verification import verify
+
+    with progress_bar() as bar:
+        task = bar.add_task("verify", total=None)
+        found = verify(
+            *args.folders,
+            patients=args.patients,
+            max_bytes=args.max_bytes,
+            threads=args.threads,
+            progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
+        )
+    if args.json:
+        print(json.dumps(found.to_dict()))
+    else:
+        _print(found)
+    return 1 if found.errors else 0
+
+
+def _print(found) -> None:
+    from collections import Counter
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if found.findings:
+        table = Table("severity", "case", "about", "file", "finding", box=None, pad_edge=False)
+        table.columns[-1].overflow = "fold"
+        for finding in found.findings:
+            style = "red" if finding.severity == "error" else "yellow"
+            case = "" if finding.case is None else str(finding.case)
+            name = Path(finding.path).name if finding.path else ""
+            message = finding.message.removeprefix(f"{finding.path}: ")
+            table.add_row(Text(finding.severity, style), case, finding.kind, Text(name), Text(message))
+        console.print(table)
+        console.print()
+    masks = sum(row["segmentation"] is not None for row in found.cases)
+    orientations = Counter(row["orientation"] for row in found.cases if "orientation" in row)
+    stored = ", ".join(f"{code} {count}" for code, count in orientations.most_common())
+    console.print(
+        f"{len(found.cases)} cases of {found.patients} patients, {masks} with a mask; stored as {stored or 'nothing'}",
+        soft_wrap=True,
+    )
+    console.print(f"{len(found.errors)} errors, {len(found.warnings)} warnings")

@@ -1,0 +1,171 @@
+"""Frozen configuration: what a model expects and how it was trained. Stored as JSON in every artefact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.labels import CLASS_NAMES
+from liverseg_tf.windows import resolve_window
+
+C = TypeVar("C", bound="Config")
+LARGEST_IMAGE_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class Config:
+    """A frozen dataclass with an exact JSON round trip."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary; tuples stay tuples and become lists in JSON."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls: type[C], values: Any, source: str = "configuration") -> C:
+        """Build from a dictionary; unknown keys and wrong types are errors that name them.
+
+        Raises:
+            ConfigError: naming `source`, the key, what was expected and what was got.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{source}: expected an object with the fields of {cls.__name__}. Received: {values!r:.80}"
+            )
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        if unknown:
+            raise ConfigError(f"{source}: unknown field {unknown[0]!r}; {cls.__name__} has {', '.join(fields)}")
+        hints = typing.get_type_hints(cls)
+        converted = {k: _convert(v, hints[k], f"{source}: field {k!r}") for k, v in values.items()}
+        missing = [
+            n
+            for n, f in fields.items()
+            if n not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ConfigError(f"{source}: the field {missing[0]!r} of {cls.__name__} is missing")
+        try:
+            return cls(**converted)
+        except ConfigError as error:  # of the values' own checks
+            raise ConfigError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_json(cls: type[C], text: str, source: str = "configuration") -> C:
+        """Build from JSON text.
+
+        Raises:
+            ConfigError: for text that is no JSON, or as `from_dict`.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{source}: expected JSON, got something else ({error})") from None
+        return cls.from_dict(values, source)
+
+    @classmethod
+    def load(cls: type[C], path: str | Path) -> C:
+        """Read a JSON file.
+
+        Raises:
+            ConfigError: if it can't be read or isn't such a configuration.
+        """
+        try:
+            text = Path(path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: expected a readable JSON configuration ({error})") from None
+        return cls.from_json(text, str(path))
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Check `value` against a type hint of the few kinds used here; lists become tuples."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _convert(value, option, where)
+            except ConfigError:
+                continue
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            if len(arguments) == 2 and arguments[1] is Ellipsis:
+                return tuple(_convert(v, arguments[0], where) for v in value)
+            if len(value) == len(arguments):
+                return tuple(_convert(v, a, where) for v, a in zip(value, arguments, strict=True))
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {_convert(k, arguments[0], where): _convert(v, arguments[1], where) for k, v in value.items()}
+    elif dataclasses.is_dataclass(hint) and hasattr(hint, "from_dict"):
+        return value if isinstance(value, hint) else hint.from_dict(value, where)
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}. Received: {value!r:.80}")
+
+
+@dataclass(frozen=True)
+class ChannelsConfig(Config):
+    """How HU become channels: `CTChannels`' arguments."""
+
+    windows: tuple[str | tuple[float, float], ...] = ("liver", "custom")
+    histogram: bool = True
+
+    def __post_init__(self):
+        for window in self.windows:
+            resolve_window(window)
+
+    @property
+    def count(self) -> int:
+        return len(self.windows) + int(self.histogram)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Config):
+    """Everything needed to rebuild a model and to prepare its input. Lies beside or inside every artefact.
+
+    Attributes:
+        image_size: rows and columns of the network's input, in pixels; a multiple of 32.
+        backbone: encoder, as segmentation-models names it.
+        class_names: the classes' names by index.
+        channels: how HU become channels.
+        hu_range: HU the loader clips to, or None for no clipping.
+    """
+
+    image_size: int = 128
+    backbone: str = "resnet34"
+    class_names: tuple[str, ...] = CLASS_NAMES
+    channels: ChannelsConfig = field(default_factory=ChannelsConfig)
+    hu_range: tuple[float, float] | None = (-1024.0, 3071.0)
+
+    def __post_init__(self):
+        if not 32 <= self.image_size <= LARGEST_IMAGE_SIZE or self.image_size % 32:
+            raise ConfigError(
+                f"image size: expected a multiple of 32 pixels, from 32 to {LARGEST_IMAGE_SIZE}. "
+                f"Received: {self.image_size}"
+            )
+        if not 2 <= len(self.class_names) <= 256:
+            raise ConfigError(f"a model needs at least two classes, at most 256. Received: {len(self.class_names)}")
+        # they become parts of file names
+        if not all(re.fullmatch(r"\w[\w .-]{0,63}", name) for name in self.class_names):
+            raise ConfigError(
+                f"class names: expected up to 64 letters, digits, blanks, dots, - or _. "
+                f"Received: {self.class_names!r:.80}"
+            )
+        if self.hu_range is not None and not self.hu_range[0] < self.hu_range[1]:
+            raise ConfigError(f"HU range: expected (lowest, highest). Received: {self.hu_range}")

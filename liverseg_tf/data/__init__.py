@@ -1,0 +1,1 @@
+"""Cases, volumes, slices, augmentation, lesion synthesis and phantoms."""

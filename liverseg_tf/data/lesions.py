@@ -1,0 +1,246 @@
+"""Synthetic liver tumours, drawn into the labelled liver of HU slices, in graph operations.
+
+The idea and its proof are Hu et al., "Label-Free Liver Tumor Segmentation", CVPR 2023 (arXiv 2303.14869): a network
+trained on synthetic tumours alone comes close to one trained on real ones. As there: deformed ellipsoids from 3 to
+about 60 mm, placed inside the liver clear of vessels, with textured lower densities, blurred edges and a capsule.
+Their mass effect, and everything along the third axis, is left out: slices are drawn one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from liverseg_tf.config import Config
+from liverseg_tf.data.augmentation import as_batch, smooth_noise
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.labels import LIVER, TUMOUR
+
+# Side of the window that tells vessels and dark regions from noise, in pixels.
+_SMOOTHING = 5
+_COARSE_NODES, _FINE_NODES = 28, 80
+
+
+@dataclass(frozen=True)
+class LesionSynthesis(Config):
+    """Draw tumours into labelled livers; labels change from liver to tumour and in no other way.
+
+    A lesion is an ellipse whose edge is pulled inwards by smooth noise, so that no diameter exceeds the drawn one.
+    Each number pair is a range to draw from uniformly, unless said otherwise.
+
+    Attributes:
+        probability: share of slices that get lesions.
+        max_lesions: most lesions in one slice; their number is drawn from 1 to this, smaller numbers more often.
+        diameter_mm: of the long axis, drawn log-uniformly. Hu et al. draw radii around 4, 8, 16 and 32 voxels, +-25 %.
+        aspect: short axis over long axis.
+        irregularity: largest depth of the edge's dents, as a fraction of the radius.
+        edge_mm: width over which the density passes from liver to lesion.
+        largest_liver_share: a lesion's long axis is shortened until its ellipse fits this share of the slice's liver.
+        hypodense_hu: drop below the liver's mean of an ordinary lesion, drawn with more weight on small drops. Portal
+            venous lesions lie 10 to 80 HU below the liver; Hu et al. used 65 to 145 times a texture of mean about 0.5.
+        hyperdense_hu: rise above the liver's mean of a hyperdense lesion.
+        hyperdense_probability: share of slices whose lesions are hyperdense.
+        similarity: lesions of one slice share the slice's density change, each times 1 plus or minus this.
+        texture_hu: largest amplitude of density variations within a lesion.
+        necrosis_hu: further drop in the core of a necrotic lesion.
+        necrosis_probability: share of lesions with such a core.
+        necrosis_share: the core's radius over the lesion's.
+        rim_hu: rise along the edge of a rim-enhancing or encapsulated lesion; falls off over `rim_mm`.
+        rim_mm: half width of that rim.
+        rim_probability: share of lesions with a rim.
+        calcified_hu: rise in patches of a calcified lesion, or of one treated with iodised oil.
+        calcified_probability: share of lesions with such patches.
+        lowest_hu: no density change ends below this (a simple cyst holds water).
+        vessel_margin_hu: centres keep to liver within this of the liver's mean, after smoothing: clear of large
+            vessels, and of lesions that are there already.
+
+    Raises:
+        ConfigError: for a range that is empty or out of bounds.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> hu, labels = tf.fill((64, 64), 100.0), tf.ones((64, 64), tf.uint8)
+        >>> hu, labels = LesionSynthesis(probability=1.0)(hu, labels, seed=(0, 1), spacing_mm=(1.5, 1.5))
+        >>> int(tf.reduce_max(labels))
+        2
+    """
+
+    probability: float = 0.7
+    max_lesions: int = 4
+    diameter_mm: tuple[float, float] = (3.0, 60.0)
+    aspect: tuple[float, float] = (0.6, 1.0)
+    irregularity: float = 0.45
+    edge_mm: tuple[float, float] = (0.5, 3.0)
+    largest_liver_share: float = 0.7
+    hypodense_hu: tuple[float, float] = (10.0, 80.0)
+    hyperdense_hu: tuple[float, float] = (15.0, 50.0)
+    hyperdense_probability: float = 0.08
+    similarity: float = 0.3
+    texture_hu: float = 12.0
+    necrosis_hu: tuple[float, float] = (10.0, 40.0)
+    necrosis_probability: float = 0.25
+    necrosis_share: tuple[float, float] = (0.4, 0.85)
+    rim_hu: tuple[float, float] = (8.0, 35.0)
+    rim_mm: tuple[float, float] = (0.8, 3.0)
+    rim_probability: float = 0.2
+    calcified_hu: tuple[float, float] = (60.0, 300.0)
+    calcified_probability: float = 0.06
+    lowest_hu: float = 0.0
+    vessel_margin_hu: float = 15.0
+
+    def __post_init__(self):
+        for name in (f for f in self.__dataclass_fields__ if f.endswith("probability")):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"lesion synthesis: expected {name} from 0 to 1. Received: {getattr(self, name)}")
+        for name in ("diameter_mm", "aspect", "edge_mm", "rim_mm", "necrosis_share"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ConfigError(f"lesion synthesis: expected {name} as (low, high) above 0. Received: {(low, high)}")
+        for name in ("hypodense_hu", "hyperdense_hu", "necrosis_hu", "rim_hu", "calcified_hu"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ConfigError(f"lesion synthesis: expected {name} as (low, high) from 0. Received: {(low, high)}")
+        for name in ("aspect", "necrosis_share", "irregularity", "similarity"):
+            value = getattr(self, name)
+            if not 0 <= (value if isinstance(value, float) else value[1]) <= 1:
+                raise ConfigError(f"lesion synthesis: expected {name} from 0 to 1. Received: {value}")
+        if self.max_lesions < 1 or not 0 < self.largest_liver_share <= 1:
+            raise ConfigError(
+                "lesion synthesis: expected max_lesions of at least 1 and largest_liver_share in (0, 1]. "
+                f"Received: {self.max_lesions}, {self.largest_liver_share}"
+            )
+
+    def __call__(self, hu, labels, seed, spacing_mm=(1.0, 1.0)):
+        """Draw lesions into slices.
+
+        Args:
+            hu: (H, W) or (B, H, W) HU, any real dtype; H and W static or not.
+            labels: the same shape, integer; where it is 1 (liver), lesions may come. Other values stay.
+            seed: two integers, or an int tensor of shape (2,). Slices of one batch vary independently.
+            spacing_mm: (row, column) pixel spacing, above 0; two numbers, or a tensor of shape (2,) or (B, 2).
+
+        Returns:
+            hu float32 and labels uint8, in the shapes that came in.
+        """
+        hu, labels, single = as_batch(hu, labels)
+        spacing_mm = tf.reshape(tf.cast(spacing_mm, tf.float32), [-1, 2])
+        row_mm, column_mm = spacing_mm[:, :1], spacing_mm[:, 1:]
+        batch, lesions = tf.shape(hu)[0], self.max_lesions
+        seeds = iter(tf.unstack(tf.random.split(tf.convert_to_tensor(seed, tf.int32), num=23)))
+
+        def draw(low_high=(0.0, 1.0), columns=lesions):
+            return (
+                tf.random.stateless_uniform([batch, columns], next(seeds)) * (low_high[1] - low_high[0]) + low_high[0]
+            )
+
+        liver = tf.equal(labels, LIVER)
+        smooth = tf.nn.avg_pool2d(hu[..., None], _SMOOTHING, 1, "SAME")[..., 0]
+        mean_hu = _typical_hu(smooth, liver)
+        pixels = tf.reduce_sum(tf.cast(liver, tf.float32), axis=(1, 2))[:, None]
+
+        # Per lesion, all (B, lesions): where, how large, how dense.
+        center_y, center_x = _centers(liver, tf.abs(smooth - mean_hu) < self.vessel_margin_hu, draw())
+        low, high = (tf.math.log(d / 2.0) for d in self.diameter_mm)
+        radius = tf.exp(draw((low, high)))
+        aspect = draw(self.aspect)
+        fitting = tf.sqrt(self.largest_liver_share * pixels * row_mm * column_mm / (3.14159265 * aspect))
+        radius = tf.maximum(tf.minimum(radius, fitting), self.diameter_mm[0] / 2.0)
+        angle, edge, dents = (
+            draw((0.0, 3.14159265)),
+            draw(self.edge_mm),
+            draw((0.0, self.irregularity)),
+        )
+        number = 1.0 + tf.floor(tf.square(draw(columns=1)) * lesions)
+        present = (draw(columns=1) < self.probability) & (pixels > 0.0)
+        present = present & (tf.range(lesions, dtype=tf.float32)[None] < number)
+        hyperdense = draw(columns=1) < self.hyperdense_probability
+        low, high = self.hypodense_hu
+        drop = low + (high - low) * tf.pow(draw(columns=1), 1.5)
+        change = tf.where(hyperdense, draw(self.hyperdense_hu, columns=1), -drop)
+        change = change * (1.0 + self.similarity * draw((-1.0, 1.0)))
+        texture = draw((0.0, self.texture_hu))
+        core = tf.where(draw() < self.necrosis_probability, -draw(self.necrosis_hu), 0.0)
+        core_share = draw(self.necrosis_share)
+        rim = tf.where(draw() < self.rim_probability, draw(self.rim_hu), 0.0)
+        rim_width = draw(self.rim_mm)
+        calcified = tf.where(draw() < self.calcified_probability, draw(self.calcified_hu), 0.0)
+        coarse = smooth_noise(tf.shape(hu), _COARSE_NODES, next(seeds))[..., 0]
+        fine = smooth_noise(tf.shape(hu), _FINE_NODES, next(seeds))[..., 0]
+
+        # A vessel that runs into a lesion ends there; the image's own noise stays.
+        without_vessels = hu - tf.nn.relu(smooth - mean_hu - 8.0)
+        y, x = tf.range(tf.shape(hu)[1]), tf.range(tf.shape(hu)[2])
+        y, x = (
+            tf.cast(y, tf.float32)[None, :, None],
+            tf.cast(x, tf.float32)[None, None, :],
+        )
+
+        def lesion(k, result, tumour):
+            def of(values):
+                return values[:, k, None, None]
+
+            dy, dx = (
+                (y - of(center_y)) * row_mm[..., None],
+                (x - of(center_x)) * column_mm[..., None],
+            )
+            sine, cosine, r = tf.sin(of(angle)), tf.cos(of(angle)), of(radius)
+            along, across = (
+                cosine * dx + sine * dy,
+                (cosine * dy - sine * dx) / of(aspect),
+            )
+            # Dents as large as the lesion: fine noise for small ones, coarse noise for large ones.
+            large = tf.clip_by_value((r - 5.0) / 15.0, 0.0, 1.0)
+            noise = large * coarse + (1.0 - large) * fine
+            boundary = r * (1.0 - of(dents) * (0.5 + 0.5 * noise))
+            depth_mm = boundary - tf.sqrt(along * along + across * across)  # above 0 inside
+            inside = tf.where(of(present) & liver, tf.sigmoid(4.0 * depth_mm / of(edge)), 0.0)
+            density = of(change) + of(texture) * (0.6 * fine + 0.4 * coarse)
+            density += of(core) * tf.sigmoid(12.0 * (depth_mm / boundary - 1.0 + of(core_share) + 0.15 * coarse))
+            density += of(calcified) * tf.sigmoid(20.0 * (0.6 * coarse + 0.4 * fine - 0.35))
+            lowest = tf.minimum(self.lowest_hu - mean_hu, 0.0)
+            density = tf.maximum(density, lowest)
+            ring = of(rim) * tf.exp(-tf.square(depth_mm / of(rim_width))) * tf.cast(of(present) & liver, tf.float32)
+            result = result + inside * (without_vessels + density - result) + ring
+            return result, tumour | (of(present) & liver & (depth_mm > 0.0))
+
+        def drawn():
+            result, tumour = hu, tf.zeros_like(liver)
+            for k in range(lesions):
+                result, tumour = tf.cond(
+                    tf.reduce_any(present[:, k]),
+                    lambda k=k, r=result, t=tumour: lesion(k, r, t),
+                    lambda r=result, t=tumour: (r, t),
+                )
+            return result, tf.where(tumour, tf.constant(TUMOUR, tf.uint8), labels)
+
+        new_hu, new_labels = tf.cond(tf.reduce_any(present), drawn, lambda: (hu, labels))
+        new_hu, new_labels = (
+            tf.ensure_shape(new_hu, hu.shape),
+            tf.ensure_shape(new_labels, labels.shape),
+        )
+        return (new_hu[0], new_labels[0]) if single else (new_hu, new_labels)
+
+
+def _typical_hu(smooth, liver):
+    """The liver's mean HU without what lies far from it, (B, 1, 1)."""
+
+    def mean(chosen):
+        weight = tf.cast(chosen, tf.float32)
+        total = tf.reduce_sum(weight * smooth, axis=(1, 2), keepdims=True)
+        return total / tf.maximum(tf.reduce_sum(weight, axis=(1, 2), keepdims=True), 1.0)
+
+    first = mean(liver)
+    return mean(liver & (tf.abs(smooth - first) < 30.0))
+
+
+def _centers(liver, preferred, uniform):
+    """Draw pixels of the liver, preferred ones where there are any: (B, K) uniform numbers -> rows and columns."""
+    batch, columns = tf.shape(liver)[0], tf.shape(liver)[2]
+    preferred = liver & preferred
+    any_preferred = tf.reduce_any(preferred, axis=(1, 2), keepdims=True)
+    candidates = tf.reshape(tf.where(any_preferred, preferred, liver), [batch, -1])
+    below = tf.cumsum(tf.cast(candidates, tf.float32), axis=1)  # whole numbers, exact up to 2**24 pixels
+    index = tf.searchsorted(below, uniform * below[:, -1:], side="right")
+    index = tf.minimum(index, tf.shape(candidates)[1] - 1)
+    return tf.cast(index // columns, tf.float32), tf.cast(index % columns, tf.float32)

@@ -1,0 +1,583 @@
+"""Slices of NIfTI files as a tf.data pipeline: read, turned, windowed and resized in graph operations.
+
+Slices along the file's third axis stand one after another, so TensorFlow's own record reader streams them, gzip
+included, without Python. The reader trusts no header: sizes come from the checked header, records are counted, and a
+file that ends early is an error even when it ends on a slice's edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
+from liverseg_tf.config import ChannelsConfig
+from liverseg_tf.data.cases import Case, with_masks
+from liverseg_tf.data.nifti import NiftiFile, open_nifti, read_voxels
+from liverseg_tf.data.volume import HU_RANGE, Geometry, check_same_grid, to_labels
+from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LiverSegError
+from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
+
+# What a slice shows, in the order of `proportions`.
+CATEGORIES = ("tumour", "liver only", "neither")
+SliceMap = Callable[..., tuple[tf.Tensor, tf.Tensor]]
+
+
+@dataclass(frozen=True)
+class SlicePart:
+    """One side of a split over single slices, as the original's: patients stand on both sides.
+
+    Attributes:
+        fraction: share of the slices on the validation side.
+        seed: same seed, same sides.
+        validation: take the validation side; else the training side.
+    """
+
+    fraction: float
+    seed: int = 0
+    validation: bool = False
+
+    def contains(self, case: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """Tell whether a slice (case number, slice number) is on this side."""
+        seed = tf.random.experimental.stateless_fold_in([self.seed, 0], tf.cast(case, tf.int32))
+        drawn = tf.random.stateless_uniform(
+            [], tf.random.experimental.stateless_fold_in(seed, tf.cast(index, tf.int32))
+        )
+        return (drawn < self.fraction) if self.validation else (drawn >= self.fraction)
+
+
+@dataclass(frozen=True)
+class SliceSelection:
+    """Which slices of which cases are taken.
+
+    Attributes:
+        every_volume: take every n-th case, counted from the first.
+        every_slice: take every n-th slice of a case, counted from the lowest.
+        order: `"number"` counts cases by number, `"name"` by their file names as strings (the original's way).
+        only_liver: leave out slices whose mask is empty.
+        part: one side of a split over single slices, or None.
+    """
+
+    every_volume: int = 1
+    every_slice: int = 1
+    order: str = "number"
+    only_liver: bool = False
+    part: SlicePart | None = None
+
+    def __post_init__(self):
+        if self.every_volume < 1 or self.every_slice < 1:
+            raise ConfigError(f"every n-th volume and slice: expected at least 1. Received: {self}")
+        if self.order not in ("number", "name"):
+            raise ConfigError(f"order: expected 'number' or 'name'. Received: {self.order!r}")
+
+    def cases(self, cases: Sequence[Case]) -> list[Case]:
+        """The chosen cases."""
+        key = (lambda c: c.id) if self.order == "number" else (lambda c: c.volume.name)
+        return sorted(cases, key=key)[:: self.every_volume]
+
+
+def slice_dataset(
+    cases: Sequence[Case],
+    image_size: int | None = None,
+    *,
+    channels: ChannelsConfig | None = None,
+    selection: SliceSelection | None = None,
+    shuffle: bool = False,
+    proportions: tuple[float, float, float] | None = None,
+    augmentation: SliceMap | None = None,
+    synthesis: SliceMap | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    with_index: bool = False,
+    cache: str | Path | None = None,
+    hu_range: tuple[float, float] | None = HU_RANGE,
+    deterministic: bool = True,
+    shuffle_buffer: int = 256,
+) -> tf.data.Dataset:
+    """Read labelled cases slice by slice.
+
+    Args:
+        cases: those with a mask are read; their headers are checked at once, their voxels when they are read.
+        image_size: rows and columns in pixels of channels and labels; None gives HU and labels as in the file.
+        channels: how HU become channels; the default is the liver window, the custom window and the histogram.
+        selection: which slices; all by default.
+        shuffle: mix cases and slices anew for each `epoch` (training); else cases in order, each from its first
+            stored slice to its last (evaluation).
+        proportions: shares of slices with tumour, with liver only and with neither that are drawn (sum 1, none of
+            them above 0 for what the cases don't have). Slices drawn too rarely in the files come as they are, others
+            are left out at random.
+        augmentation: callable (hu (H, W) float32, labels (H, W) uint8, seed (2,) int32) -> (hu, labels), in graph
+            operations, as `Augmentation`.
+        synthesis: callable with a further `spacing_mm` (row, column), as `LesionSynthesis`; comes before augmentation.
+        seed, epoch: everything random is a function of these and of the slice's place in the epoch.
+        with_index: add `{"case": int64, "slice": int64}`: the case's number, and the slice counted from inferior.
+        cache: `"memory"`, or a file to keep decoded slices in; random steps come after the cache.
+        hu_range: HU to clip to, or None for none.
+        deterministic: keep the order whatever the parallelism; False may be faster.
+        shuffle_buffer: slices that are mixed with one another at a time.
+
+    Returns:
+        An unbatched dataset of (channels (S, S, C) float32 in [0, 1], labels (S, S) uint8), or without `image_size`
+        of (hu (H, W) float32, labels (H, W) uint8); rows from anterior, columns from the patient's right.
+
+    Raises:
+        CaseError: if no case has a mask.
+        InputFileError, GeometryError: for files that can't be used, or a mask on another grid than its volume.
+        ConfigError: for options that can't be met.
+
+    Example:
+        >>> dataset = slice_dataset(find_cases("LiTS"), image_size=128).batch(16)  # doctest: +SKIP
+    """
+    pipeline = _Pipeline(
+        cases,
+        image_size,
+        channels=channels,
+        selection=selection,
+        shuffle=shuffle,
+        proportions=proportions,
+        augmentation=augmentation,
+        synthesis=synthesis,
+        seed=seed,
+        with_index=with_index,
+        cache=cache,
+        hu_range=hu_range,
+        deterministic=deterministic,
+        shuffle_buffer=shuffle_buffer,
+    )
+    dataset = tf.data.Dataset.from_tensors(tf.constant(epoch, tf.int64)).flat_map(_as_written(pipeline.round))
+    if pipeline.keep is None and not pipeline.source.is_filtered:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(pipeline.source.count))
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(_options())
+
+
+def training_batches(
+    cases: Sequence[Case],
+    image_size: int,
+    batch_size: int,
+    steps_per_epoch: int,
+    first_epoch: int = 0,
+    **options,
+) -> tf.data.Dataset:
+    """Batches for training, epoch after epoch without end.
+
+    Beginning with `first_epoch` gives what an uninterrupted dataset gives from there on, so that training can resume.
+
+    Args:
+        cases, image_size, options: as `slice_dataset`; `shuffle` is on.
+        batch_size: slices a batch.
+        steps_per_epoch: batches an epoch; the cases are gone through again where they run out.
+        first_epoch: number of the epoch to begin with.
+
+    Returns:
+        A dataset of (channels (B, S, S, C) float32, labels (B, S, S) uint8).
+    """
+    pipeline = _Pipeline(cases, image_size, **{**options, "shuffle": True})
+
+    def one_epoch(epoch):
+        rounds = tf.data.Dataset.range(_MOST_ROUNDS).flat_map(
+            _as_written(lambda r: pipeline.round(epoch * _MOST_ROUNDS + r))
+        )
+        return rounds.batch(batch_size, drop_remainder=True).take(steps_per_epoch)
+
+    batches = tf.data.Dataset.range(first_epoch, 2**31 // _MOST_ROUNDS).flat_map(one_epoch).prefetch(2)
+    return batches.with_options(_options())
+
+
+def count_slices(cases: Sequence[Case], selection: SliceSelection | None = None) -> dict[str, int]:
+    """Count the slices of each of `CATEGORIES`, by reading the masks alone.
+
+    Returns:
+        For example `{"tumour": 40, "liver only": 90, "neither": 120}`.
+    """
+    selection = selection or SliceSelection()
+    return _Source(selection.cases(with_masks(cases)), selection, None).categories()
+
+
+def explain_read_error(error: Exception, cases: Sequence[Case]) -> LiverSegError:
+    """Turn TensorFlow's error while reading into one that names the file and says what is wrong with it."""
+    for case in with_masks(cases):
+        for path in (case.volume, case.segmentation):
+            try:
+                file = open_nifti(path)
+                voxels = read_voxels(file)
+                if path == case.segmentation:
+                    to_labels(voxels * file.slope + file.intercept if file.is_scaled else voxels, str(path))
+            except LiverSegError as found:
+                return found
+    return InputFileError(f"reading slices failed, though every file reads well by itself: {str(error)[:300]}")
+
+
+def _options() -> tf.data.Options:
+    """Slices are worked on side by side; sharing out each operation's pixels as well only costs time."""
+    options = tf.data.Options()
+    options.threading.max_intra_op_parallelism = 1
+    return options
+
+
+# An epoch goes through the cases at most this often.
+_MOST_ROUNDS = 1000
+
+
+class _Pipeline:
+    """The options of `slice_dataset`; `round(r)` is its dataset for the r-th time through the cases."""
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        image_size: int | None,
+        *,
+        channels: ChannelsConfig | None = None,
+        selection: SliceSelection | None = None,
+        shuffle: bool = False,
+        proportions: tuple[float, float, float] | None = None,
+        augmentation: SliceMap | None = None,
+        synthesis: SliceMap | None = None,
+        seed: int = 0,
+        with_index: bool = False,
+        cache: str | Path | None = None,
+        hu_range: tuple[float, float] | None = HU_RANGE,
+        deterministic: bool = True,
+        shuffle_buffer: int = 256,
+    ):
+        if image_size is not None and image_size < 1:
+            raise ConfigError(f"image size: expected a positive number of pixels. Received: {image_size}")
+        selection = selection or SliceSelection()
+        self.source = _Source(selection.cases(with_masks(cases)), selection, hu_range)
+        self.image_size, self.shuffle, self.seed = image_size, shuffle, seed
+        self.augmentation, self.synthesis = augmentation, synthesis
+        self.with_index, self.deterministic, self.shuffle_buffer = with_index, deterministic, shuffle_buffer
+        self.channels = CTChannels.from_channels_config(channels or ChannelsConfig())
+        self.resize = SquareResize(image_size) if image_size else None
+        self.keep = self._keep_probabilities(proportions) if proportions is not None else None
+        # made once, so that every round reads the same cache
+        self.cached = (
+            self.source.slices(None, True).cache("" if str(cache) == "memory" else str(cache)) if cache else None
+        )
+
+    def round(self, number: tf.Tensor) -> tf.data.Dataset:
+        """The dataset of one round; called while a graph function is traced."""
+        # tf.data mixes the graph's seed into every shuffle: the user's must not reach it
+        tf.random.set_seed(1)
+        order = None
+        if self.shuffle and self.cached is None:
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(len(self.source.cases)), seed=self._seed(number, _ORDER)
+            )
+        dataset = self.cached if self.cached is not None else self.source.slices(order, self.deterministic)
+        if self.shuffle:
+            dataset = dataset.shuffle(
+                self.source.count if self.cached is not None else self.shuffle_buffer,
+                seed=tf.cast(self._seed(number, _SHUFFLE)[0], tf.int64),
+                reshuffle_each_iteration=False,
+            )
+        dataset = dataset.enumerate()
+        if self.keep is not None:
+            dataset = dataset.filter(lambda i, item: self._keeps(item["labels"], self._seed(number, _KEEP, i)))
+        dataset = dataset.map(
+            lambda i, item: self._prepare(item, self._seed(number, _RANDOM, i)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=self.deterministic,
+        )
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+    def _seed(self, number, purpose: int, index=0):
+        """Seed pair of one purpose, round and slice."""
+        mixed = tf.random.experimental.stateless_fold_in([self.seed, purpose], tf.cast(number, tf.int32))
+        return tf.random.experimental.stateless_fold_in(mixed, tf.cast(index, tf.int32))
+
+    def _keep_probabilities(self, proportions: tuple[float, float, float]) -> np.ndarray:
+        wanted = np.asarray(proportions, np.float64)
+        if wanted.shape != (3,) or (wanted < 0).any() or not math.isclose(wanted.sum(), 1, abs_tol=1e-6):
+            raise ConfigError(
+                f"proportions: expected three shares (tumour, liver only, neither) of sum 1. Received: {proportions}"
+            )
+        counts = self.source.categories()
+        found = np.array([counts[c] for c in CATEGORIES], np.float64)
+        missing = [c for c, w, f in zip(CATEGORIES, wanted, found, strict=True) if w > 0 and f == 0]
+        if missing:
+            raise ConfigError(
+                f"proportions: no slice shows {missing[0]!r}; give it the share 0. Received: {proportions}"
+            )
+        ratio = np.divide(wanted, found, out=np.zeros(3), where=found > 0)
+        return ratio / ratio.max()
+
+    def _keeps(self, labels, seed):
+        return tf.random.stateless_uniform([], seed) < tf.gather(tf.constant(self.keep, tf.float32), _category(labels))
+
+    def _prepare(self, item, seed):
+        hu, labels = item["hu"], item["labels"]
+        if self.synthesis is not None or self.augmentation is not None:
+            hu = tf.cast(hu, tf.float32)
+            if self.synthesis is not None:
+                first = tf.random.experimental.stateless_fold_in(seed, 1)
+                hu, labels = self.synthesis(hu, labels, first, item["spacing_mm"])
+            if self.augmentation is not None:
+                hu, labels = self.augmentation(hu, labels, tf.random.experimental.stateless_fold_in(seed, 2))
+            hu = tf.cast(tf.round(hu), tf.int32)  # as a scanner stores HU; the histogram is then a matter of counting
+        if self.resize is None:
+            result = tf.cast(hu, tf.float32), labels
+        else:
+            size = self.image_size
+            result = self.resize(self.channels(hu[None]))[0], resize_labels(labels[None], size)[0]
+            result = (
+                tf.ensure_shape(result[0], (size, size, self.channels.channels)),
+                tf.ensure_shape(result[1], (size, size)),
+            )
+        return (*result, {"case": item["case"], "slice": item["slice"]}) if self.with_index else result
+
+
+_ORDER, _SHUFFLE, _KEEP, _RANDOM = range(4)
+
+
+def _category(labels):
+    """Index in `CATEGORIES` of a mask (H, W)."""
+    has_tumour, has_liver = (tf.reduce_any(labels == c) for c in (TUMOUR, LIVER))
+    return tf.where(has_tumour, 0, tf.where(has_liver, 1, 2))
+
+
+class _Source:
+    """Headers of the cases, checked, as tensors; and the readers that go by them."""
+
+    def __init__(self, cases: Sequence[Case], selection: SliceSelection, hu_range: tuple[float, float] | None):
+        if not cases:
+            raise CaseError("expected at least one case to read, got none")
+        self.cases, self.selection, self.hu_range = cases, selection, hu_range
+        self._volumes = [open_nifti(case.volume) for case in cases]
+        self._masks = [open_nifti(case.segmentation) for case in cases]
+        self._geometries = []
+        for volume, mask in zip(self._volumes, self._masks, strict=True):
+            geometry = Geometry(volume.shape, volume.affine)
+            check_same_grid(geometry, Geometry(mask.shape, mask.affine), (volume.path, mask.path))
+            self._geometries.append(geometry)
+        self.count = sum(len(range(0, g.canonical_shape[2], selection.every_slice)) for g in self._geometries)
+        # Integer HU stay integers up to the channels: smaller buffers, and a histogram by counting.
+        self.hu_dtype = tf.float32
+        if all(v.dtype.kind in "iu" and v.slope.is_integer() and v.intercept.is_integer() for v in self._volumes):
+            fits = hu_range is not None and hu_range[0] >= -(2**15) and hu_range[1] < 2**15
+            self.hu_dtype = tf.int16 if fits else tf.int32
+        self._all_axial = all(self._is_axial(g) for g in self._geometries)
+        # How the file's axes z, y, x (slowest first, as the bytes come) become slices, rows, columns.
+        self._axes = [[2 - int(np.flatnonzero(g.transform[:, 0] == a)[0]) for a in (2, 0, 1)] for g in self._geometries]
+        self._flips = [
+            [bool(g.transform[2 - z, 1] < 0) for z in axes]
+            for g, axes in zip(self._geometries, self._axes, strict=True)
+        ]
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the number of slices is known only after reading them."""
+        return self.selection.only_liver or self.selection.part is not None
+
+    @staticmethod
+    def _is_axial(geometry: Geometry) -> bool:
+        return int(geometry.transform[2, 0]) == 2
+
+    def slices(self, order: tf.Tensor | None, deterministic: bool) -> tf.data.Dataset:
+        """Dataset of {"hu" (H, W), "labels" (H, W) uint8, "case", "slice", "spacing_mm" (2,)}.
+
+        Args:
+            order: indices of the cases; None for their own order, one after another.
+            deterministic: see `slice_dataset`.
+        """
+        cases = self._case_tensors()
+        if order is None:
+            dataset = tf.data.Dataset.from_tensor_slices(cases).flat_map(_as_written(self._case_slices))
+        else:
+            shuffled = {key: tf.gather(values, order) for key, values in cases.items()}
+            dataset = tf.data.Dataset.from_tensor_slices(shuffled).interleave(
+                _as_written(self._case_slices),
+                cycle_length=min(_FILES_AT_ONCE, len(self.cases)),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=deterministic,
+            )
+        if self.selection.only_liver:
+            dataset = dataset.filter(lambda item: tf.reduce_any(item["labels"] > 0))
+        if self.selection.part is not None:
+            dataset = dataset.filter(lambda item: self.selection.part.contains(item["case"], item["slice"]))
+        return dataset
+
+    def categories(self) -> dict[str, int]:
+        cases = tf.data.Dataset.from_tensor_slices(self._case_tensors())
+        dataset = cases.interleave(
+            _as_written(lambda case: self._mask_slices(case).map(lambda labels, index: _category(labels))),
+            cycle_length=min(_FILES_AT_ONCE, len(self.cases)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        try:
+            counts = dataset.batch(256).reduce(
+                tf.zeros(3, tf.int64), lambda total, c: total + tf.reduce_sum(tf.one_hot(c, 3, dtype=tf.int64), 0)
+            )
+        except tf.errors.OpError as error:
+            raise explain_read_error(error, self.cases) from error
+        counts = dict(zip(CATEGORIES, map(int, counts), strict=True))
+        return {**counts, "neither": 0} if self.selection.only_liver else counts
+
+    def _case_tensors(self) -> dict[str, np.ndarray]:
+        columns: dict[str, list] = {"case": [c.id for c in self.cases]}
+        for name, files in (("volume", self._volumes), ("mask", self._masks)):
+            columns[f"{name}_path"] = [str(f.path) for f in files]
+            columns[f"{name}_offset"] = [f.offset for f in files]
+            columns[f"{name}_record"] = [f.data_bytes // f.shape[2] for f in files]
+            columns[f"{name}_footer"] = [_footer_bytes(f) for f in files]
+            columns[f"{name}_compression"] = ["GZIP" if f.compressed else "" for f in files]
+            columns[f"{name}_type"] = [self._types(files).index(f.dtype.str) for f in files]
+            columns[f"{name}_scaling"] = [(f.slope, f.intercept) for f in files]
+        columns["shape"] = [f.shape for f in self._volumes]
+        columns["spacing_mm"] = [g.spacing_mm[:2] for g in self._geometries]
+        columns["axes"], columns["flips"] = self._axes, self._flips
+        columns["axial"] = [self._is_axial(g) for g in self._geometries]
+        tensors = {k: np.array(v) for k, v in columns.items()}
+        return {k: v.astype(np.float32) if k == "spacing_mm" else v for k, v in tensors.items()}
+
+    @staticmethod
+    def _types(files: Sequence[NiftiFile]) -> list[str]:
+        return sorted({f.dtype.str for f in files})
+
+    def _case_slices(self, case) -> tf.data.Dataset:
+        def item(hu_bytes_or_values, labels_or_values, index):
+            return {
+                "hu": hu_bytes_or_values,
+                "labels": labels_or_values,
+                "case": tf.cast(case["case"], tf.int64),
+                "slice": index,
+                "spacing_mm": case["spacing_mm"],
+            }
+
+        # prefetched each by itself, so that both files are decompressed at the same time
+        volumes = self._read(case, "volume", self._volumes, self._to_hu).prefetch(2)
+        masks = self._read(case, "mask", self._masks, self._to_labels).prefetch(2)
+        return tf.data.Dataset.zip(volumes, masks).map(lambda hu, mask: item(hu[0], mask[0], mask[1]))
+
+    def _mask_slices(self, case) -> tf.data.Dataset:
+        return self._read(case, "mask", self._masks, self._to_labels)
+
+    def _read(self, case, name: str, files: Sequence[NiftiFile], convert) -> tf.data.Dataset:
+        """Dataset of (converted slice (H, W), its index from inferior) of one file, in the order of the file."""
+        dataset = self._read_axial(case, name, files, convert)
+        if not self._all_axial:
+            dataset = dataset.concatenate(self._read_whole(case, name, files, convert))
+        return dataset
+
+    def _read_axial(self, case, name, files, convert) -> tf.data.Dataset:
+        count = tf.where(case["axial"], case["shape"][2], 0)
+        records = tf.data.FixedLengthRecordDataset(
+            case[f"{name}_path"],
+            case[f"{name}_record"],
+            header_bytes=case[f"{name}_offset"],
+            footer_bytes=case[f"{name}_footer"],
+            compression_type=case[f"{name}_compression"],
+        )
+        # A file cut on a slice's edge ends without an error: an empty record behind the last one tells how many came.
+        records = records.take(count).concatenate(tf.data.Dataset.from_tensors("")).enumerate()
+
+        def index_of(position):
+            return tf.where(case["flips"][0], count - 1 - position, position)
+
+        def wanted(position, record):
+            is_end = tf.equal(tf.strings.length(record), 0)
+            complete = tf.debugging.Assert(
+                ~is_end | (position == count),
+                ["file ends early:", case[f"{name}_path"], "slices:", position, "of", count],
+            )
+            with tf.control_dependencies([complete] if complete is not None else []):
+                return ~is_end & (index_of(position) % self.selection.every_slice == 0)
+
+        def read(position, record):
+            plane = tf.reshape(
+                _decode(record, case[f"{name}_type"], self._types(files)), [case["shape"][1], case["shape"][0]]
+            )
+            # branches that no file takes would still cost time on each slice
+            if any(axes[1] == 2 for axes in self._axes):
+                plane = tf.cond(case["axes"][1] == 2, lambda: tf.transpose(plane), lambda: plane)
+            for axis in (0, 1):
+                if any(flips[1 + axis] for flips in self._flips):
+                    plane = tf.cond(case["flips"][1 + axis], lambda a=axis: tf.reverse(plane, [a]), lambda: plane)  # noqa: B023
+            return convert(plane, case, name), index_of(position)
+
+        return records.filter(wanted).map(read)
+
+    def _read_whole(self, case, name, files, convert) -> tf.data.Dataset:
+        """Sagittal and coronal storage: no slice stands in one piece, so the whole file is read and turned."""
+
+        def load(path):
+            content = tf.io.read_file(path)
+            content = tf.cond(
+                case[f"{name}_compression"] == "GZIP",
+                lambda: tf.io.decode_compressed(content, "GZIP"),
+                lambda: content,
+            )
+            size = tf.cast(case[f"{name}_record"] * case["shape"][2], tf.int32)
+            offset = tf.cast(case[f"{name}_offset"], tf.int32)
+            complete = tf.debugging.Assert(tf.strings.length(content) >= offset + size, ["file ends early:", path])
+            with tf.control_dependencies([complete] if complete is not None else []):
+                voxels = _decode(tf.strings.substr(content, offset, size), case[f"{name}_type"], self._types(files))
+            voxels = tf.transpose(tf.reshape(voxels, tf.reverse(case["shape"], [0])), case["axes"])
+            for axis in range(3):
+                voxels = tf.cond(case["flips"][axis], lambda a=axis: tf.reverse(voxels, [a]), lambda: voxels)  # noqa: B023
+            return tf.data.Dataset.from_tensor_slices(voxels)
+
+        files_dataset = tf.data.Dataset.from_tensors(case[f"{name}_path"]).take(
+            tf.where(case["axial"], tf.constant(0, tf.int64), 1)
+        )
+        planes = files_dataset.flat_map(load).enumerate()
+        planes = planes.filter(lambda index, plane: index % self.selection.every_slice == 0)
+        return planes.map(lambda index, plane: (convert(plane, case, name), index))
+
+    def _to_hu(self, plane, case, name):
+        scaling = case[f"{name}_scaling"]
+        if any(f.is_scaled for f in self._volumes):
+            plane = tf.cast(tf.cast(plane, tf.float64) * scaling[0] + scaling[1], tf.float32)
+        if self.hu_dtype != tf.float32:
+            plane = plane if plane.dtype == self.hu_dtype else tf.cast(plane, tf.int32)
+        else:
+            plane = tf.cast(plane, tf.float32)
+            plane = tf.where(tf.math.is_finite(plane), plane, HU_RANGE[0])  # as CTVolume has it
+        if self.hu_range is not None:
+            plane = tf.clip_by_value(plane, *(tf.cast(edge, plane.dtype) for edge in self.hu_range))
+        return tf.cast(plane, self.hu_dtype)
+
+    def _to_labels(self, plane, case, name):
+        scaling = case[f"{name}_scaling"]
+        rounded = plane
+        valid = plane < tf.cast(len(CLASSES), plane.dtype)
+        if not plane.dtype.is_unsigned:
+            valid &= plane >= tf.cast(0, plane.dtype)
+        if plane.dtype.is_floating or any(f.is_scaled for f in self._masks):
+            values = tf.cast(plane, tf.float64) * scaling[0] + scaling[1]
+            rounded = tf.round(values)
+            valid = (tf.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < len(CLASSES))
+        only_classes = tf.debugging.Assert(tf.reduce_all(valid), ["values that are no class:", case[f"{name}_path"]])
+        with tf.control_dependencies([only_classes] if only_classes is not None else []):
+            return tf.cast(rounded, tf.uint8)
+
+
+# These functions are graph operations already; AutoGraph would only slow their tracing down.
+_as_written = tf.autograph.experimental.do_not_convert
+# More files at once only cost memory: two cores decompress, and the slices are mixed again afterwards.
+_FILES_AT_ONCE = 4
+
+
+def _footer_bytes(file: NiftiFile) -> int:
+    """Bytes behind the last voxel of a plain file, which the record reader must be told of."""
+    return 0 if file.compressed else file.path.stat().st_size - file.offset - file.data_bytes
+
+
+def _decode(record, kind, types: Sequence[str]):
+    """Decode bytes whose NumPy type string is types[kind] into values of one common dtype."""
+
+    def branch(text: str):
+        dtype = np.dtype(text)
+        # decode_raw knows no uint32 and uint64; their bits are read as signed
+        signed = np.dtype(f"i{dtype.itemsize}") if text[1:] in ("u4", "u8") else dtype.newbyteorder("=")
+        values = tf.io.decode_raw(record, tf.as_dtype(signed), little_endian=not text.startswith(">"))
+        return tf.bitcast(values, tf.as_dtype(dtype.newbyteorder("="))) if signed.kind != dtype.kind else values
+
+    if len(types) == 1:
+        return branch(types[0])
+    common = tf.as_dtype(np.result_type(*(np.dtype(t) for t in types)).newbyteorder("="))
+    return tf.switch_case(tf.cast(kind, tf.int32), [lambda t=t: tf.cast(branch(t), common) for t in types])

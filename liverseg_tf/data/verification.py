@@ -1,0 +1,392 @@
+"""`verify`: every file of a data set read to its end, and all that is wrong or doubtful with it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from liverseg_tf.data.cases import CaseFiles, find_files, no_volumes, read_patients
+from liverseg_tf.data.nifti import NiftiFile, check_nifti, doubts_about_affine, read_voxels
+from liverseg_tf.data.volume import HU_RANGE, Geometry, check_same_grid, doubt_about_hu, to_labels
+from liverseg_tf.errors import ConfigError, LiverSegError
+from liverseg_tf.labels import BACKGROUND, CLASS_NAMES, LIVER, TUMOUR
+
+SEVERITIES = ("error", "warning")
+# Between neighbors within a slice, and between slices.
+PLAUSIBLE_SPACING_MM = ((0.2, 4.0), (0.2, 10.0))
+# Above this lies tissue, below it air, lung and fat.
+_BODY_HU = -300
+# The liver's center of mass lies about a fifth of the body's width to the right of its middle.
+_LEFT_SHARE = 0.05
+# Most voxels whose files are held at a time: this share of the machine's memory.
+_MEMORY_SHARE, _MEMORY_UNKNOWN_BYTES = 0.25, 2 << 30
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong or doubtful.
+
+    Attributes:
+        severity: "error", which keeps the data from being used as they are, or "warning".
+        kind: what it is about: file, pair, shape, affine, labels, spacing, orientation, intensities, padding, tumour,
+            duplicate, patients.
+        case: number of the case, or None.
+        path: the file, or None.
+        message: one line.
+    """
+
+    severity: str
+    kind: str
+    case: int | None
+    path: str | None
+    message: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        cases: one row a case: files, shape (rows, columns, slices), spacing, orientation, voxels of each class.
+        findings: errors first, each severity in the order of the cases.
+        patients: how many there are.
+    """
+
+    cases: list[dict[str, Any]]
+    findings: list[Finding]
+    patients: int
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == "warning"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dictionaries, lists and numbers."""
+        return {
+            "errors": len(self.errors),
+            "warnings": len(self.warnings),
+            "patients": self.patients,
+            "findings": [asdict(finding) for finding in self.findings],
+            "cases": self.cases,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Verification({len(self.cases)} cases, {self.patients} patients: {len(self.errors)} errors, "
+            f"{len(self.warnings)} warnings)"
+        )
+
+
+def verify(
+    *folders: str | Path,
+    patients: str | Path | None = None,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check a data set before it is trained on, predicted or scored. Every file is read to its end.
+
+    Args:
+        folders: as `find_cases` takes them.
+        patients: CSV file with the columns `id,patient`.
+        max_bytes: most bytes that a volume may take in memory; see `CTVolume.load`.
+        threads: cases read at a time, as far as memory goes; by default one a CPU.
+        progress: called with cases done, all cases, and the name of the last.
+
+    Returns:
+        The findings. Data without errors can be trained on; warnings are worth a look.
+
+    Raises:
+        InputFileError: if a folder is missing, or `patients` can't be read.
+        CaseError: if the folders hold no CT.
+        ConfigError: for fewer than one thread.
+
+    Example:
+        >>> verification = verify("LiTS/")  # doctest: +SKIP
+        >>> verification.errors  # doctest: +SKIP
+        []
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: expected at least 1. Received: {threads}")
+    groups = read_patients(patients) if patients is not None else {}
+    files = find_files(*folders)
+    if not files.volumes and not files.masks:
+        raise no_volumes(folders, 0)
+    findings = [*_pairing(files), *_grouping(files, groups, patients)]
+    numbers = sorted({*files.volumes, *files.masks})
+    checks = [
+        _CaseCheck(number, volume, mask, max_bytes)
+        for number in numbers
+        for volume, mask in _pairs(files.volumes.get(number, []), files.masks.get(number, []))
+    ]
+    memory = _Memory(_memory_bytes())
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1, "verify") as pool:
+        running = {pool.submit(check.run, memory): check for check in checks}
+        try:
+            for done, future in enumerate(as_completed(running), 1):
+                future.result()
+                if progress is not None:
+                    progress(done, len(checks), running[future].name)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    findings += [finding for check in checks for finding in check.findings]
+    findings += _duplicates(checks, groups)
+    findings.sort(key=lambda f: (SEVERITIES.index(f.severity), f.case is None, f.case or 0))
+    return Verification(
+        [check.row for check in checks], findings, len({groups.get(n, str(n)) for n in files.volumes or files.masks})
+    )
+
+
+def _pairs(volumes: list[Path], masks: list[Path]) -> Iterator[tuple[Path | None, Path | None]]:
+    """Each file once; the first of each kind go together."""
+    for index in range(max(len(volumes), len(masks))):
+        yield volumes[index] if index < len(volumes) else None, masks[index] if index < len(masks) else None
+
+
+def _pairing(files: CaseFiles) -> Iterator[Finding]:
+    for kind, found in (("volume", files.volumes), ("segmentation", files.masks)):
+        for number, paths in found.items():
+            if len(paths) > 1:
+                listed = ", ".join(map(str, paths))
+                yield Finding(
+                    "error", "pair", number, str(paths[0]),
+                    f"{kind} {number} stands {len(paths)} times: {listed}; keep one",
+                )  # fmt: skip
+    for number in sorted(set(files.masks) - set(files.volumes)):
+        path = str(files.masks[number][0])
+        yield Finding("warning", "pair", number, path, f"{path}: has no volume {number} and is left out")
+    if files.masks:
+        for number in sorted(set(files.volumes) - set(files.masks)):
+            path = str(files.volumes[number][0])
+            yield Finding("warning", "pair", number, path, f"{path}: has no mask, so training and scoring leave it out")
+    if files.others:
+        listed = ", ".join(str(p) for p in files.others[:3]) + (", ..." if len(files.others) > 3 else "")
+        yield Finding(
+            "warning", "pair", None, str(files.others[0]),
+            f"{len(files.others)} NIfTI files are passed over, their names have no number or kind: {listed}",
+        )  # fmt: skip
+
+
+def _grouping(files: CaseFiles, groups: dict[int, str], path: str | Path | None) -> Iterator[Finding]:
+    if path is None:
+        return
+    for missing, what in (
+        (set(files.volumes) - set(groups), "cases are not in the groups file, each counts as its own patient"),
+        (set(groups) - set(files.volumes), "cases of the groups file have no volume here"),
+    ):
+        if missing:
+            listed = ", ".join(map(str, sorted(missing)[:5])) + (", ..." if len(missing) > 5 else "")
+            yield Finding("warning", "patients", None, str(path), f"{path}: {len(missing)} {what}: {listed}")
+
+
+class _CaseCheck:
+    """One volume, its mask, and what is found in them."""
+
+    def __init__(self, number: int, volume: Path | None, mask: Path | None, max_bytes: int | None):
+        self.number, self.volume, self.mask, self.max_bytes = number, volume, mask, max_bytes
+        self.findings: list[Finding] = []
+        self.digest: str | None = None
+        self.row: dict[str, Any] = {
+            "case": number,
+            "volume": str(volume) if volume else None,
+            "segmentation": str(mask) if mask else None,
+        }
+
+    @property
+    def name(self) -> str:
+        return (self.volume or self.mask).name
+
+    def run(self, memory: _Memory) -> None:
+        volume, mask = self._open(self.volume), self._open(self.mask)
+        if volume is not None and mask is not None and not self._fit(volume, mask):
+            mask = None
+        needed = sum(2 * file.data_bytes for file in (volume, mask) if file)
+        with memory.hold(needed):
+            body_column = self._check_volume(volume) if volume else None
+            if mask:
+                self._check_mask(mask, body_column)
+
+    def _add(self, severity: str, kind: str, path: Path, message: str) -> None:
+        message = message if message.startswith(str(path)) else f"{path}: {message}"
+        self.findings.append(Finding(severity, kind, self.number, str(path), message))
+
+    def _open(self, path: Path | None) -> NiftiFile | None:
+        if path is None:
+            return None
+        try:
+            return check_nifti(path, self.max_bytes)
+        except LiverSegError as error:
+            self._add("error", "file", path, str(error))
+            return None
+
+    def _read(self, file: NiftiFile) -> np.ndarray | None:
+        try:
+            return read_voxels(file)
+        except LiverSegError as error:
+            self._add("error", "file", file.path, str(error))
+            return None
+
+    def _fit(self, volume: NiftiFile, mask: NiftiFile) -> bool:
+        grids = [Geometry(file.shape, file.affine) for file in (volume, mask)]
+        try:
+            check_same_grid(*grids, (volume.path, mask.path))
+        except LiverSegError as error:
+            self._add("error", "affine" if volume.shape == mask.shape else "shape", mask.path, str(error))
+            return volume.shape == mask.shape
+        return True
+
+    def _check_volume(self, file: NiftiFile) -> float | None:
+        """Check a CT; returns the column of the body's center in the canonical view."""
+        geometry = Geometry(file.shape, file.affine)
+        self.row |= {
+            "shape": geometry.canonical_shape,
+            "spacing_mm": [round(s, 4) for s in geometry.spacing_mm],
+            "orientation": geometry.axis_codes,
+            "dtype": file.dtype.name,
+        }
+        for doubt in doubts_about_affine(file):
+            self._add("warning", "orientation", file.path, doubt)
+        if geometry.axis_codes[2] not in "IS":
+            kind = "sagittal" if geometry.axis_codes[2] in "LR" else "coronal"
+            self._add("warning", "orientation", file.path, f"is stored in {kind} slices; slower to train on")
+        if geometry.is_identity_affine:
+            self._add(
+                "warning", "spacing", file.path, "1x1x1 mm without direction: mm, ml and left/right are unreliable"
+            )
+        in_plane, between = PLAUSIBLE_SPACING_MM
+        for axis, spacing, (low, high) in zip(
+            ("rows", "columns", "slices"), geometry.spacing_mm, (in_plane, in_plane, between), strict=True
+        ):
+            if not low <= spacing <= high:
+                message = f"{spacing:g} mm between {axis}: expected {low:g} to {high:g}"
+                self._add("warning", "spacing", file.path, message)
+        stored = self._read(file)
+        if stored is None:
+            return None
+        digest = hashlib.blake2b(repr((file.shape, file.slope, file.intercept)).encode(), digest_size=16)
+        digest.update(memoryview(stored.reshape(-1, order="F").view(np.uint8)))
+        self.digest = digest.hexdigest()
+        self._check_intensities(file, stored)
+        with np.errstate(all="ignore"):
+            thinned = geometry.to_canonical(stored)[::4, :, ::4] * file.slope + file.intercept
+            columns = np.count_nonzero(thinned > _BODY_HU, axis=(0, 2))
+        return float(np.average(np.arange(len(columns)), weights=columns)) if columns.any() else None
+
+    def _check_intensities(self, file: NiftiFile, stored: np.ndarray) -> None:
+        values = stored
+        if stored.dtype.kind == "f":
+            values = stored[np.isfinite(stored)]
+            if bad := stored.size - values.size:
+                self._add("warning", "intensities", file.path, f"{bad} voxels are NaN or infinite, taken as air")
+            if not values.size:
+                return
+        with np.errstate(all="ignore"):
+            ends = [float(v) * file.slope + file.intercept for v in (values.min(), values.max())]
+        if ends[0] == ends[1]:
+            self._add("warning", "intensities", file.path, f"every voxel is {ends[0]:g}: expected a CT in HU")
+            return
+        doubt = doubt_about_hu(stored, file.slope, file.intercept)
+        if doubt:
+            self._add("warning", "intensities", file.path, doubt)
+        lowest = min(ends)
+        if lowest < HU_RANGE[0]:
+            with np.errstate(all="ignore"):
+                outside = int(np.count_nonzero(stored * file.slope + file.intercept < HU_RANGE[0]))
+            message = f"{outside} voxels lie below {HU_RANGE[0]:g} HU (lowest {lowest:g}), taken as air"
+            self._add("warning", "padding", file.path, message)
+
+    def _check_mask(self, file: NiftiFile, body_column: float | None) -> None:
+        stored = self._read(file)
+        if stored is None:
+            return
+        try:
+            labels = to_labels(stored * file.slope + file.intercept if file.is_scaled else stored, str(file.path))
+        except LiverSegError as error:
+            self._add("error", "labels", file.path, str(error))
+            return
+        counts = np.bincount(labels.ravel(order="K"), minlength=len(CLASS_NAMES))
+        self.row["voxels"] = dict(zip(CLASS_NAMES, counts.tolist(), strict=True))
+        geometry = Geometry(file.shape, file.affine)
+        labels = geometry.to_canonical(labels)
+        boxes = ndimage.find_objects((labels != BACKGROUND).view(np.uint8))
+        if not boxes:
+            return
+        self._check_tumours(file, labels[boxes[0]])
+        identity = geometry.is_identity_affine
+        if body_column is not None and counts[LIVER] and not identity:
+            columns = np.count_nonzero(labels == LIVER, axis=(0, 2))
+            left = float(np.average(np.arange(len(columns)), weights=columns)) - body_column
+            if left > _LEFT_SHARE * len(columns):
+                message = "its liver lies on the patient's left: is the orientation in the header right?"
+                self._add("warning", "orientation", file.path, message)
+
+    def _check_tumours(self, file: NiftiFile, labels: np.ndarray) -> None:
+        """Find connected pieces that hold tumour but no liver."""
+        if not (labels == TUMOUR).any():
+            return
+        pieces, count = ndimage.label(labels != BACKGROUND, np.ones((3, 3, 3)))
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+        with_liver = np.zeros(count + 1, bool)
+        with_liver[np.unique(pieces[labels == LIVER])] = True
+        alone = sizes[1:][~with_liver[1:]]
+        if alone.size:
+            message = f"{alone.size} tumours of {int(alone.sum())} voxels together touch no liver"
+            self._add("warning", "tumour", file.path, message)
+
+
+def _duplicates(checks: list[_CaseCheck], groups: dict[int, str]) -> Iterator[Finding]:
+    counted = Counter(check.digest for check in checks if check.digest)
+    for digest, count in counted.items():
+        if count < 2:
+            continue
+        same = [check for check in checks if check.digest == digest]
+        listed = ", ".join(str(check.volume) for check in same)
+        patients = {groups.get(check.number, str(check.number)) for check in same}
+        advice = "keep one" if len(patients) == 1 else "keep one, or give them one patient: else a split may part them"
+        yield Finding(
+            "warning", "duplicate", same[0].number, str(same[0].volume), f"{listed}: hold the same voxels; {advice}"
+        )
+
+
+class _Memory:
+    """Lets threads hold so many bytes together; who needs more waits until nobody else holds any."""
+
+    def __init__(self, size: int):
+        self._size, self._held, self._changed = size, 0, threading.Condition()
+
+    @contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._held == 0 or self._held + count <= self._size)
+            self._held += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= count
+                self._changed.notify_all()
+
+
+def _memory_bytes() -> int:
+    try:
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _MEMORY_SHARE)
+    except (AttributeError, ValueError, OSError):
+        return _MEMORY_UNKNOWN_BYTES

@@ -1,0 +1,413 @@
+"""CT volumes and masks: HU or labels, the geometry they come in, and the way back to it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from liverseg_tf.data.nifti import NiftiFile, check_affine, open_nifti, read_voxels
+from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, LabelError, NotHounsfieldWarning
+from liverseg_tf.labels import CLASSES
+
+HU_RANGE = (-1024.0, 3071.0)
+AFFINE_TOLERANCE = 1e-3
+_CANONICAL = nib.orientations.axcodes2ornt(("P", "L", "S"))
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """A voxel grid as a file has it, and the way to the canonical view and back.
+
+    In the canonical view slices face the reader: axis 0 runs from anterior to posterior (rows), axis 1 from the
+    patient's right to left (columns), axis 2 from inferior to superior (slices).
+
+    Attributes:
+        shape: (x, y, z) of the file.
+        affine: (4, 4) float64, the file's voxel indices to mm in RAS+ coordinates.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @classmethod
+    def from_spacing(cls, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Geometry:
+        """The grid of an array that is in the canonical view already; its first voxel lies at 0 mm.
+
+        Raises:
+            GeometryError: for spacings that are not three positive numbers.
+        """
+        spacing = np.asarray(spacing_mm, np.float64)
+        if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+            raise GeometryError(
+                f"spacing_mm: expected three positive numbers (row, column, slice). Received: {spacing_mm}"
+            )
+        affine = np.zeros((4, 4))
+        affine[1, 0], affine[0, 1], affine[2, 2], affine[3, 3] = -spacing[0], -spacing[1], spacing[2], 1
+        return cls(tuple(shape), affine)
+
+    @cached_property
+    def _orientation(self) -> np.ndarray:
+        return nib.orientations.io_orientation(self.affine)
+
+    @cached_property
+    def transform(self) -> np.ndarray:
+        """nibabel orientation transform (3, 2) from the file to the canonical view."""
+        return nib.orientations.ornt_transform(self._orientation, _CANONICAL)
+
+    @property
+    def axis_codes(self) -> str:
+        """The file's axes as three letters, as LPS or RAS."""
+        return "".join(nib.orientations.ornt2axcodes(self._orientation))
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """(rows, columns, slices)."""
+        return tuple(self.shape[int(a)] for a in np.argsort(self.transform[:, 0]))
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbours along (rows, columns, slices) of the canonical view, in mm."""
+        sizes = nib.affines.voxel_sizes(self.affine)
+        return tuple(float(sizes[int(a)]) for a in np.argsort(self.transform[:, 0]))
+
+    @property
+    def canonical_affine(self) -> np.ndarray:
+        """(4, 4) float64, canonical indices (row, column, slice) to mm in RAS+ coordinates."""
+        return self.affine @ nib.orientations.inv_ornt_aff(self.transform, self.shape)
+
+    @property
+    def is_identity_affine(self) -> bool:
+        """True for 1x1x1 mm without direction, as LiTS volumes 28 to 47 have: mm and ml are then unreliable."""
+        return bool(np.allclose(np.abs(self.affine[:3, :3]), np.eye(3), atol=1e-6))
+
+    def to_canonical(self, array: np.ndarray) -> np.ndarray:
+        """View an (x, y, z) array of the file as (rows, columns, slices)."""
+        return nib.orientations.apply_orientation(array, self.transform)
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """View a (rows, columns, slices) array as (x, y, z) of the file."""
+        back = nib.orientations.ornt_transform(_CANONICAL, self._orientation)
+        return nib.orientations.apply_orientation(array, back)
+
+    def matches(self, other: Geometry, tolerance: float = AFFINE_TOLERANCE) -> bool:
+        """Tell whether two grids have the same shape, and affines equal to within `tolerance` in each element."""
+        return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, rtol=0, atol=tolerance))
+
+
+def check_same_grid(first: Geometry, second: Geometry, names: tuple[str | Path, str | Path]) -> None:
+    """Check that two files lie on one grid.
+
+    Raises:
+        GeometryError: with both shapes or both affines.
+    """
+    if first.shape != second.shape:
+        raise GeometryError(
+            f"{names[1]}: expected the shape {first.shape} of {names[0]}, got {second.shape}; are they one patient's?"
+        )
+    if not first.matches(second):
+
+        def show(affine):
+            return np.array2string(affine[:3], precision=3, separator=",", suppress_small=True).replace("\n", "")
+
+        raise GeometryError(
+            f"{names[1]}: its affine {show(second.affine)} differs from {show(first.affine)} of {names[0]} "
+            f"by more than {AFFINE_TOLERANCE}; resample one onto the other"
+        )
+
+
+class CTVolume:
+    """A CT volume in Hounsfield units.
+
+    Made by `load`, `from_image` or `from_array`. Voxels are kept as the file stores them; `hu` and `slices` scale
+    them to HU, turn them to the canonical view, make NaN and infinity air, and clip.
+
+    Attributes:
+        geometry: the file's grid (`Geometry`).
+        path: the file, or None.
+        header: nibabel's header of the file, or None.
+        hu_range: lowest and highest HU that values are clipped to, or None.
+
+    Example:
+        >>> volume = CTVolume.from_array(np.zeros((4, 5, 6)), spacing_mm=(0.7, 0.7, 2.0))
+        >>> volume.hu.shape, volume.spacing_mm
+        ((4, 5, 6), (0.7, 0.7, 2.0))
+    """
+
+    def __init__(
+        self,
+        stored: np.ndarray,
+        geometry: Geometry,
+        *,
+        slope: float = 1.0,
+        intercept: float = 0.0,
+        path: Path | None = None,
+        header: nib.Nifti1Header | None = None,
+        hu_range: tuple[float, float] | None = HU_RANGE,
+    ):
+        self._stored = geometry.to_canonical(stored)
+        self._slope, self._intercept = slope, intercept
+        self.geometry, self.path, self.header, self.hu_range = geometry, path, header, hu_range
+        self._check_values()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        hu_range: tuple[float, float] | None = HU_RANGE,
+        max_bytes: int | None = None,
+    ) -> CTVolume:
+        """Read a NIfTI file to its end.
+
+        Args:
+            path: .nii or .nii.gz.
+            hu_range: HU to clip to, or None for none.
+            max_bytes: most bytes its voxels may take in memory; by default LIVERSEG_MAX_BYTES, else 8 GiB.
+
+        Raises:
+            InputFileError: if it can't be read whole.
+            GeometryError: if its dimensions or affine can't be used.
+
+        Warns:
+            GeometryWarning: for suspicious geometry.
+            NotHounsfieldWarning: for intensities that don't look like HU.
+            DataWarning: for NaN or infinity, with their count.
+        """
+        file = open_nifti(path, max_bytes)
+        return cls(
+            read_voxels(file),
+            Geometry(file.shape, file.affine),
+            slope=file.slope,
+            intercept=file.intercept,
+            path=file.path,
+            header=file.header,
+            hu_range=hu_range,
+        )
+
+    @classmethod
+    def from_image(cls, image: nib.spatialimages.SpatialImage, *, hu_range=HU_RANGE) -> CTVolume:
+        """Take a nibabel image.
+
+        Raises:
+            GeometryError: if it is not 3-D, or its affine can't be used.
+            InputFileError: if its voxels can't be read or are no real numbers.
+        """
+        try:
+            stored = np.asanyarray(image.dataobj)
+        except Exception as error:  # whatever a lazily read image meets
+            raise InputFileError(f"nibabel image: its voxels could not be read ({error})") from None
+        while stored.ndim > 3 and stored.shape[-1] == 1:
+            stored = stored[..., 0]
+        _check_array(stored, "nibabel image")
+        affine = np.eye(4) if image.affine is None else np.asarray(image.affine, np.float64)
+        check_affine(affine, "nibabel image")
+        header = image.header if isinstance(image.header, nib.Nifti1Header) else None
+        return cls(stored, Geometry(stored.shape, affine), header=header, hu_range=hu_range)
+
+    @classmethod
+    def from_array(cls, hu: np.ndarray, spacing_mm: tuple[float, float, float], *, hu_range=HU_RANGE) -> CTVolume:
+        """Take an array that is in the canonical view already.
+
+        Args:
+            hu: (rows A->P, columns R->L, slices I->S), any real dtype, HU.
+            spacing_mm: distances along those axes, in mm.
+
+        Raises:
+            GeometryError: for another number of axes or spacings that are not positive.
+        """
+        stored = np.asarray(hu)
+        _check_array(stored, "HU array")
+        return cls(stored, Geometry.from_spacing(stored.shape, spacing_mm), hu_range=hu_range)
+
+    @cached_property
+    def hu(self) -> np.ndarray:
+        """(rows A->P, columns R->L, slices I->S) float32, in HU. Computed once and kept."""
+        return self._to_hu(self._stored)
+
+    def slices(self, start: int, stop: int) -> np.ndarray:
+        """Slices start to stop - 1 as (slices, rows, columns) float32, in HU; takes memory for these alone."""
+        return np.ascontiguousarray(np.moveaxis(self._to_hu(self._stored[..., start:stop]), 2, 0))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(rows, columns, slices)."""
+        return self._stored.shape
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distances along (rows, columns, slices), in mm."""
+        return self.geometry.spacing_mm
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4) float64 affine of the file."""
+        return self.geometry.affine
+
+    @property
+    def name(self) -> str:
+        return str(self.path) if self.path else "volume"
+
+    def image_like(self, array: np.ndarray) -> nib.Nifti1Image:
+        """A canonical (rows, columns, slices) array as an image in the file's own grid, orientation and header.
+
+        Args:
+            array: of this volume's shape; its dtype is what the image stores.
+
+        Raises:
+            GeometryError: for another shape.
+        """
+        if array.shape != self.shape:
+            raise GeometryError(f"expected an array of shape {self.shape} like {self.name}, got {array.shape}")
+        header = self.header.copy() if self.header is not None else nib.Nifti1Header()
+        header.set_data_dtype(array.dtype)
+        header["scl_slope"], header["scl_inter"] = np.nan, np.nan
+        header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0
+        header["intent_code"] = 0
+        kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        with np.errstate(all="ignore"):  # a flat file's header may hold any spacing for the axis that it lacks
+            image = kind(np.asfortranarray(self.geometry.to_file(array)), self.affine, header)
+        if self.header is None:
+            image.set_qform(self.affine, code=1)
+            image.set_sform(self.affine, code=1)
+            image.header.set_xyzt_units("mm")
+        return image
+
+    def __repr__(self) -> str:
+        rows, columns, slices = self.shape
+        spacing = " x ".join(f"{s:.3g}" for s in self.spacing_mm)
+        return (
+            f"CTVolume({self.path.name if self.path else 'array'}: {rows} x {columns} x {slices} "
+            f"(rows, columns, slices), {spacing} mm, stored {self.geometry.axis_codes} as {self._stored.dtype.name}, "
+            f"{self._stored.nbytes / 1e6:.0f} MB)"
+        )
+
+    def _to_hu(self, stored: np.ndarray) -> np.ndarray:
+        is_scaled = self._slope != 1.0 or self._intercept != 0.0
+        with np.errstate(all="ignore"):  # what is beyond float32 becomes infinite, and so air
+            if is_scaled:
+                hu = (stored.astype(np.float64) * self._slope + self._intercept).astype(np.float32)
+            else:
+                hu = stored.astype(np.float32)
+        if is_scaled or stored.dtype.kind == "f":
+            air = HU_RANGE[0]
+            np.nan_to_num(hu, copy=False, nan=air, posinf=air, neginf=air)
+        if self.hu_range is not None:
+            np.clip(hu, *self.hu_range, out=hu)
+        return hu
+
+    def _check_values(self) -> None:
+        if self._stored.dtype.kind == "f":
+            bad = self._stored.size - int(np.count_nonzero(np.isfinite(self._stored)))
+            if bad:
+                warnings.warn(f"{self.name}: {bad} voxels are NaN or infinite; they are taken as air", DataWarning, 3)
+        doubt = doubt_about_hu(self._stored, self._slope, self._intercept)
+        if doubt:
+            warnings.warn(f"{self.name}: {doubt}", NotHounsfieldWarning, 3)
+
+
+class MaskVolume:
+    """A mask of class indices on a file's grid.
+
+    Attributes:
+        labels: (rows A->P, columns R->L, slices I->S) uint8, values 0 to 2.
+        geometry: the file's grid.
+        path: the file, or None.
+    """
+
+    def __init__(self, labels: np.ndarray, geometry: Geometry, path: Path | None = None):
+        self.geometry, self.path = geometry, path
+        self.labels = geometry.to_canonical(to_labels(labels, str(path or "mask")))
+
+    @classmethod
+    def load(cls, path: str | Path, max_bytes: int | None = None) -> MaskVolume:
+        """Read a mask file to its end.
+
+        Raises:
+            InputFileError, GeometryError: as `CTVolume.load`.
+            LabelError: for values that are not within 0.001 of a class index, with their counts.
+        """
+        file = open_nifti(path, max_bytes)
+        return cls(_scaled(file), Geometry(file.shape, file.affine), file.path)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(rows, columns, slices)."""
+        return self.labels.shape
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distances along (rows, columns, slices), in mm."""
+        return self.geometry.spacing_mm
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4) float64 affine of the file."""
+        return self.geometry.affine
+
+
+def to_labels(values: np.ndarray, name: str) -> np.ndarray:
+    """Turn stored mask values into uint8 class indices.
+
+    Args:
+        values: any shape and real dtype; within 0.001 of 0, 1 or 2.
+        name: what errors call it.
+
+    Raises:
+        LabelError: with the values that are no class, and how often they occur.
+    """
+    if values.dtype.kind in "iub":
+        rounded, wrong = values, (values < 0) | (values >= len(CLASSES))
+    else:
+        with np.errstate(invalid="ignore"):
+            rounded = np.rint(values)
+            wrong = ~((np.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < len(CLASSES)))
+    if wrong.any():
+        found, counts = np.unique(values[wrong], return_counts=True)
+        listed = ", ".join(f"{v:g} ({c} voxels)" for v, c in zip(found[:5].tolist(), counts[:5].tolist(), strict=True))
+        expected = ", ".join(f"{c.index} {c.name}" for c in CLASSES)
+        raise LabelError(f"{name}: expected labels {expected}; got {listed}{', ...' if len(found) > 5 else ''}")
+    return rounded.astype(np.uint8)
+
+
+def doubt_about_hu(stored: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> str | None:
+    """Say why intensities don't look like Hounsfield units, or None where they do.
+
+    A CT of a body holds air or fat, so some value lies below 0.
+
+    Args:
+        stored: any shape; a sample of it is looked at.
+        slope, intercept: scaling to HU.
+    """
+    step = max(1, round((stored.size / 500_000) ** (1 / stored.ndim)))
+    with np.errstate(all="ignore"):
+        sample = stored[(slice(None, None, step),) * stored.ndim].astype(np.float64) * slope + intercept
+    sample = sample[np.isfinite(sample)]
+    if not sample.size or sample.min() < 0 or sample.max() == sample.min():
+        return None
+    lowest, highest = sample.min(), sample.max()
+    found = f"no value is below 0 (range {lowest:g} to {highest:g})"
+    if highest <= 1:
+        return f"{found}: expected Hounsfield units, these look scaled to 0..1; export the CT without rescaling"
+    if highest <= 255:
+        return f"{found}: expected Hounsfield units, these look scaled to 0..255; export the CT without rescaling"
+    body = sample[sample > 300]
+    if body.size and 900 <= np.median(body) <= 1300:
+        return f"{found}: expected Hounsfield units, these look shifted by 1024; subtract 1024"
+    return f"{found}: expected Hounsfield units; is this a CT?"
+
+
+def _scaled(file: NiftiFile) -> np.ndarray:
+    voxels = read_voxels(file)
+    return voxels * file.slope + file.intercept if file.is_scaled else voxels
+
+
+def _check_array(stored: np.ndarray, name: str) -> None:
+    if stored.ndim != 3 or 0 in stored.shape:
+        raise GeometryError(f"{name}: expected three axes (rows, columns, slices), got shape {stored.shape}")
+    if stored.dtype.kind not in "iufb":
+        raise InputFileError(f"{name}: expected real numbers, got dtype {stored.dtype}")

@@ -1,0 +1,82 @@
+"""Errors that meet people.
+
+Every message is one line that says what was expected, what was got and what to do.
+The command line prints it and exits with status 1; nothing else is shown.
+"""
+
+
+class LiverSegError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class InputFileError(LiverSegError):
+    """A file that can't be used: missing, empty, truncated, or not what its name says."""
+
+
+class GeometryError(LiverSegError):
+    """Shapes, affines or orientations that don't fit together."""
+
+
+class LabelError(LiverSegError):
+    """A mask with values that are no class."""
+
+
+class CaseError(LiverSegError):
+    """Volumes and masks that can't be paired, grouped or split."""
+
+
+class ConfigError(LiverSegError):
+    """An option or a configuration that can't be used."""
+
+
+class ModelError(LiverSegError):
+    """A model that can't be found, read, or used for this."""
+
+
+class OutputError(LiverSegError):
+    """A result that can't be written, or that would overwrite something."""
+
+
+class TrainingError(LiverSegError):
+    """A training that can't start or go on."""
+
+
+class ServerError(LiverSegError):
+    """A model server that can't be reached or refuses."""
+
+
+class MissingDependencyError(LiverSegError):
+    """An optional package that isn't installed; the message names the extra that brings it."""
+
+
+class LiverSegWarning(UserWarning):
+    """Base of every warning of this library."""
+
+
+class NotHounsfieldWarning(LiverSegWarning):
+    """Intensities that don't look like Hounsfield units."""
+
+
+class GeometryWarning(LiverSegWarning):
+    """Geometry that is usable but suspicious: identity affine, strong obliqueness, qform against sform."""
+
+
+class DataWarning(LiverSegWarning):
+    """Data that is usable but suspicious: NaN, orphan masks, no liver found, patients on both sides."""
+
+
+def require(module: str, extra: str, purpose: str):
+    """Import an optional `module`, or say which extra of this package brings it.
+
+    Raises:
+        MissingDependencyError: if it is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{purpose} needs the package {module.split('.')[0]!r}, which can't be imported ({error}); "
+            f"install it with: pip install 'liverseg_tf[{extra}]'"
+        ) from error

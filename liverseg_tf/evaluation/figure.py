@@ -1,0 +1,156 @@
+"""The overview figure of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.evaluation.case import REGIONS
+from liverseg_tf.evaluation.lesions import SIZES
+from liverseg_tf.files import atomic_write
+from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from liverseg_tf.evaluation.evaluate import Evaluation
+
+_COLORS = {
+    region: tuple(c / 255 for c in CLASSES[index].safe_color)
+    for region, index in zip(REGIONS, (LIVER, TUMOUR), strict=True)
+}
+_MOST_CASES_NAMED = 20
+
+
+def plot_evaluation(evaluation: Evaluation) -> Figure:
+    """Draw Dice per case, predicted against true volume, Bland and Altman's plot, and lesion detection by size.
+
+    Args:
+        evaluation: what `evaluate` gives.
+
+    Returns:
+        A matplotlib figure, drawn without a display and without touching pyplot's state.
+
+    Example:
+        >>> plot_evaluation(evaluate("truth/", "pred/")).savefig("scores.pdf")  # doctest: +SKIP
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 14), layout="constrained")
+    grid = figure.add_gridspec(3, 2)
+    _plot_dice(figure.add_subplot(grid[0, 0]), evaluation)
+    _plot_detection(figure.add_subplot(grid[0, 1]), evaluation)
+    for row, region in enumerate(REGIONS, start=1):
+        _plot_volumes(figure.add_subplot(grid[row, 0]), evaluation, region)
+        _plot_bland_altman(figure.add_subplot(grid[row, 1]), evaluation, region)
+    settings = evaluation.settings
+    figure.suptitle(
+        f"{settings['cases']} cases, {settings['patients']} patients\n"
+        f"prediction {settings['prediction']}, reference {settings['truth']}, liverseg_tf {settings['liverseg_tf']}",
+        fontsize="medium",
+    )
+    return figure
+
+
+def check_figure_name(path: str | Path) -> None:
+    """Check that a figure can be written under this name.
+
+    Raises:
+        ConfigError: for a suffix that matplotlib doesn't know.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if Path(path).suffix.lower().lstrip(".") not in known:
+        raise ConfigError(f"{path}: expected a figure's name ending in one of {', '.join('.' + k for k in known)}")
+
+
+def save_evaluation_figure(evaluation: Evaluation, path: str | Path) -> None:
+    """Write `plot_evaluation` to a file, whole or not at all.
+
+    Raises:
+        ConfigError: as `check_figure_name`.
+        OutputError: if it can't be written.
+    """
+    check_figure_name(path)
+    figure = plot_evaluation(evaluation)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _plot_dice(axes: Axes, evaluation: Evaluation) -> None:
+    names = [str(row["case"]) for row in evaluation.cases]
+    places = np.arange(len(names))
+    for region, marker in zip(REGIONS, "os", strict=True):
+        values = [row[f"{region}_dice"] for row in evaluation.cases]
+        axes.plot(places, values, marker, color=_COLORS[region], label=f"{region}, mean {np.mean(values):.3f}")
+        axes.axhline(np.mean(values), color=_COLORS[region], linewidth=1, linestyle="--")
+    few = len(names) <= _MOST_CASES_NAMED
+    axes.set_xticks(places if few else [], names if few else [])
+    axes.set(xlabel="case", ylabel="Dice", ylim=(-0.03, 1.03), title="Dice per case")
+    axes.legend(loc="lower right")
+
+
+def _plot_volumes(axes: Axes, evaluation: Evaluation, region: str) -> None:
+    truth, prediction = _volumes(evaluation, region)
+    longest = max(truth.max(initial=0), prediction.max(initial=0), 1e-3) * 1.05
+    axes.plot([0, longest], [0, longest], color="gray", linewidth=1)
+    axes.plot(truth, prediction, "o", color=_COLORS[region])
+    axes.set(xlabel="reference volume (ml)", ylabel="predicted volume (ml)", title=f"Volume of {region}")
+    axes.set(xlim=(-0.02 * longest, longest), ylim=(-0.02 * longest, longest), aspect="equal")
+
+
+def _plot_bland_altman(axes: Axes, evaluation: Evaluation, region: str) -> None:
+    truth, prediction = _volumes(evaluation, region)
+    agreement = evaluation.volume_agreement[region]
+    axes.plot((truth + prediction) / 2, prediction - truth, "o", color=_COLORS[region])
+    axes.axhline(0, color="gray", linewidth=1)
+    if agreement["bias_ml"] is not None:
+        axes.axhline(agreement["bias_ml"], color=_COLORS[region], label=f"bias {agreement['bias_ml']:.3g} ml")
+    if agreement["limits_of_agreement_ml"] is not None:
+        low, high = agreement["limits_of_agreement_ml"]
+        axes.axhline(low, color=_COLORS[region], linestyle="--", label=f"95 % limits {low:.3g} to {high:.3g} ml")
+        axes.axhline(high, color=_COLORS[region], linestyle="--")
+    axes.margins(y=0.25)
+    axes.set(xlabel="mean of both volumes (ml)", ylabel="predicted - reference (ml)", title=f"Agreement on {region}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small", loc="upper left")
+
+
+def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
+    places = np.arange(len(SIZES))
+    for offset, (overlap, label, shade) in enumerate(
+        (("overlap_above_0", "any overlap", 0.5), ("overlap_above_0.5", "overlap above 0.5", 1.0))
+    ):
+        rows = [evaluation.detection[overlap][size] for size in SIZES]
+        values = np.array([np.nan if row["f1"] is None else row["f1"] for row in rows])
+        at = places + 0.4 * offset - 0.2
+        axes.bar(at, np.nan_to_num(values), 0.36, color=_COLORS["lesion"], alpha=shade, label=label)
+        for place, value, row in zip(at, values, rows, strict=True):
+            interval = row["f1_ci95"]
+            if interval is not None:
+                axes.vlines(place, *interval, color="black", linewidth=1)
+            text = "none" if np.isnan(value) else f"{value:.2f}"
+            axes.text(place, 1.03, text, ha="center", va="bottom", fontsize="small")
+    counts = [evaluation.detection["overlap_above_0"][size] for size in SIZES]
+    sizes = ("small\n< 10 mm", "medium\n10 to 20 mm", "large\n> 20 mm")
+    axes.set_xticks(
+        places,
+        [f"{s}\n{c['true_positives'] + c['false_negatives']} lesions" for s, c in zip(sizes, counts, strict=True)],
+    )
+    axes.set(ylim=(0, 1.25), ylabel="F1 (95 % interval)", title="Lesion detection by size")
+    axes.legend(loc="upper left", fontsize="small", ncols=2)
+
+
+def _volumes(evaluation: Evaluation, region: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = evaluation.cases
+    if evaluation.settings["exclude_identity"]:
+        rows = [row for row in rows if not row["identity_affine"]]
+    truth, prediction = (
+        np.array([row[f"{region}_volume_{side}_ml"] for row in rows], float) for side in ("truth", "prediction")
+    )
+    return truth, prediction

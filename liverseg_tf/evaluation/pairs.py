@@ -1,0 +1,113 @@
+"""Pairing reference masks with predicted masks."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from liverseg_tf.data.cases import case_number, read_patients
+from liverseg_tf.data.nifti import is_nifti_name, open_nifti, stem
+from liverseg_tf.data.volume import Geometry, check_same_grid
+from liverseg_tf.errors import CaseError, DataWarning, GeometryWarning, InputFileError
+
+_VOLUME_NAME = re.compile(r"volume-\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class MaskPair:
+    """A reference mask and the mask to score against it.
+
+    Attributes:
+        case: number in the files' names, or their name without `_seg` if it has none.
+        patient: whose it is; what bootstraps go by.
+        truth: the reference mask's file.
+        prediction: the predicted mask's file.
+    """
+
+    case: int | str
+    patient: str
+    truth: Path
+    prediction: Path
+
+
+def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path | None = None) -> list[MaskPair]:
+    """Pair two folders of masks by case number, or two files.
+
+    `segmentation-7`, `liver_7`, `liver_7_seg` and `volume-7_seg` are all case 7; a name without a number pairs with the
+    same name, with or without `_seg`. Sub-folders are searched too. CTs beside the masks (`volume-7`,
+    `imagesTr/liver_7`) are passed over. Shapes and affines are compared from the headers, so a misfit is found before
+    any case is scored.
+
+    Args:
+        truth: folder of reference masks, or one file.
+        prediction: folder of predicted masks, or one file.
+        patients: CSV file with the columns `id,patient`; cases not in it are each their own patient.
+
+    Returns:
+        Pairs by number, then by name.
+
+    Raises:
+        InputFileError: for a missing path, or a file that is no NIfTI file.
+        CaseError: if no mask is found, a case stands twice, or a reference has no prediction.
+        GeometryError: if the masks of a pair differ in shape or affine.
+
+    Warns:
+        DataWarning: for predictions without a reference.
+    """
+    groups = read_patients(patients) if patients is not None else {}
+    truth, prediction = Path(truth), Path(prediction)
+    if truth.is_file() and prediction.is_file():
+        case = _case(truth)
+        matched = [(case, truth, prediction)]
+    else:
+        truths, predictions = _masks(truth), _masks(prediction)
+        missing = [case for case in truths if case not in predictions]
+        if missing:
+            raise CaseError(
+                f"{prediction}: no prediction for {len(missing)} of {len(truths)} reference masks: "
+                f"{_listed([truths[case].name for case in missing])}; predict them, or take the references out"
+            )
+        extra = [predictions[case].name for case in predictions if case not in truths]
+        if extra:
+            warnings.warn(
+                f"{prediction}: {len(extra)} predictions have no reference and are left out: {_listed(extra)}",
+                DataWarning,
+                stacklevel=2,
+            )
+        matched = [(case, truths[case], predictions[case]) for case in truths]
+    for _, *paths in matched:
+        with warnings.catch_warnings():  # loading the masks warns again
+            warnings.simplefilter("ignore", GeometryWarning)
+            grids = [Geometry(file.shape, file.affine) for file in map(open_nifti, paths)]
+        check_same_grid(*grids, paths)
+    return [MaskPair(case, groups.get(case, str(case)), *paths) for case, *paths in matched]
+
+
+def _masks(folder: Path) -> dict[int | str, Path]:
+    if not folder.exists():
+        raise InputFileError(f"{folder}: expected a folder of masks, there is none; check the path")
+    if not folder.is_dir():
+        raise InputFileError(f"{folder}: expected a folder of masks, got a file; give two folders or two files")
+    masks: dict[int | str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        is_volume = _VOLUME_NAME.fullmatch(stem(path)) or path.parent.name.lower() in ("imagestr", "imagests")
+        if is_volume or not is_nifti_name(path) or not path.is_file():
+            continue
+        case = _case(path)
+        if case in masks:
+            raise CaseError(f"case {case} stands twice: {masks[case]} and {path}; remove one, or name another folder")
+        masks[case] = path
+    if not masks:
+        raise CaseError(f"{folder}: expected masks (.nii or .nii.gz, as segmentation-<number>.nii.gz), got none")
+    return dict(sorted(masks.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def _case(path: Path) -> int | str:
+    number = case_number(path)
+    return stem(path).removesuffix("_seg") if number is None else number
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,208 @@
+"""Volumes and lesions of one mask."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume, check_same_grid
+from liverseg_tf.errors import GeometryError
+from liverseg_tf.evaluation.lesions import label_lesions, measure_lesions, size_class
+from liverseg_tf.evaluation.surface import bounding_box
+from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
+
+# Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
+_THIRDS = (("front", "middle", "back"), ("right", "central", "left"), ("lower", "middle", "upper"))
+
+
+@dataclass(frozen=True)
+class LesionStatistics:
+    """One lesion: a component of tumour voxels connected by faces.
+
+    Attributes:
+        number: from 1, the largest first.
+        volume_ml: its volume.
+        diameter_mm: diameter of the ball of the same volume.
+        size: `small` under 10 mm, `medium`, `large` over 20 mm.
+        extent_mm: size of its bounding box, front to back, side to side, bottom to top.
+        slice: number from 1, counted from the feet, of the slice where it is largest.
+        slices: first and last slice that it is on, counted alike.
+        side: `right`, `central` or `left` third of the liver's width (patient's right).
+        center_mm: its center of mass in the file's RAS+ coordinates.
+        voxel: index from 0, in the file's own axes, of its voxel nearest to that center.
+        place: where it is, in words.
+        mean_hu: mean of the CT in it; None without a CT.
+    """
+
+    number: int
+    volume_ml: float
+    diameter_mm: float
+    size: str
+    extent_mm: tuple[float, float, float]
+    slice: int
+    slices: tuple[int, int]
+    side: str
+    center_mm: tuple[float, float, float]
+    voxel: tuple[int, int, int]
+    place: str
+    mean_hu: float | None
+
+
+@dataclass(frozen=True)
+class MaskStatistics:
+    """What one mask holds.
+
+    Attributes:
+        shape: (rows, columns, slices).
+        spacing_mm: along them.
+        identity_affine: True if the file says 1x1x1 mm without direction: mm and ml are then unreliable.
+        liver_volume_ml: of the liver, tumours included.
+        tumour_volume_ml: of all tumours.
+        tumour_burden: tumour volume over liver volume, 0 to 1; None without liver.
+        liver_slices: first and last slice with liver, from 1, counted from the feet; None without liver.
+        lesion_count: number of lesions.
+        lesions: the largest first.
+        liver_mean_hu: mean of the CT in liver tissue, tumours left out; None without a CT or without liver tissue.
+        tumour_mean_hu: mean of the CT in all tumours; None without a CT or without tumours.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    identity_affine: bool
+    liver_volume_ml: float
+    tumour_volume_ml: float
+    tumour_burden: float | None
+    liver_slices: tuple[int, int] | None
+    lesion_count: int
+    lesions: tuple[LesionStatistics, ...]
+    liver_mean_hu: float | None
+    tumour_mean_hu: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dictionaries, tuples and numbers."""
+        return asdict(self)
+
+
+def statistics(
+    mask: str | Path | MaskVolume | np.ndarray,
+    volume: str | Path | CTVolume | np.ndarray | None = None,
+    *,
+    spacing_mm: tuple[float, float, float] | None = None,
+) -> MaskStatistics:
+    """Measure one mask: volumes, burden, and each lesion's size and place.
+
+    Args:
+        mask: a mask file, a `MaskVolume`, or labels (rows A->P, columns R->L, slices I->S) of 0, 1 and 2.
+        volume: the CT on the same grid, for mean HU: a file, a `CTVolume`, or HU in the mask's canonical shape.
+        spacing_mm: of an array, (row, column, slice) in mm; a file brings its own.
+
+    Returns:
+        The statistics; an empty mask has volumes of 0 and no lesions.
+
+    Raises:
+        InputFileError, GeometryError, LabelError: as `MaskVolume.load`; also for a CT on another grid, and for an
+            array without `spacing_mm`.
+
+    Example:
+        >>> labels = np.ones((10, 10, 10), np.uint8)
+        >>> labels[4:6, 4:6, 4:6] = 2
+        >>> found = statistics(labels, spacing_mm=(10, 10, 10))
+        >>> found.liver_volume_ml, found.tumour_volume_ml, found.lesion_count
+        (1000.0, 8.0, 1)
+    """
+    mask = _mask(mask, spacing_mm)
+    box = bounding_box(mask.labels != BACKGROUND)
+    crop_hu = None if volume is None else _crop_hu(volume, mask, box)
+    voxel_ml = float(np.prod(mask.spacing_mm)) / 1000
+    labels = mask.labels[box or (slice(0, 1),) * 3]
+    tissue, tumour = labels == LIVER, labels == TUMOUR
+    tissue_voxels, tumour_voxels = int(np.count_nonzero(tissue)), int(np.count_nonzero(tumour))
+    liver_voxels = tissue_voxels + tumour_voxels
+    lesions = _lesions(tumour, crop_hu, box, mask) if tumour_voxels else ()
+    return MaskStatistics(
+        shape=tuple(mask.shape),
+        spacing_mm=mask.spacing_mm,
+        identity_affine=mask.geometry.is_identity_affine,
+        liver_volume_ml=liver_voxels * voxel_ml,
+        tumour_volume_ml=tumour_voxels * voxel_ml,
+        tumour_burden=tumour_voxels / liver_voxels if liver_voxels else None,
+        liver_slices=(box[2].start + 1, box[2].stop) if box else None,
+        lesion_count=len(lesions),
+        lesions=lesions,
+        liver_mean_hu=float(crop_hu[tissue].mean(dtype=np.float64)) if crop_hu is not None and tissue_voxels else None,
+        tumour_mean_hu=float(crop_hu[tumour].mean(dtype=np.float64)) if crop_hu is not None and tumour_voxels else None,
+    )
+
+
+def _mask(mask: str | Path | MaskVolume | np.ndarray, spacing_mm: tuple[float, float, float] | None) -> MaskVolume:
+    if isinstance(mask, MaskVolume):
+        return mask
+    if isinstance(mask, (str, Path)):
+        return MaskVolume.load(mask)
+    if spacing_mm is None:
+        raise GeometryError("label array: expected spacing_mm=(row, column, slice) with it, got none; give it in mm")
+    labels = np.asarray(mask)
+    if labels.ndim != 3:
+        raise GeometryError(f"label array: expected three axes (rows, columns, slices), got shape {labels.shape}")
+    return MaskVolume(labels, Geometry.from_spacing(labels.shape, spacing_mm))
+
+
+def _crop_hu(
+    volume: str | Path | CTVolume | np.ndarray, mask: MaskVolume, box: tuple[slice, slice, slice] | None
+) -> np.ndarray | None:
+    """HU inside the box; takes memory for its slices alone."""
+    if isinstance(volume, (str, Path)):
+        volume = CTVolume.load(volume)
+    if isinstance(volume, CTVolume):
+        check_same_grid(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
+        if box is None:
+            return None
+        return np.moveaxis(volume.slices(box[2].start, box[2].stop), 0, 2)[box[:2]]
+    hu = np.asarray(volume)
+    if hu.shape != mask.shape:
+        raise GeometryError(f"HU array: expected the mask's shape {mask.shape}, got {hu.shape}")
+    return None if box is None else hu[box]
+
+
+def _lesions(
+    tumour: np.ndarray, hu: np.ndarray | None, box: tuple[slice, slice, slice], mask: MaskVolume
+) -> tuple[LesionStatistics, ...]:
+    numbered, _ = label_lesions(tumour)
+    measures = measure_lesions(numbered, mask.spacing_mm)
+    offset = np.array([s.start for s in box])
+    to_file = np.linalg.inv(mask.affine) @ mask.geometry.canonical_affine
+    found = []
+    for rank, lesion in enumerate(np.argsort(-measures.voxels, kind="stable")):
+        own = measures.boxes[lesion]
+        inside = numbered[own] == lesion + 1
+        center = measures.centroid[lesion]
+        voxels = np.argwhere(inside) + [s.start for s in own]
+        nearest = voxels[np.square((voxels - center) * mask.spacing_mm).sum(axis=1).argmin()] + offset
+        at = int(measures.largest_slice[lesion] + offset[2] + 1)
+        # the liver's box has the crop's shape: tumour counts as liver
+        front, side, height = (
+            names[min(2, int(3 * (center[axis] + 0.5) / tumour.shape[axis]))] for axis, names in enumerate(_THIRDS)
+        )
+        found.append(
+            LesionStatistics(
+                number=rank + 1,
+                volume_ml=float(measures.volume_ml[lesion]),
+                diameter_mm=float(measures.diameter_mm[lesion]),
+                size=size_class(measures.diameter_mm[lesion]),
+                extent_mm=tuple(float(n * s) for n, s in zip(inside.shape, mask.spacing_mm, strict=True)),
+                slice=at,
+                slices=(int(own[2].start + offset[2] + 1), int(own[2].stop + offset[2])),
+                side=side,
+                center_mm=tuple(
+                    nib.affines.apply_affine(mask.geometry.canonical_affine, center + offset).round(3).tolist()
+                ),
+                voxel=tuple(np.rint(nib.affines.apply_affine(to_file, nearest)).astype(int).tolist()),
+                place=f"slice {at} of {mask.shape[2]} from the feet; {side}, {front}, {height} third of the liver",
+                mean_hu=None if hu is None else float(hu[own][inside].mean(dtype=np.float64)),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,138 @@
+"""Distances between the surfaces of two masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from edt import edt
+from scipy import ndimage
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """Smallest box that holds every true voxel, found without an array of the mask's size.
+
+    Args:
+        mask: any number of axes, bool.
+
+    Returns:
+        One slice per axis, or None for an empty mask.
+
+    Example:
+        >>> bounding_box(np.array([[False, True], [False, True]]))
+        (slice(0, 2, None), slice(1, 2, None))
+    """
+    box = []
+    for axis in range(mask.ndim):
+        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        if not hits.size:
+            return None
+        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return tuple(box)
+
+
+def enclosing_box(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """Smallest box around at least one box.
+
+    Example:
+        >>> enclosing_box([(slice(0, 2),), (slice(5, 6),)])
+        (slice(0, 6, None),)
+    """
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+
+
+def surface_voxels(mask: np.ndarray) -> np.ndarray:
+    """Surface of a mask.
+
+    A voxel belongs to the surface if it lies in the mask and one of its 18 neighbors (by face or edge) doesn't; what
+    lies outside the array counts as outside. The LiTS challenge's scorer and medpy's `Surface` use this surface.
+
+    Args:
+        mask: (I, J, K) bool.
+
+    Returns:
+        (I, J, K) bool.
+    """
+    return mask & ~ndimage.binary_erosion(mask, ndimage.generate_binary_structure(3, 2))
+
+
+@dataclass(frozen=True)
+class SurfaceDistances:
+    """Distance from every surface voxel of one mask to the nearest surface voxel of the other.
+
+    Attributes:
+        truth_mm: (N,) float64, from each voxel of the reference's surface to the prediction's surface.
+        prediction_mm: (M,) float64, the other way.
+    """
+
+    truth_mm: np.ndarray
+    prediction_mm: np.ndarray
+
+    def _both(self) -> np.ndarray:
+        return np.concatenate([self.truth_mm, self.prediction_mm])
+
+    def assd(self) -> float:
+        """Average symmetric surface distance in mm: the mean over the voxels of both surfaces (Heimann 2009)."""
+        return float(self._both().mean())
+
+    def rmsd(self) -> float:
+        """Root mean square symmetric surface distance in mm, over the voxels of both surfaces (Heimann 2009)."""
+        return float(np.sqrt(np.square(self._both()).mean()))
+
+    def msd(self) -> float:
+        """Maximum symmetric surface distance in mm: the Hausdorff distance (Heimann 2009)."""
+        return float(self._both().max())
+
+    def hd95(self) -> float:
+        """95 % Hausdorff distance in mm: the larger of the two directions' 95th percentiles (Huttenlocher 1993)."""
+        return float(max(np.percentile(self.truth_mm, 95), np.percentile(self.prediction_mm, 95)))
+
+    def surface_dice(self, tolerance_mm: float) -> float:
+        """Normalized surface Dice, 0 to 1: the part of both surfaces' voxels within the tolerance (Nikolov 2021).
+
+        Voxels are counted, each as one; the `surface-distance` package weighs surface elements by area instead, and
+        its figures differ by a little.
+
+        Args:
+            tolerance_mm: the largest distance that counts as agreement.
+        """
+        # Half a micrometer: spacings are stored as float32, and a distance equal to the tolerance is within it.
+        return float((self._both() <= tolerance_mm + 5e-4).mean())
+
+
+def surface_distances(
+    truth: np.ndarray, prediction: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> SurfaceDistances | None:
+    """Measure two masks' surfaces against each other.
+
+    Works on the box around both masks, with an exact Euclidean distance transform (the `edt` package: about four times
+    as fast as SciPy's and in less memory; unlike a k-d tree over surface voxels it stays so for masks far apart).
+
+    Args:
+        truth: (I, J, K) bool.
+        prediction: (I, J, K) bool.
+        spacing_mm: voxel size along each axis.
+
+    Returns:
+        The distances, or None if one of the masks is empty: then there is nothing to measure.
+
+    Example:
+        >>> a, b = np.zeros((2, 5, 5, 9), bool)
+        >>> a[2, 2, 2] = b[2, 2, 6] = True
+        >>> surface_distances(a, b, (1.0, 1.0, 2.5)).msd()
+        10.0
+    """
+    boxes = bounding_box(truth), bounding_box(prediction)
+    if None in boxes:
+        return None
+    box = enclosing_box(boxes)
+    truth_surface, prediction_surface = (surface_voxels(m[box]) for m in (truth, prediction))
+    return SurfaceDistances(
+        _distances_mm(truth_surface, prediction_surface, spacing_mm),
+        _distances_mm(prediction_surface, truth_surface, spacing_mm),
+    )
+
+
+def _distances_mm(start: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    return edt(~target, anisotropy=spacing_mm, parallel=0)[start].astype(np.float64)

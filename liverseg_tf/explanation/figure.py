@@ -1,0 +1,89 @@
+"""The picture of one explanation: slice, map, curves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.explanation.faithfulness import MOST_RANK_CORRELATION, DeletionInsertion
+from liverseg_tf.labels import CLASSES
+from liverseg_tf.reporting.figures import (
+    CURVE_COLORS,
+    class_legend,
+    contours,
+    new_figure,
+    overlay,
+    show_slice,
+    slice_aspect,
+    window_title,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from liverseg_tf.explanation.volume_explanation import RegionExplanation
+
+HEAT_COLORS = "inferno"
+
+
+def explanation_figure(
+    volume: CTVolume, labels: np.ndarray, explained: RegionExplanation, safe_colors: bool = False
+) -> Figure:
+    """Draw a region's largest slice: the CT with the mask, the map over it, and the curves if it was tested.
+
+    Args:
+        volume: the CT.
+        labels: (rows, columns, slices) integer, 0 to 2.
+        explained: the region and its maps.
+        safe_colors: use the color-blind-safe colors.
+    """
+    index = explained.region.largest_slice
+    hu, plane = volume.slices(index, index + 1)[0], labels[..., index]
+    aspect = slice_aspect(volume.spacing_mm)
+    figure, axes = new_figure(1, 2 + 2 * (explained.curves is not None), hu.shape[0] * aspect / hu.shape[1])
+    show_slice(axes[0], hu, "liver", aspect, f"{window_title('liver')}\nslice {index + 1} of {volume.shape[2]}")
+    overlay(axes[0], plane, aspect, safe_colors, alpha=0.15)
+    name = f"{explained.region.name}, class {CLASSES[explained.region.label].name}"
+    show_slice(axes[1], hu, "abdomen_soft", aspect, f"what raises the score\n{name}")
+    heat = explained.slice_map(index)
+    # the weaker, the more transparent, so that the CT stays readable
+    drawn = axes[1].imshow(heat, cmap=HEAT_COLORS, vmin=0, vmax=1, alpha=0.75 * heat, aspect=aspect)
+    contours(axes[1], plane, aspect, safe_colors)
+    drawn_bar = figure.colorbar(drawn, ax=axes[1], shrink=0.7, ticks=[0, 0.5, 1])
+    drawn_bar.solids.set_alpha(1)
+    if explained.curves is not None:
+        _curves(axes[2], explained.curves, "deletion")
+        _curves(axes[3], explained.curves, "insertion")
+        figure.suptitle(_verdict(explained), fontsize="medium")
+    class_legend(figure, safe_colors)
+    return figure
+
+
+def _curves(axis: Axes, curves: DeletionInsertion, kind: str) -> None:
+    own, random = getattr(curves, kind), getattr(curves, f"random_{kind}")
+    areas = getattr(curves, f"random_{kind}_areas")
+    axis.plot(curves.fractions, random.T, color="0.8", linewidth=0.8)
+    axis.plot(curves.fractions, random.mean(axis=0), color="0.4", label=f"random, area {areas.mean():.3f}")
+    axis.plot(
+        curves.fractions, own, color=CURVE_COLORS[1], marker="o", markersize=3,
+        label=f"this map, area {getattr(curves, f'{kind}_area'):.3f}",
+    )  # fmt: skip
+    better = "lower" if kind == "deletion" else "higher"
+    axis.set(title=f"{kind}: {better} is better", xlabel="share of pixels", ylabel="probability in the region")
+    axis.set_ylim(-0.02, max(1.02 * float(max(own.max(), random.max())), 0.05))
+    axis.legend(fontsize="small")
+    axis.grid(alpha=0.3)
+
+
+def _verdict(explained: RegionExplanation) -> str:
+    random = "beats" if explained.beats_random else "does NOT beat"
+    correlation = explained.randomized_correlation
+    learned = "depends" if correlation < MOST_RANK_CORRELATION else "hardly depends"
+    text = (
+        f"{random} random regions of the same size; {learned} on what was learned "
+        f"(rank correlation with randomised networks {correlation:.2f}, at most {MOST_RANK_CORRELATION})"
+    )
+    return f"This map means little: {text}" if explained.means_little else f"This map {text}"

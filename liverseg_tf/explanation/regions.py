@@ -1,0 +1,132 @@
+"""Which voxels an explanation asks about: a lesion, the liver, or the surroundings of a point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from liverseg_tf.data.volume import Geometry
+from liverseg_tf.errors import ConfigError, GeometryError
+from liverseg_tf.evaluation.lesions import label_lesions
+from liverseg_tf.labels import CLASS_NAMES, LIVER, TUMOUR
+
+TARGETS = (CLASS_NAMES[TUMOUR], CLASS_NAMES[LIVER])
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Voxels whose class is to be explained.
+
+    Attributes:
+        name: as in file names: `lesion-1`, `tumour`, `liver`, `point`.
+        label: class index whose logits are summed.
+        first_slice: the slice, from inferior, that `mask` begins with.
+        mask: (rows, columns, slices) bool, only the slices that hold the region.
+    """
+
+    name: str
+    label: int
+    first_slice: int
+    mask: np.ndarray
+
+    @property
+    def slices(self) -> range:
+        """Indices of the slices, from inferior."""
+        return range(self.first_slice, self.first_slice + self.mask.shape[2])
+
+    @property
+    def largest_slice(self) -> int:
+        """Index of the slice, from inferior, where the region has most voxels."""
+        return self.first_slice + int(np.count_nonzero(self.mask, axis=(0, 1)).argmax())
+
+
+def find_regions(
+    labels: np.ndarray,
+    geometry: Geometry,
+    target: str = "tumour",
+    lesion: int | None = None,
+    point: Sequence[float] | None = None,
+    radius_mm: float = 10.0,
+) -> list[Region]:
+    """Find what is to be explained.
+
+    Args:
+        labels: (rows, columns, slices) integer, 0 to 2: the mask whose regions are meant.
+        geometry: grid of the file that the mask lies on.
+        target: "tumour" gives one region for each lesion, "all-tumour" one for all of them together, "liver" the
+            liver with its tumours.
+        lesion: only this lesion, counted from 1, the largest first.
+        point: voxel (x, y, z) of the file, counted from 0, whose surroundings are meant, whatever `labels` says there;
+            the class is that of `target`.
+        radius_mm: how far around the point.
+
+    Returns:
+        Regions, the largest lesion first; none if the mask has none.
+
+    Raises:
+        ConfigError: for an unknown target, a lesion that is not there, or a radius that is not positive.
+        GeometryError: for a point outside the volume.
+
+    Example:
+        >>> labels = np.zeros((8, 8, 8), np.uint8)
+        >>> labels[2:4, 2:4, 5] = 2
+        >>> find_regions(labels, Geometry((8, 8, 8), np.eye(4)))[0].slices
+        range(5, 6)
+    """
+    if target not in (*TARGETS, "all-tumour"):
+        raise ConfigError(f"explanation target: expected tumour, all-tumour or liver. Received: {target!r}")
+    label = LIVER if target == "liver" else TUMOUR
+    if point is not None:
+        if lesion is not None:
+            raise ConfigError("explanation: give a lesion or a point, not both")
+        return [_cut("point", label, _ball(point, radius_mm, geometry))]
+    if lesion is not None and target != "tumour":
+        raise ConfigError(f"explanation: lesion {lesion} is a tumour; leave the target at tumour. Received: {target!r}")
+    if target == "liver":
+        mask = labels >= LIVER
+        return [_cut("liver", label, mask)] if mask.any() else []
+    tumour = labels == TUMOUR
+    if not tumour.any() and lesion is None:
+        return []
+    if target == "all-tumour":
+        return [_cut("tumour", label, tumour)]
+    numbered, count = label_lesions(tumour)
+    by_size = np.argsort(-np.bincount(numbered.ravel(), minlength=count + 1)[1:], kind="stable")
+    boxes = ndimage.find_objects(numbered)
+
+    def region(rank: int) -> Region:
+        number, slices = by_size[rank], boxes[by_size[rank]][2]
+        return Region(f"lesion-{rank + 1}", label, slices.start, numbered[..., slices] == number + 1)
+
+    if lesion is None:
+        return [region(rank) for rank in range(count)]
+    if not 1 <= lesion <= count:
+        raise ConfigError(f"explanation: expected a lesion from 1 to {count}, the mask's last. Received: {lesion}")
+    return [region(lesion - 1)]
+
+
+def _cut(name: str, label: int, mask: np.ndarray) -> Region:
+    held = np.flatnonzero(mask.any(axis=(0, 1)))
+    return Region(name, label, int(held[0]), np.ascontiguousarray(mask[..., held[0] : held[-1] + 1]))
+
+
+def _ball(point: Sequence[float], radius_mm: float, geometry: Geometry) -> np.ndarray:
+    voxel = np.asarray(point, np.float64)
+    if voxel.shape != (3,) or not ((voxel >= 0) & (voxel <= np.array(geometry.shape) - 1)).all():
+        raise GeometryError(
+            f"point: expected a voxel (x, y, z) from 0,0,0 to {','.join(str(n - 1) for n in geometry.shape)}, "
+            f"got {','.join(f'{v:g}' for v in np.ravel(voxel))}"
+        )
+    if not radius_mm > 0:
+        raise ConfigError(f"radius: expected more than 0 mm. Received: {radius_mm}")
+    to_canonical = np.linalg.inv(geometry.canonical_affine) @ geometry.affine
+    center = np.rint(nib.affines.apply_affine(to_canonical, voxel)).astype(int)
+    axes = [
+        (np.arange(n) - c) * s for n, c, s in zip(geometry.canonical_shape, center, geometry.spacing_mm, strict=True)
+    ]
+    squared = axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2
+    return squared <= radius_mm**2

@@ -1,0 +1,166 @@
+"""Seg-Grad-CAM: class activation maps of a segmentation network, over tf-keras-vis."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from liverseg_tf.channels import RestoreSize, SquareResize
+from liverseg_tf.config import ModelConfig
+from liverseg_tf.errors import ConfigError, ModelError
+from liverseg_tf.inference.slice_function import SliceFunction
+
+METHODS = ("gradcam", "gradcam++", "layercam", "scorecam")
+LAYERS = ("bottleneck", "decoder0", "decoder1", "decoder2", "decoder3", "decoder4")
+# Score-CAM runs the network once for each channel; those that vary most say most (Faster-Score-CAM).
+_SCORECAM_CHANNELS = 64
+_BATCH = 8
+
+
+class SegGradCam:
+    """Class activation maps for a class within a region (Vinogradova, Dibrov and Myers 2020, arXiv 2002.11434).
+
+    The score is the sum of the class's logits over the region. A map says how far each place of a layer raises it.
+
+    Args:
+        model: channels in, logits out, as `build_unet` makes it.
+        config: how its input is prepared; by default the model's own.
+        method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018), "layercam" (Jiang 2021), or "scorecam"
+            (Wang 2020), which needs no gradients and runs the network 64 times a slice.
+        layer: "bottleneck", "decoder0" (coarse) to "decoder4" (fine), or the name of a layer of the network.
+
+    Raises:
+        ConfigError: for an unknown method or layer.
+
+    Example:
+        >>> from liverseg_tf.models.unet import build_unet
+        >>> cam = SegGradCam(build_unet(32, "resnet18"), ModelConfig(image_size=32, backbone="resnet18"))
+        >>> cam(np.zeros((1, 40, 40), np.float32), np.ones((1, 40, 40)), label=2).shape
+        (1, 1, 1)
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        config: ModelConfig | None = None,
+        method: str = "gradcam",
+        layer: str = "bottleneck",
+    ):
+        config = config or getattr(model, "liverseg_config", None)
+        if config is None:
+            raise ModelError("the Keras model carries no configuration; load it with load_model, or give config=")
+        if method not in METHODS:
+            raise ConfigError(f"explanation method: expected one of {', '.join(METHODS)}. Received: {method!r}")
+        self.model, self.config, self.method = model, config, method
+        self.layer = resolve_layer(model, layer)
+        self.slice_function = SliceFunction(model, config)
+        self._resize, self._restore = SquareResize(config.image_size), RestoreSize()
+        self._visualizer = self._make_visualizer()
+
+    def __call__(self, hu: np.ndarray, region: np.ndarray, label: int) -> np.ndarray:
+        """Maps of slices, at the layer's own resolution.
+
+        Args:
+            hu: (B, rows, columns) real numbers, HU.
+            region: the same shape, bool or weights in [0, 1].
+            label: class index.
+
+        Returns:
+            (B, h, w) float32, at least 0, comparable between slices; 0 throughout where nothing raises the score.
+        """
+        maps = []
+        for first in range(0, len(hu), _BATCH):
+            part = slice(first, first + _BATCH)
+            channels = self.slice_function.network_input(tf.convert_to_tensor(hu[part], tf.float32))
+            weights = self._resize(tf.convert_to_tensor(region[part], tf.float32)[..., None])
+            maps.append(self._maps(channels, weights, label))
+        return np.maximum(np.nan_to_num(np.concatenate(maps)), 0).astype(np.float32)
+
+    def enlarge(self, maps: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        """(B, h, w) maps -> (B, rows, columns) float32, along the way that probabilities take."""
+        return self._restore(tf.convert_to_tensor(maps, tf.float32)[..., None], rows_columns=(rows, columns)).numpy()[
+            ..., 0
+        ]
+
+    def _make_visualizer(self):
+        if self.method == "scorecam":
+            from tf_keras_vis.scorecam import Scorecam
+
+            self._mean = _RegionMean(self.config.image_size)
+            model = keras.Model(self.model.inputs, self._mean(self.model.outputs[0]))
+            return Scorecam(model)
+        if self.method == "gradcam++":
+            from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus as Visualizer
+        elif self.method == "layercam":
+            from tf_keras_vis.layercam import Layercam as Visualizer
+        else:
+            from tf_keras_vis.gradcam import Gradcam as Visualizer
+        return Visualizer(self.model)
+
+    def _maps(self, channels: tf.Tensor, weights: tf.Tensor, label: int) -> np.ndarray:
+        options = {
+            "penultimate_layer": self.layer,
+            "seek_penultimate_conv_layer": False,
+            "expand_cam": False,
+            "normalize_cam": False,
+        }
+        if self.method == "scorecam":
+            return np.concatenate(
+                [self._score_cam(c, w, label, options) for c, w in zip(channels, weights, strict=True)]
+            )
+
+        def score(logits):
+            total = tf.reduce_sum(logits[..., label] * weights[..., 0], axis=(1, 2))
+            # Grad-CAM++ takes the score's exponential, which overflows; only the gradient matters.
+            return total - tf.stop_gradient(total) if self.method == "gradcam++" else total
+
+        return np.asarray(self._visualizer(score, channels, **options))
+
+    def _score_cam(self, channels: tf.Tensor, weights: tf.Tensor, label: int, options: dict) -> np.ndarray:
+        self._mean.weights_map.assign(weights[None])
+        most = self.model.get_layer(self.layer).output.shape[-1]
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras's predict prints a bar
+            maps = self._visualizer(
+                lambda shares: shares[:, label], channels[None], max_N=min(_SCORECAM_CHANNELS, most), **options
+            )
+        return np.asarray(maps)
+
+
+class _RegionMean(keras.layers.Layer):
+    """Mean logits of each class over a region that is set between calls: (1, S, S, K) -> (1, K)."""
+
+    def __init__(self, size: int):
+        super().__init__(name="region_mean", trainable=False)
+        self.weights_map = self.add_weight(shape=(1, size, size, 1), initializer="ones", trainable=False)
+
+    def call(self, logits):
+        return tf.reduce_sum(logits * self.weights_map, (1, 2)) / tf.maximum(tf.reduce_sum(self.weights_map), 1e-6)
+
+
+def resolve_layer(model: keras.Model, layer: str) -> str:
+    """Name of the layer that "bottleneck", "decoder0" to "decoder4" or a layer's own name means.
+
+    Raises:
+        ConfigError: if the network has no such layer.
+
+    Example:
+        >>> from liverseg_tf.models.unet import build_unet
+        >>> resolve_layer(build_unet(32, "resnet18"), "bottleneck")
+        'relu1'
+    """
+    names = {one.name for one in model.layers}
+    if layer == "bottleneck" and "decoder_stage0_upsampling" in names:
+        # what the decoder starts from, whatever the encoder calls it
+        return model.get_layer("decoder_stage0_upsampling").input._keras_history.operation.name
+    if layer in LAYERS and f"decoder_stage{layer[-1]}b_relu" in names:
+        return f"decoder_stage{layer[-1]}b_relu"
+    if layer in names and len(model.get_layer(layer).output.shape) == 4:
+        return layer
+    raise ConfigError(
+        f"explanation layer: expected one of {', '.join(LAYERS)}, or the name of a layer of {model.name} that gives "
+        f"pictures. Received: {layer!r}"
+    )

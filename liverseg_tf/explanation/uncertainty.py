@@ -1,0 +1,255 @@
+"""Uncertainty by test-time variation: a volume, a little moved and a little denser, segmented again and again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import tensorflow as tf
+from scipy import stats
+
+from liverseg_tf.config import Config
+from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.files import atomic_write
+from liverseg_tf.inference.predictor import Prediction, Predictor, check_output, describe
+from liverseg_tf.labels import BACKGROUND, TUMOUR
+
+_AIR_HU = -1024.0
+_PIXELS_A_BATCH = 8 * 512 * 512
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Variations(Config):
+    """How far a volume is varied. No flips: the network never saw one.
+
+    Each amount is the largest; a variation draws from [-amount, amount], the same for all slices of a volume.
+
+    Attributes:
+        count: variations, the unchanged volume among them; at least 3.
+        shift_mm: along rows and columns each.
+        rotation_degrees: in plane.
+        scale: magnification, as a fraction.
+        hu_shift: added to all HU.
+        hu_scale: HU scaled by 1 plus this.
+        seed: decides them.
+
+    Raises:
+        ConfigError: for too few variations or a negative amount.
+    """
+
+    count: int = 8
+    shift_mm: float = 5.0
+    rotation_degrees: float = 6.0
+    scale: float = 0.06
+    hu_shift: float = 10.0
+    hu_scale: float = 0.04
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.count < 3:
+            raise ConfigError(f"variations: expected at least 3. Received: {self.count}")
+        amounts = (self.shift_mm, self.rotation_degrees, self.scale, self.hu_shift, self.hu_scale)
+        if min(amounts) < 0 or self.scale >= 0.5:
+            raise ConfigError(f"variations: expected amounts of at least 0 and a scale below 0.5. Received: {self}")
+
+    def draw(self) -> np.ndarray:
+        """(count, 6) float64: row shift (mm), column shift (mm), rotation (radians), log scale, HU shift, HU factor."""
+        amounts = [self.shift_mm] * 2 + [math.radians(self.rotation_degrees), math.log1p(self.scale)]
+        drawn = np.random.default_rng(self.seed).uniform(-1, 1, (self.count, 6))
+        drawn *= [*amounts, self.hu_shift, self.hu_scale]
+        drawn[0] = 0
+        drawn[:, 5] += 1
+        return drawn
+
+
+@dataclass(eq=False)
+class Uncertainty:
+    """How sure a segmentation is.
+
+    Attributes:
+        volume: the CT.
+        entropy: (rows, columns, slices) uint8, 255 times the entropy of the mean probabilities over its largest
+            possible value: 0 is sure, 255 all classes alike.
+        liver_volumes_ml, tumour_volumes_ml: (variations,) float64, the unchanged volume first; liver with tumours.
+        variations: what was varied.
+    """
+
+    volume: CTVolume
+    entropy: np.ndarray
+    liver_volumes_ml: np.ndarray
+    tumour_volumes_ml: np.ndarray
+    variations: Variations
+
+    @property
+    def liver_interval_ml(self) -> tuple[float, float]:
+        """95 % prediction interval of the liver's volume over the variations."""
+        return prediction_interval(self.liver_volumes_ml)
+
+    @property
+    def tumour_interval_ml(self) -> tuple[float, float]:
+        """95 % prediction interval of the tumours' volume over the variations."""
+        return prediction_interval(self.tumour_volumes_ml)
+
+    @property
+    def image(self) -> nib.Nifti1Image:
+        """The entropy as a nibabel image in the input's grid: uint8, scaled to 0..1 by its header."""
+        image = describe(self.volume.image_like(self.entropy))
+        image.header.set_slope_inter(1 / 255, 0)
+        return image
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able figures."""
+        return {
+            "variations": self.variations.to_dict(),
+            "coverage": COVERAGE,
+            "liver_interval_ml": list(self.liver_interval_ml),
+            "tumour_interval_ml": list(self.tumour_interval_ml),
+            "liver_volumes_ml": self.liver_volumes_ml.tolist(),
+            "tumour_volumes_ml": self.tumour_volumes_ml.tolist(),
+        }
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the entropy as .nii or .nii.gz, whole or not at all.
+
+        Raises:
+            OutputError: if it must not or can't be written.
+        """
+        check_output(path, [self.volume.path] if self.volume.path else [], overwrite)
+        with atomic_write(path) as temporary:
+            nib.save(self.image, temporary)
+
+
+def measure_uncertainty(
+    source: Any,
+    model: Any = None,
+    variations: Variations | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Uncertainty:
+    """Segment a volume under small shifts, rotations, scales and HU changes, and see what changes.
+
+    Each variation's probabilities are moved back before they are averaged (Wang et al. 2019, arXiv 1807.07356). The
+    network alone is looked at, without 3-D clean-up.
+
+    Args:
+        source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction`.
+        model: as `Predictor` takes it, or a `Predictor`.
+        variations: how far to vary; by default `Variations()`.
+        progress: called with the number of slices done and their total.
+
+    Returns:
+        The `Uncertainty`. Its intervals tell how far the result depends on what should not matter; errors that all
+        variations share are not in them, so they are no confidence intervals of the true volume (on 20 phantoms they
+        held it in 5, measured with a network trained on CT). Entropy was three times as high where labels were wrong.
+
+    Raises:
+        LiverSegError: for a volume or model that can't be used.
+
+    Example:
+        >>> measure_uncertainty("volume-7.nii.gz", "run/").liver_interval_ml  # doctest: +SKIP
+        (1512.3, 1588.9)
+    """
+    predictor = model if isinstance(model, Predictor) else Predictor(model)
+    volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
+    variations = variations or Variations()
+    drawn = variations.draw()
+    rows, columns, slices = volume.shape
+    there = np.stack([_pixel_matrix(d, volume) for d in drawn])
+    back = np.linalg.inv(there)
+    entropy = np.zeros(volume.shape, np.uint8)
+    counts = np.zeros((2, len(drawn)), np.int64)
+    batch = max(1, _PIXELS_A_BATCH // (rows * columns))
+    for first in range(0, slices, batch):
+        last = min(first + batch, slices)
+        hu = volume.slices(first, last)
+        total = 0.0
+        for i, parameters in enumerate(drawn):
+            varied = hu * np.float32(parameters[5]) + np.float32(parameters[4])
+            if i:
+                varied = _warp(varied[..., None], there[i], _AIR_HU)[..., 0]
+            found = sum(runtime.probabilities(varied) for runtime in predictor.runtimes) / len(predictor.runtimes)
+            if i:
+                found = _warp(found, back[i], 0.0)
+                found[..., BACKGROUND] += 1 - found.sum(axis=-1)  # what was moved out of the picture
+            labels = found.argmax(axis=-1)
+            counts[:, i] += np.count_nonzero(labels != BACKGROUND), np.count_nonzero(labels == TUMOUR)
+            total = total + found
+        entropy[..., first:last] = np.moveaxis(_entropy(total / len(drawn)), 0, 2)
+        if progress is not None:
+            progress(last, slices)
+    volumes = counts * float(np.prod(volume.spacing_mm)) / 1000
+    return Uncertainty(volume, entropy, volumes[0], volumes[1], variations)
+
+
+def prediction_interval(values: Sequence[float], coverage: float = COVERAGE) -> tuple[float, float]:
+    """Where a further value would lie, if values are normally distributed; never below 0.
+
+    Args:
+        values: at least 2.
+        coverage: probability that it lies there, above 0 and below 1.
+
+    Example:
+        >>> low, high = prediction_interval([10.0, 10.0, 10.0])
+        >>> low, high
+        (10.0, 10.0)
+    """
+    values = np.asarray(values, np.float64)
+    reach = stats.t.ppf((1 + coverage) / 2, len(values) - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / len(values))
+    return max(0.0, float(values.mean() - reach)), float(values.mean() + reach)
+
+
+def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 15) -> float:
+    """Mean gap between how sure a network is and how often it is right (Guo et al. 2017).
+
+    Args:
+        probabilities: (N, classes) float, sum 1.
+        truth: (N,) class indices.
+        bins: equal bins of the highest probability.
+
+    Returns:
+        0 (calibrated) to 1.
+
+    Example:
+        >>> expected_calibration_error(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]))
+        0.5
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(index, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(truth))
+
+
+def _pixel_matrix(parameters: np.ndarray, volume: CTVolume) -> np.ndarray:
+    """(3, 3) from (column, row, 1) of the varied slice to that of the slice itself, about its center."""
+    row_mm, column_mm, angle, log_scale = parameters[:4]
+    cosine, sine = math.exp(log_scale) * math.cos(angle), math.exp(log_scale) * math.sin(angle)
+    in_mm = np.array([[cosine, -sine, column_mm], [sine, cosine, row_mm], [0, 0, 1]])
+    spacing, size = volume.spacing_mm, volume.shape
+    to_mm = np.diag([spacing[1], spacing[0], 1.0])
+    to_mm[:2, 2] = -(size[1] - 1) / 2 * spacing[1], -(size[0] - 1) / 2 * spacing[0]
+    return np.linalg.inv(to_mm) @ in_mm @ to_mm
+
+
+def _warp(images: np.ndarray, matrix: np.ndarray, fill: float) -> np.ndarray:
+    """(B, rows, columns, C) float32, bilinear, `fill` outside."""
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.convert_to_tensor(images, tf.float32),
+        transforms=tf.constant(matrix.ravel()[None, :8] / matrix[2, 2], tf.float32),
+        output_shape=tf.constant(images.shape[1:3]),
+        fill_value=fill,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    ).numpy()
+
+
+def _entropy(probabilities: np.ndarray) -> np.ndarray:
+    """(..., classes) float -> (...) uint8, 255 at the largest entropy there is."""
+    p = np.clip(probabilities, 1e-12, 1)
+    return np.rint(255 * -(p * np.log(p)).sum(axis=-1) / math.log(p.shape[-1])).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,74 @@
+"""Model cards: what an artefact is, what it is for, where it comes from."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from liverseg_tf.config import ModelConfig
+
+_PACKAGES = ("liverseg_tf", "tensorflow", "keras", "segmentation-models", "numpy")
+
+
+def model_card(
+    model: keras.Model, config: ModelConfig, format: str, precision: str, source: Path | None = None
+) -> dict[str, Any]:
+    """Describe an exported model.
+
+    Args:
+        model: the network.
+        config: what it expects.
+        format: `"savedmodel"` or `"tflite"`.
+        precision: of weights and activations.
+        source: the file or folder it was loaded from; a `model_card.md` beside it is taken over.
+
+    Returns:
+        What JSON can hold; nothing that names a person or a folder of this machine.
+    """
+    card = {
+        "name": f"{model.name}, {precision}, {format}",
+        "intended_use": "Research and teaching: outlines liver and liver tumours in portal-venous CT of adults. "
+        "Not a medical device; not for diagnosis or treatment.",
+        "input": "axial CT slices in Hounsfield units, row 0 anterior, column 0 the patient's right",
+        "output": [{"index": i, "class": name} for i, name in enumerate(config.class_names)],
+        "format": format,
+        "precision": precision,
+        "weights_sha256": weights_sha256(model),
+        "parameters": int(model.count_params()),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }
+    markdown = _markdown_beside(source)
+    return card | ({"model_card.md": markdown} if markdown else {})
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """SHA-256 over a model's weights: the same for all artefacts of one training."""
+    digest = hashlib.sha256()
+    for values in model.get_weights():
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _markdown_beside(source: Path | None) -> str | None:
+    if source is None:
+        return None
+    path = (source if source.is_dir() else source.parent) / "model_card.md"
+    return path.read_text("utf-8", errors="replace") if path.is_file() else None
+
+
+def _versions() -> dict[str, str]:
+    from liverseg_tf import __version__
+
+    found = {"liverseg_tf": __version__}
+    for package in _PACKAGES[1:]:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,368 @@
+"""A client for TensorFlow Serving that looks like any other runtime."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from liverseg_tf.config import ModelConfig
+from liverseg_tf.errors import ConfigError, ServerError, require
+
+DEFAULT_MODEL = "liverseg"
+# What gRPC clients accept in one reply unless told otherwise; a little is left for names and shapes.
+REPLY_BYTES = 4 * 1024**2 - 4096
+# The largest batch of the example's batching configuration.
+SLICES_A_REQUEST = 8
+PNG_OFFSET = 32768
+# A single slice of probabilities may be larger than REPLY_BYTES; no more than this is accepted.
+_LARGEST_REPLY_BYTES = 256 * 1024**2
+_FIRST_WAIT_S = 0.25
+
+
+class ServingClient:
+    """Runs slices on a TensorFlow Serving server; a `Runtime`, so `Predictor(ServingClient(...))` segments volumes.
+
+    Slices go in requests whose replies stay below gRPC's 4 MB, several at a time. A request is tried again only where
+    the server can't have refused it for good: it is not reachable, or says that it is busy (gRPC UNAVAILABLE; HTTP
+    429, 502, 503). Any failure ends the whole call; there is no part of a result.
+
+    Args:
+        url: `grpc://host:8500`, `grpcs://`, `http://host:8501` or `https://`; behind it, if not the default,
+            `/<model>`, and `/versions/<number>` or `/labels/<label>` for one that is not the newest.
+        timeout_s: seconds to wait for the reply to one try of a request.
+        retries: how often a request is tried again, after 0.25, 0.5, 1, ... seconds.
+        in_flight: requests at a time.
+        compact: send whole HU as PNG and take labels as PNG; by default for HTTP alone, where the other way is a list
+            of decimal numbers. Fractions of HU and probabilities always go the other way.
+
+    Raises:
+        ConfigError: for a URL that is none of these, or options out of range.
+        MissingDependencyError: for gRPC without the package `tensorflow-serving-api`.
+
+    Example:
+        >>> client = ServingClient("grpc://localhost:8500/liverseg")  # doctest: +SKIP
+        >>> Predictor(client).predict("volume-7.nii.gz").save("segmentation-7.nii.gz")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 60.0,
+        retries: int = 3,
+        in_flight: int = 4,
+        compact: bool | None = None,
+    ):
+        if timeout_s <= 0 or retries < 0 or in_flight < 1:
+            raise ConfigError(
+                "a client needs timeout_s above 0, retries of at least 0 and in_flight of at least 1. "
+                f"Received: {timeout_s}, {retries}, {in_flight}"
+            )
+        scheme, address, model, version = _parse_url(url)
+        self.url, self.retries, self.in_flight = url, retries, in_flight
+        self.compact = scheme in ("http", "https") if compact is None else compact
+        self.slices_at_once = SLICES_A_REQUEST * in_flight
+        if scheme in ("grpc", "grpcs"):
+            self._transport: _Transport = _Grpc(url, address, scheme == "grpcs", model, version, timeout_s)
+        else:
+            self._transport = _Rest(url, f"{scheme}://{address}", model, version, timeout_s)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's configuration, asked from the server once."""
+        (text,) = self._call("describe", {"name": np.array([b""], object)}, "json", threading.Event())
+        try:
+            return ModelConfig.from_json(text.decode("utf-8"), self.url)
+        except Exception as error:
+            raise ServerError(f"{self.url}: serves something else than a model of this library ({error})") from None
+
+    def labels(self, hu: np.ndarray) -> np.ndarray:
+        """(B, H, W) HU -> (B, H, W) uint8 class indices.
+
+        Raises:
+            ServerError: if the server can't be reached, refuses, is too slow, or answers something else.
+        """
+        hu = np.asarray(hu, np.float32)
+        slices = min(SLICES_A_REQUEST, max(1, REPLY_BYTES // _pixels(hu)))
+        if self.compact and _is_int16(hu):
+            return self._run(hu, slices, self._labels_by_png)
+        return self._run(hu, slices, self._labels_by_array)
+
+    def probabilities(self, hu: np.ndarray) -> np.ndarray:
+        """(B, H, W) HU -> (B, H, W, classes) float32.
+
+        Raises:
+            ServerError: as `labels`.
+        """
+        hu = np.asarray(hu, np.float32)
+        bytes_a_slice = _pixels(hu) * len(self.config.class_names) * 4
+        slices = min(SLICES_A_REQUEST, max(1, REPLY_BYTES // bytes_a_slice))
+        return self._run(hu, slices, self._probabilities)
+
+    def _run(self, hu: np.ndarray, slices: int, request: Callable) -> np.ndarray:
+        parts = [hu[i : i + slices] for i in range(0, len(hu), slices)]
+        stop = threading.Event()  # one failed request ends the waiting of the others
+        failures: list[ServerError] = []
+
+        def guarded(part):
+            try:
+                return request(part, stop)
+            except ServerError as error:
+                failures.append(error)
+                stop.set()
+
+        with ThreadPoolExecutor(self.in_flight) as pool:
+            try:
+                results = list(pool.map(guarded, parts))
+            finally:
+                stop.set()
+        if failures:
+            raise failures[0]
+        return np.concatenate(results)
+
+    def _labels_by_array(self, hu, stop):
+        labels = self._call("serving_default", {"hu": hu}, "labels", stop)
+        return self._checked(np.asarray(labels), hu.shape, np.uint8)
+
+    def _labels_by_png(self, hu, stop):
+        import tensorflow as tf
+
+        replies = self._call("compact", {"png": _png(hu)}, "labels_bytes", stop)
+        try:
+            labels = np.stack([tf.io.decode_png(reply, channels=1).numpy()[..., 0] for reply in replies])
+        except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
+            raise ServerError(
+                f"{self.url}: expected labels as PNG, got something else ({_first_line(error)})"
+            ) from None
+        return self._checked(labels, hu.shape, np.uint8)
+
+    def _probabilities(self, hu, stop):
+        values = self._call("probabilities", {"hu": hu}, "probabilities", stop)
+        return self._checked(np.asarray(values), (*hu.shape, len(self.config.class_names)), np.float32)
+
+    def _checked(self, values: np.ndarray, shape: tuple[int, ...], dtype) -> np.ndarray:
+        if values.shape != shape:
+            raise ServerError(f"{self.url}: expected an answer of shape {shape}, got {values.shape}")
+        if dtype == np.uint8 and values.size and not 0 <= values.min() <= values.max() < len(self.config.class_names):
+            raise ServerError(
+                f"{self.url}: expected class indices below {len(self.config.class_names)}, got up to {values.max()}"
+            )
+        if dtype == np.float32 and not np.isfinite(values).all():
+            raise ServerError(f"{self.url}: expected probabilities, got NaN or infinity")
+        return values.astype(dtype)
+
+    def _call(self, signature: str, inputs: dict[str, np.ndarray], output: str, stop: threading.Event) -> Any:
+        """One request, tried again where that may help."""
+        wait_s = _FIRST_WAIT_S
+        for attempt in range(self.retries + 1):
+            if stop.is_set():
+                raise ServerError(f"{self.url}: stopped because another request failed")
+            try:
+                return self._transport.predict(signature, inputs, output)
+            except _BusyError as error:
+                if attempt == self.retries:
+                    tries = f" in {attempt + 1} tries" if attempt else ""
+                    raise ServerError(
+                        f"{self.url}: {error}{tries}; is the server running, and this its address?"
+                    ) from None
+                # a little chance, so that many clients don't come back at the same moment
+                stop.wait(wait_s * random.uniform(0.75, 1.25))
+                wait_s *= 2
+        raise AssertionError("unreachable")
+
+
+class _BusyError(Exception):
+    """The server is not there or not free at the moment: worth another try."""
+
+
+class _Transport(Protocol):
+    def predict(self, signature: str, inputs: dict[str, np.ndarray], output: str) -> Any:
+        """One try: an array, or a list of bytes. Raises `_BusyError`, or `ServerError` where no further try helps."""
+
+
+class _Grpc:
+    def __init__(
+        self, url: str, address: str, secure: bool, model: str, version: tuple[str, str] | None, timeout_s: float
+    ):
+        grpc = require("grpc", "serving", "a grpc:// server")
+        apis = require("tensorflow_serving.apis.prediction_service_pb2_grpc", "serving", "a grpc:// server")
+        options = [("grpc.max_receive_message_length", _LARGEST_REPLY_BYTES), ("grpc.max_send_message_length", -1)]
+        if secure:
+            channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), options)
+        else:
+            channel = grpc.insecure_channel(address, options)
+        self._stub = apis.PredictionServiceStub(channel)
+        self._url, self._model, self._version, self._timeout_s = url, model, version, timeout_s
+
+    def predict(self, signature, inputs, output):
+        import grpc
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2
+
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = self._model, signature
+        if self._version and self._version[0] == "versions":
+            request.model_spec.version.value = int(self._version[1])
+        elif self._version:
+            request.model_spec.version_label = self._version[1]
+        for name, values in inputs.items():
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(values.tolist() if values.dtype == object else values))
+        request.output_filter.append(output)
+        try:
+            reply = self._stub.Predict(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            code, details = error.code(), _first_line(error.details())
+            if code == grpc.StatusCode.UNAVAILABLE:
+                raise _BusyError(f"the server can't be reached or is busy ({details})") from None
+            if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise ServerError(_too_slow(self._url, self._timeout_s)) from None
+            raise ServerError(f"{self._url}: the server refused: {code.name}: {details}") from None
+        try:
+            values = tf.make_ndarray(reply.outputs[output])
+        except (TypeError, ValueError) as error:
+            raise ServerError(f"{self._url}: expected the output {output!r}, got something else ({error})") from None
+        return values.tolist() if values.dtype == object else values
+
+
+class _Rest:
+    def __init__(self, url: str, base: str, model: str, version: tuple[str, str] | None, timeout_s: float):
+        middle = "".join(f"/{part}" for part in version or ())
+        self._endpoint = f"{base}/v1/models/{model}{middle}:predict"
+        self._url, self._timeout_s = url, timeout_s
+
+    def predict(self, signature, inputs, output):
+        body = {"signature_name": signature, "inputs": {name: _to_json(values) for name, values in inputs.items()}}
+        request = urllib.request.Request(
+            self._endpoint, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            content = self._read(request)
+        except urllib.error.HTTPError as error:
+            with error:
+                details = _error_text(error)
+            if error.code in (429, 502, 503):
+                raise _BusyError(f"the server is busy (HTTP {error.code}: {details})") from None
+            raise ServerError(f"{self._url}: the server refused: HTTP {error.code}: {details}") from None
+        except TimeoutError:
+            raise ServerError(_too_slow(self._url, self._timeout_s)) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            if isinstance(reason, TimeoutError):
+                raise ServerError(_too_slow(self._url, self._timeout_s)) from None
+            raise _BusyError(f"the server can't be reached or broke off ({_first_line(reason)})") from None
+        try:
+            # with a single output TensorFlow Serving leaves out its name
+            values = json.loads(content)["outputs"]
+            values = values[output] if isinstance(values, dict) else values
+            return _from_json(values, output)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerError(
+                f"{self._url}: expected the output {output!r} as JSON, got something else ({_first_line(error)})"
+            ) from None
+
+    def _read(self, request) -> bytes:
+        """The reply's body, whole, within the time-out: a socket's own time-out begins anew with every byte."""
+        deadline = time.monotonic() + self._timeout_s
+        content = bytearray()
+        with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:
+            while block := reply.read1(1 << 20):
+                content += block
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                if len(content) > _LARGEST_REPLY_BYTES:
+                    raise ServerError(f"{self._url}: the reply is larger than {_LARGEST_REPLY_BYTES >> 20} MiB")
+            if reply.length:  # bytes that were announced and never came
+                raise http.client.IncompleteRead(bytes(content[:0]), reply.length)
+        return bytes(content)
+
+
+def _parse_url(url: str) -> tuple[str, str, str, tuple[str, str] | None]:
+    """Scheme, host:port, model, and ("versions" | "labels", which) or None."""
+    expected = "expected grpc://host:port or http://host:port, with /<model> behind it where it is not /liverseg"
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme not in ("grpc", "grpcs", "http", "https") or not parts.hostname or port is None:
+        raise ConfigError(f"server: {expected}. Received: {url!r}")
+    names = [name for name in parts.path.split("/") if name]
+    if names[:2] == ["v1", "models"]:
+        names = names[2:]
+    model, version = (names or [DEFAULT_MODEL])[0], tuple(names[1:]) or None
+    if version and (
+        len(version) != 2
+        or version[0] not in ("versions", "labels")
+        or (version[0] == "versions" and not version[1].isdecimal())
+    ):
+        raise ConfigError(
+            f"server: {expected}, and /versions/<number> or /labels/<label> behind that. Received: {url!r}"
+        )
+    return parts.scheme, parts.netloc, model, version
+
+
+def _pixels(hu: np.ndarray) -> int:
+    if hu.ndim != 3:
+        raise ConfigError(f"expected HU of shape (slices, rows, columns). Received: {hu.shape}")
+    return max(1, hu.shape[1] * hu.shape[2])
+
+
+def _is_int16(hu: np.ndarray) -> bool:
+    low, high = -PNG_OFFSET, PNG_OFFSET - 1
+    return bool(hu.size) and bool(((hu >= low) & (hu <= high) & (np.floor(hu) == hu)).all())
+
+
+def _png(hu: np.ndarray) -> np.ndarray:
+    """(B, H, W) whole HU of int16's range -> (B,) objects, each the bytes of a 16-bit PNG."""
+    import tensorflow as tf
+
+    shifted = (hu + PNG_OFFSET).astype(np.uint16)[..., None]
+    return np.array([tf.io.encode_png(image, compression=1).numpy() for image in shifted], object)
+
+
+def _to_json(values: np.ndarray) -> list:
+    if values.dtype == object:
+        return [{"b64": base64.b64encode(value).decode("ascii")} for value in values]
+    return values.tolist()
+
+
+def _from_json(values: Any, output: str) -> Any:
+    if not isinstance(values, list):
+        raise TypeError(f"{type(values).__name__} for {output}")
+    if values and isinstance(values[0], dict):
+        return [base64.b64decode(value["b64"], validate=True) for value in values]
+    if values and isinstance(values[0], str):
+        return [value.encode("utf-8") for value in values]
+    return np.asarray(values)
+
+
+def _error_text(error: urllib.error.HTTPError) -> str:
+    try:
+        text = error.read(4096).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        return error.reason
+    try:
+        return _first_line(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        return _first_line(text or error.reason)
+
+
+def _too_slow(url: str, timeout_s: float) -> str:
+    return f"{url}: no reply within {timeout_s:g} s; allow more time, or send less at a time"
+
+
+def _first_line(text: Any) -> str:
+    return (str(text).strip().splitlines() or [type(text).__name__])[0][:200]

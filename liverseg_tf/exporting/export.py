@@ -1,0 +1,189 @@
+"""`export`: a trained model as a SavedModel or a TFLite file."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from liverseg_tf.config import ModelConfig
+from liverseg_tf.data.cases import Case
+from liverseg_tf.errors import ConfigError, LiverSegError, ModelError, OutputError
+from liverseg_tf.exporting.card import model_card, weights_sha256
+from liverseg_tf.exporting.parity import REFERENCE, Parity, check_parity, megabytes
+from liverseg_tf.exporting.samples import samples
+from liverseg_tf.exporting.savedmodel import has_warmup_requests, write_savedmodel
+from liverseg_tf.exporting.tflite import DESCRIPTION, PRECISIONS, check_builtin_only, convert
+from liverseg_tf.files import atomic_write, write_text
+from liverseg_tf.inference.manifest import SAVEDMODEL_MANIFEST, Manifest, sha256_of
+from liverseg_tf.inference.slice_function import SliceFunction
+from liverseg_tf.models.saving import load_model, save_model
+
+FORMATS = ("savedmodel", "tflite")
+CALIBRATION_SLICES = 128
+_PHANTOM_SHAPE = (256, 256, 32)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote.
+
+    Attributes:
+        path: folder of the SavedModel's version, or the `.tflite` file.
+        manifest: JSON with the configuration and the model card.
+        megabytes: size of the artefact.
+        warmup: whether a SavedModel has warm-up requests for TensorFlow Serving; None for TFLite.
+        parity: comparison with the Keras model, if asked for.
+    """
+
+    path: Path
+    manifest: Path
+    megabytes: float
+    warmup: bool | None = None
+    parity: Parity | None = None
+
+
+def export(
+    model: str | Path | keras.Model,
+    output: str | Path,
+    format: str = "savedmodel",
+    precision: str = "float32",
+    calibration: str | Path | Sequence[Case] | None = None,
+    check: bool | str | Path | Sequence[Case] = False,
+    progress: Callable[[str], None] | None = None,
+) -> Exported:
+    """Turn a trained model into an artefact that takes raw HU and gives labels.
+
+    Args:
+        model: a run folder, a `.keras` file, or a Keras model of this library.
+        output: a folder. A SavedModel becomes its next version, `<output>/<number>/`, so the folder's name is the
+            model's for TensorFlow Serving; a TFLite file becomes `<output>/<folder's name>-<precision>.tflite` with a
+            `.json` beside it, or `output` itself if it ends in `.tflite`.
+        format: `"savedmodel"` or `"tflite"`.
+        precision: `"float32"`; `"float16"` halves the weights on disk; `"int8"`, for TFLite, the whole network.
+        calibration: for int8: a folder of cases, or cases, that hold tumours; phantoms by default.
+        check: compare with the Keras model, and with all artefacts of the same weights in the output folder: True on
+            phantoms, or a folder of cases, or cases.
+        progress: called with the name of each step.
+
+    Raises:
+        ModelError: if the model can't be read or converted.
+        ConfigError: for an unknown format or precision, or one the format doesn't have.
+        OutputError: if it can't be written, or would overwrite a file of something else.
+
+    Example:
+        >>> export("run/", "serving/liverseg").path  # doctest: +SKIP
+        PosixPath('serving/liverseg/1')
+    """
+    say = progress or _log.info
+    _check_options(format, precision, calibration)
+    output = Path(output)
+    source = None if isinstance(model, keras.Model) else Path(model)
+    network = model if source is None else load_model(source)
+    config = getattr(network, "liverseg_config", None)
+    if config is None:
+        raise ModelError("the Keras model carries no configuration; load it with load_model")
+    network = _in_float32(network, config)
+    card = model_card(network, config, format, precision, source)
+    if format == "savedmodel":
+        if output.suffix in (".tflite", ".keras") or output.is_file():
+            raise OutputError(f"{output}: expected a folder to put a version of the SavedModel into")
+        say("writing the SavedModel")
+        path = write_savedmodel(network, config, output, card, precision)
+        exported = Exported(path, path / SAVEDMODEL_MANIFEST, megabytes(path), has_warmup_requests())
+    else:
+        path = output if output.suffix == ".tflite" else output / f"{output.resolve().name}-{precision}.tflite"
+        _refuse_foreign(path)
+        say(f"converting to TFLite {precision}")
+        slices = _calibration_slices(network, config, calibration) if precision == "int8" else None
+        content = convert(network, config, precision, slices)
+        check_builtin_only(content)
+        manifest = _write_tflite(path, content, config, card)
+        exported = Exported(path, manifest, megabytes(path))
+    if check is False or check is None:
+        return exported
+    say("comparing with the Keras model")
+    parity = _compare(network, config, path.parent, None if check is True else check)
+    return Exported(exported.path, exported.manifest, exported.megabytes, exported.warmup, parity)
+
+
+def _check_options(format: str, precision: str, calibration) -> None:
+    if format not in FORMATS:
+        raise ConfigError(f"format: expected one of {', '.join(FORMATS)}. Received: {format!r}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
+    if format == "savedmodel" and precision == "int8":
+        raise ConfigError("a SavedModel is stored in float32 or float16; int8 is for format 'tflite'")
+    if calibration is not None and precision != "int8":
+        raise ConfigError(f"calibration is for precision 'int8' alone. Received: {precision!r}")
+
+
+def _in_float32(model: keras.Model, config: ModelConfig) -> keras.Model:
+    """The same network computing in float32, where it was trained in mixed precision."""
+    if all(layer.compute_dtype == "float32" for layer in model.layers):
+        return model
+    from liverseg_tf.models.saving import build_model
+
+    plain = build_model(config)
+    plain.set_weights(model.get_weights())
+    return plain
+
+
+def _calibration_slices(model: keras.Model, config: ModelConfig, source) -> list[np.ndarray]:
+    function = SliceFunction(model, config)
+    drawn = samples(source, CALIBRATION_SLICES, config.hu_range, _PHANTOM_SHAPE)
+    return list(itertools.chain.from_iterable(function.network_input(sample.hu).numpy() for sample in drawn))
+
+
+def _write_tflite(path: Path, content: bytes, config: ModelConfig, card: dict) -> Path:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+        sha256 = sha256_of(temporary)
+    manifest = path.with_suffix(".json")
+    write_text(manifest, Manifest(config, card, {path.name: sha256}).to_json())
+    return manifest
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse to replace what this library didn't write."""
+    if path.is_dir():
+        raise OutputError(f"{path}: expected a file to write, got a folder")
+    manifest = path.with_suffix(".json")
+    if path.exists() or manifest.exists():
+        try:
+            known = path.name in Manifest.load(manifest).sha256
+        except ModelError:
+            # an export that was killed between its two files
+            known = not manifest.exists() and DESCRIPTION in path.read_bytes()
+        if not known:
+            raise OutputError(f"{path} or {manifest.name} exists and is no earlier export; choose another output")
+
+
+def _compare(model: keras.Model, config: ModelConfig, folder: Path, cases) -> Parity:
+    with tempfile.TemporaryDirectory(prefix="liverseg-") as temporary:
+        reference = Path(temporary, "model.keras")
+        save_model(model, config, reference)
+        artefacts = {REFERENCE: reference, **dict(_artefacts_of(weights_sha256(model), folder))}
+        return check_parity(artefacts, config.class_names, config.hu_range, cases)
+
+
+def _artefacts_of(weights: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Name and path of the artefacts in a folder that have these weights; of SavedModels the newest version."""
+    numbered = [p for p in folder.iterdir() if p.name.isascii() and p.name.isdigit()]
+    places = [(p, p / SAVEDMODEL_MANIFEST) for p in sorted(numbered, key=lambda p: int(p.name), reverse=True)[:1]]
+    places += [(p, p.with_suffix(".json")) for p in sorted(folder.glob("*.tflite"))]
+    for path, manifest in places:
+        try:
+            card = Manifest.load(manifest).card
+        except LiverSegError:
+            continue
+        if card.get("weights_sha256") == weights:
+            yield f"{card.get('format')} {card.get('precision')}", path

@@ -1,0 +1,101 @@
+"""Slices to calibrate int8 on and to compare runtimes with."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from liverseg_tf.data.cases import Case, find_cases
+from liverseg_tf.data.volume import CTVolume, MaskVolume
+from liverseg_tf.errors import DataWarning
+from liverseg_tf.labels import LIVER, TUMOUR
+
+PHANTOMS = 10
+UNKNOWN = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some slices of one case.
+
+    Attributes:
+        hu: (N, rows, columns) float32.
+        labels: (N, rows, columns) uint8; `UNKNOWN` everywhere where the case has no mask.
+    """
+
+    hu: np.ndarray
+    labels: np.ndarray
+
+
+def samples(
+    source: str | Path | Sequence[Case] | None,
+    count: int,
+    hu_range: tuple[float, float] | None,
+    phantom_shape: tuple[int, int, int],
+) -> Iterator[Sample]:
+    """Draw about `count` slices over all cases: half of a case's share show its rarest class, the others are spread.
+
+    Args:
+        source: a folder of cases, cases, or None for phantoms.
+        count: slices altogether; at least one a case.
+        hu_range: HU to clip to, or None.
+        phantom_shape: (rows, columns, slices) of the phantoms.
+
+    Raises:
+        LiverSegError: for cases that can't be found or read.
+
+    Warns:
+        DataWarning: if no slice shows a tumour.
+    """
+    with tempfile.TemporaryDirectory(prefix="liverseg-") as folder:
+        if source is None:
+            from liverseg_tf.data.phantom import write_phantoms
+
+            write_phantoms(folder, PHANTOMS, seed=0, shape=phantom_shape)
+            source = folder
+        cases = find_cases(source) if isinstance(source, (str, Path)) else list(source)
+        shows_tumour = False
+        for case, share in zip(cases, _shares(count, len(cases)), strict=True):
+            if share == 0:
+                continue
+            volume = CTVolume.load(case.volume, hu_range=hu_range)
+            mask = MaskVolume.load(case.segmentation).labels if case.segmentation else None
+            chosen = _choose(mask, volume.shape[2], share)
+            hu = np.concatenate([volume.slices(i, i + 1) for i in chosen])
+            labels = np.full(hu.shape, UNKNOWN, np.uint8) if mask is None else np.moveaxis(mask[..., chosen], 2, 0)
+            shows_tumour |= bool((labels == TUMOUR).any())
+            yield Sample(hu, labels)
+        if not shows_tumour:
+            warnings.warn(
+                "none of the slices shows a tumour (label 2): take cases with tumours, or none to use phantoms",
+                DataWarning,
+                2,
+            )
+
+
+def _shares(count: int, cases: int) -> list[int]:
+    """`count` over the cases as evenly as it goes, the first ones getting what is left over."""
+    return [count // cases + (i < count % cases) for i in range(cases)]
+
+
+def _choose(mask: np.ndarray | None, slices: int, count: int) -> list[int]:
+    """Indices of about `count` slices: half with the rarest class that the mask has, the others evenly spread."""
+    rare: list[int] = []
+    if mask is not None:
+        for label in (TUMOUR, LIVER):
+            if (found := np.flatnonzero((mask == label).any((0, 1)))).size:
+                rare = _spread(found, (count + 1) // 2)
+                break
+    others = np.setdiff1d(np.arange(slices), rare)
+    return sorted(rare + _spread(others, count - len(rare)))
+
+
+def _spread(values: np.ndarray, count: int) -> list[int]:
+    """`count` of the values (or all, if there are fewer), at equal distances."""
+    count = min(count, len(values))
+    return values[np.linspace(0, len(values) - 1, count).round().astype(int)].tolist() if count else []

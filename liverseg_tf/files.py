@@ -1,0 +1,84 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from liverseg_tf.errors import OutputError
+
+_PARTIAL_NAME = re.compile(r"\.[0-9a-f]{8}\.partial\.")
+# Nobody writes to a file for so long without touching it.
+_ABANDONED_SECONDS = 3600
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write a file or a folder to; it takes `path`'s place on success.
+
+    The temporary name keeps the suffixes, because writers choose the format by them. On failure nothing is left.
+
+    Raises:
+        OutputError: if the folder can't be made or written, or the disk is full.
+
+    Example:
+        >>> with atomic_write("scores.json") as temporary:
+        ...     _ = temporary.write_text("{}")
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        yield temporary
+        if temporary.is_dir():
+            if path.is_dir():
+                old = path.with_name(f".{uuid.uuid4().hex[:8]}.old.{path.name}")
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, path)
+        else:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # else a crash can leave an empty file under the final name
+            os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: could not be written ({error.strerror or error}); check the folder's rights and free space"
+        ) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Tell whether a file is one that `atomic_write` is writing, or was when its process was killed."""
+    return bool(_PARTIAL_NAME.match(path.name))
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of earlier tries at `path`."""
+    for partial in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
+        if is_partial(partial) and time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all.
+
+    Raises:
+        OutputError: as `atomic_write`.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

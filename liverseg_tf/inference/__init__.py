@@ -1,0 +1,1 @@
+"""From slices of HU to masks of whole volumes."""

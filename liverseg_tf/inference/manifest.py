@@ -1,0 +1,95 @@
+"""The JSON that every exported artefact carries: configuration, model card, and its files' checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from liverseg_tf.config import ModelConfig
+from liverseg_tf.errors import ConfigError, ModelError
+
+# Where it lies inside a SavedModel. TensorFlow Serving leaves this folder alone.
+SAVEDMODEL_MANIFEST = Path("assets.extra", "liverseg_model.json")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artefact says about itself.
+
+    Attributes:
+        config: what the model expects.
+        card: model card: intended use, input, output, origin, versions.
+        sha256: the artefact's files, relative to its folder, and their SHA-256 in hexadecimal.
+    """
+
+    config: ModelConfig
+    card: dict[str, Any]
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """JSON text, for a file beside the artefact."""
+        content = {"config": self.config.to_dict(), "card": self.card, "sha256": self.sha256}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Read it.
+
+        Raises:
+            ModelError: if it is missing or something else.
+        """
+        try:
+            content = json.loads(Path(path).read_text("utf-8"))
+        except FileNotFoundError:
+            raise ModelError(
+                f"{path}: is missing; expected what `liverseg export` writes with every artefact; keep them together"
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{path}: expected the JSON of an exported model, it can't be read ({error})") from None
+        try:
+            config, card, sha256 = (content[key] for key in ("config", "card", "sha256"))
+            if not (isinstance(card, dict) and isinstance(sha256, dict) and sha256):
+                raise TypeError("card and sha256 are objects")
+            return cls(ModelConfig.from_dict(config, f"{path}: config"), card, sha256)
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{path}: expected config, card and sha256 of an exported model ({error})") from None
+        except ConfigError as error:
+            raise ModelError(str(error)) from None
+
+    def check_files(self, folder: str | Path) -> None:
+        """Check that the artefact's files are those that were exported.
+
+        Raises:
+            ModelError: naming the first that is missing, cut, or another.
+        """
+        for name, expected in self.sha256.items():
+            path = Path(folder) / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ModelError(f"{folder}: its JSON names a file outside the folder ({name!r}); that is no export")
+            if path.exists() and not path.is_file():
+                raise ModelError(f"{path}: expected a file; export the model again")
+            try:
+                got = sha256_of(path)
+            except OSError as error:
+                raise ModelError(f"{path}: can't be read ({error.strerror}); export the model again") from None
+            if got != expected:
+                raise ModelError(
+                    f"{path}: is not the file that was exported (SHA-256 {got[:12]}, expected {str(expected)[:12]}): "
+                    "cut or exchanged; copy or export it again"
+                )
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        OSError: if it can't be read.
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

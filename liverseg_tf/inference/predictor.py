@@ -1,0 +1,302 @@
+"""Masks of whole volumes."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import nibabel as nib
+import numpy as np
+
+from liverseg_tf.config import ModelConfig
+from liverseg_tf.data.nifti import is_nifti_name
+from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, OutputError
+from liverseg_tf.files import atomic_write
+from liverseg_tf.inference.postprocessing import PostProcessing
+from liverseg_tf.inference.runtimes import Runtime, open_runtime
+from liverseg_tf.labels import BACKGROUND
+from liverseg_tf.shipped import shipped_model
+
+if TYPE_CHECKING:
+    from liverseg_tf.evaluation.statistics import MaskStatistics
+
+# Slices of a batch hold about this many pixels together: enough to keep two cores busy, little memory.
+_PIXELS_A_BATCH = 4 * 512 * 512
+# Beyond this a single slice takes gigabytes.
+_MOST_PIXELS_A_SLICE = 4096 * 4096
+# Adult livers have 1000 ml and more; below this the model has hardly found one.
+SMALLEST_LIVER_ML = 200.0
+# Our results say so in their header, so that we never write over anything else.
+DESCRIPTION = "liverseg_tf"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(eq=False)
+class Prediction:
+    """A predicted mask.
+
+    Attributes:
+        volume: the CT it was made from.
+        canonical_labels: (rows A->P, columns R->L, slices I->S) uint8 class indices.
+        class_names: the classes' names by index.
+        probabilities: for each class but the background (rows, columns, slices) uint8, probability times 255; empty
+            unless asked for. Of the network, before post-processing.
+        seconds: time taken, reading included.
+    """
+
+    volume: CTVolume
+    canonical_labels: np.ndarray
+    class_names: tuple[str, ...]
+    probabilities: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def labels(self) -> np.ndarray:
+        """uint8 class indices in the input's own voxel grid, (x, y, z) as its file has them."""
+        return self.volume.geometry.to_file(self.canonical_labels)
+
+    @cached_property
+    def image(self) -> nib.Nifti1Image:
+        """The mask as a nibabel image with the input's grid, orientation, affine and header."""
+        return describe(self.volume.image_like(self.canonical_labels))
+
+    def statistics(self) -> MaskStatistics:
+        """Volumes in ml, lesions, burden; see `liverseg_tf.statistics`."""
+        from liverseg_tf.data.volume import MaskVolume
+        from liverseg_tf.evaluation.statistics import statistics
+
+        return statistics(MaskVolume(self.labels, self.volume.geometry), self.volume)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the mask as .nii or .nii.gz, whole or not at all.
+
+        Args:
+            path: replaced if it is an earlier result of this library.
+            overwrite: replace any other file too, but never the input.
+
+        Raises:
+            OutputError: if it must not or can't be written.
+        """
+        check_output(path, [self.volume.path] if self.volume.path else [], overwrite)
+        with atomic_write(path) as temporary:
+            nib.save(self.image, temporary)
+
+    def save_probabilities(self, path: str | Path, overwrite: bool = False) -> list[Path]:
+        """Write one NIfTI file a class beside `path`: `x.nii.gz` gives `x_liver.nii.gz` and `x_tumour.nii.gz`.
+
+        Values are stored as uint8 and scaled to 0..1 by the header.
+
+        Returns:
+            The files.
+        """
+        if not self.probabilities:
+            raise ConfigError("no probabilities were kept: predict with probabilities=True")
+        path = Path(path)
+        stem, suffix = (path.name[:-7], ".nii.gz") if path.name.endswith(".nii.gz") else (path.stem, path.suffix)
+        written = []
+        for name, values in self.probabilities.items():
+            target = path.with_name(f"{stem}_{name}{suffix}")
+            check_output(target, [self.volume.path] if self.volume.path else [], overwrite)
+            image = describe(self.volume.image_like(values))
+            image.header.set_slope_inter(1 / 255, 0)
+            with atomic_write(target) as temporary:
+                nib.save(image, temporary)
+            written.append(target)
+        return written
+
+
+class Predictor:
+    """Segments whole CT volumes.
+
+    Args:
+        model: a run folder, a `.keras` file, a SavedModel folder, a `.tflite` file, a Keras model of this library, a
+            `Runtime`, or a list of these, whose probabilities are averaged. By default the shipped model.
+        batch_size: slices at a time; by default as many as fit a fixed budget of pixels.
+        postprocessing: 3-D clean-up; None for none.
+        hu_range: HU to clip to; by default the model's.
+        max_bytes: most bytes that a volume may take; see `CTVolume.load`.
+
+    Raises:
+        ModelError: if there is no such model, or the models of a list differ in their classes.
+
+    Example:
+        >>> prediction = Predictor("run/").predict("volume-7.nii.gz")  # doctest: +SKIP
+        >>> prediction.save("segmentation-7.nii.gz")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str | Path | keras.Model | Runtime | Sequence | None = None,
+        *,
+        batch_size: int | None = None,
+        postprocessing: PostProcessing | None = PostProcessing(),  # noqa: B008 (frozen)
+        max_bytes: int | None = None,
+    ):
+        if model is None or model == "shipped":
+            model = shipped_model()
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch size: expected at least 1. Received: {batch_size}")
+        models = list(model) if isinstance(model, (list, tuple)) else _folds(model)
+        self.runtimes = [open_runtime(m) for m in models]
+        self.config: ModelConfig = self.runtimes[0].config
+        for runtime in self.runtimes[1:]:
+            if runtime.config.class_names != self.config.class_names:
+                raise ModelError(
+                    f"an ensemble needs models of the same classes: expected {self.config.class_names}, "
+                    f"got {runtime.config.class_names}"
+                )
+        self.batch_size, self.postprocessing, self.max_bytes = batch_size, postprocessing, max_bytes
+
+    def predict(
+        self,
+        source: str | Path | nib.spatialimages.SpatialImage | np.ndarray | CTVolume,
+        *,
+        spacing_mm: tuple[float, float, float] | None = None,
+        probabilities: bool = False,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Segment one volume.
+
+        Args:
+            source: a NIfTI file, a nibabel image, a `CTVolume`, or HU (rows A->P, columns R->L, slices I->S) with
+                `spacing_mm` (row, column, slice).
+            probabilities: keep each class's probabilities too.
+            progress: called with the number of slices done and their total.
+
+        Raises:
+            LiverSegError: for a volume that can't be used, as `CTVolume`.
+
+        Warns:
+            DataWarning: if less than 200 ml of liver is found.
+        """
+        start = time.perf_counter()
+        volume = self.read(source, spacing_mm)
+        rows, columns, slices = volume.shape
+        if rows * columns > _MOST_PIXELS_A_SLICE:
+            raise GeometryError(
+                f"{volume.name}: expected slices of at most {_MOST_PIXELS_A_SLICE} pixels, got {rows} x {columns}; "
+                "is this a CT?"
+            )
+        labels = np.zeros(volume.shape, np.uint8)
+        names = self.config.class_names
+        kept = {name: np.zeros(volume.shape, np.uint8) for name in names[1:]} if probabilities else {}
+        # a server works on several requests at a time, and gets enough slices for that
+        at_once = max(getattr(runtime, "slices_at_once", 1) for runtime in self.runtimes)
+        # small slices become as large as the network's input
+        pixels = max(rows * columns, *(runtime.config.image_size**2 for runtime in self.runtimes))
+        batch = self.batch_size or max(at_once, _PIXELS_A_BATCH // pixels)
+        for first in range(0, slices, batch):
+            last = min(first + batch, slices)
+            hu = volume.slices(first, last)
+            if probabilities or len(self.runtimes) > 1:
+                scores = sum(runtime.probabilities(hu) for runtime in self.runtimes) / len(self.runtimes)
+                found = scores.argmax(-1).astype(np.uint8)
+                for index, name in enumerate(names[1:], 1):
+                    if probabilities:
+                        kept[name][..., first:last] = np.moveaxis(np.rint(scores[..., index] * 255), 0, 2)
+            else:
+                found = self.runtimes[0].labels(hu)
+            labels[..., first:last] = np.moveaxis(found, 0, 2)
+            if progress is not None:
+                progress(last, slices)
+        if self.postprocessing is not None:
+            labels = self.postprocessing(labels, volume.spacing_mm)
+        liver_ml = np.count_nonzero(labels != BACKGROUND) * float(np.prod(volume.spacing_mm)) / 1000
+        if liver_ml < SMALLEST_LIVER_ML:
+            warnings.warn(
+                f"{volume.name}: only {liver_ml:.0f} ml of liver found (expected {SMALLEST_LIVER_ML:.0f} ml and more); "
+                "is the liver in the field, and is this a CT in HU?",
+                DataWarning,
+                2,
+            )
+        return Prediction(volume, labels, names, kept, time.perf_counter() - start)
+
+    def read(self, source, spacing_mm=None) -> CTVolume:
+        """The volume that `predict` would segment."""
+        if isinstance(source, CTVolume):
+            return source
+        if isinstance(source, (str, Path)):
+            return CTVolume.load(source, hu_range=self.config.hu_range, max_bytes=self.max_bytes)
+        if isinstance(source, nib.spatialimages.SpatialImage):
+            return CTVolume.from_image(source, hu_range=self.config.hu_range)
+        if spacing_mm is None:
+            raise ConfigError("an HU array needs its spacing: give spacing_mm=(row, column, slice)")
+        return CTVolume.from_array(np.asarray(source), spacing_mm, hu_range=self.config.hu_range)
+
+
+def check_output(path: str | Path, inputs: Sequence[Path], overwrite: bool = False) -> None:
+    """Check that a result may be written to `path`.
+
+    Raises:
+        OutputError: if it is an input, a folder, no NIfTI name, or a file that this library didn't write.
+    """
+    path = Path(path)
+    if not is_nifti_name(path):
+        raise OutputError(f"{path}: expected a name ending in .nii or .nii.gz for a mask")
+    if path.is_dir():
+        raise OutputError(f"{path}: expected a file to write, got a folder; name a file in it")
+    if not path.exists():
+        return
+    if any(path.samefile(source) for source in inputs if source.exists()):
+        raise OutputError(f"{path}: is an input and is never written over; choose another output")
+    if not overwrite and not is_own_result(path):
+        raise OutputError(
+            f"{path}: exists and was not made by this library; choose another output, or add --overwrite to replace it"
+        )
+
+
+def is_own_result(path: str | Path) -> bool:
+    """Tell whether a NIfTI file's header says that this library predicted it."""
+    from liverseg_tf.data.nifti import open_nifti
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            described = open_nifti(path).header["descrip"].tobytes()
+    except LiverSegError:
+        return False
+    return described.startswith(DESCRIPTION.encode())
+
+
+def _folds(model) -> list:
+    """A model by itself; or the folds in the folder of a cross-validation."""
+    if isinstance(model, (str, Path)) and (Path(model) / "folds.json").is_file():
+        try:
+            rows = json.loads((Path(model) / "folds.json").read_text("utf-8"))
+            return [Path(model) / f"fold-{int(row['fold'])}" for row in rows]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{model}: expected the folds of a cross-validation ({error})") from None
+    return [model]
+
+
+def describe(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Mark an image as this library's result, and drop header texts that may name the patient."""
+    from liverseg_tf import __version__
+
+    image.header["descrip"] = f"{DESCRIPTION} {__version__}".encode()
+    # what scanners and converters write there may name the patient
+    for name in ("db_name", "aux_file"):
+        if name in image.header:  # NIfTI-2 has no db_name
+            image.header[name] = b""
+    return image
+
+
+def manifest_row(source: Path, target: Path | None, prediction: Prediction | None, error: str | None) -> dict[str, Any]:
+    """One volume's row in the manifest of a prediction run."""
+    row: dict[str, Any] = {"input": str(source), "output": str(target) if target else None}
+    row["status"] = "error" if error else "done"
+    if error:
+        row["error"] = error
+    if prediction is not None:
+        row["seconds"] = round(prediction.seconds, 3)
+        row["statistics"] = prediction.statistics().to_dict()
+    return row

@@ -1,0 +1,1 @@
+"""The U-Net, its losses and metrics, and how models are saved and loaded."""

@@ -1,0 +1,117 @@
+"""Losses on integer labels and logits. What Keras has is taken from Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from liverseg_tf.errors import ConfigError
+
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+LOSSES = ("cross_entropy", "dice", "focal", "tversky")
+
+
+def build_loss(
+    name: str = "cross_entropy+dice",
+    classes: int = 3,
+    class_weights: Sequence[float] | None = None,
+    ignore_label: int | None = None,
+) -> Loss:
+    """Build a loss, or a sum of several.
+
+    Args:
+        name: names of `LOSSES` joined by `+`, each with an optional factor, as `"cross_entropy+0.5*dice"`.
+        classes: number of classes, background included.
+        class_weights: weight of each class in the cross entropy.
+        ignore_label: label of pixels that don't count, as 255; None for none.
+
+    Returns:
+        A function of (labels (B, H, W) integer, logits (B, H, W, classes) float) that gives a float32 scalar.
+
+    Raises:
+        ConfigError: for an unknown name, or weights that don't fit.
+
+    Example:
+        >>> loss = build_loss("cross_entropy", classes=2)
+        >>> float(loss(tf.zeros((1, 2, 2), tf.uint8), tf.constant([[[[9.0, -9.0]] * 2] * 2]))) < 1e-6
+        True
+    """
+    if class_weights is not None and (len(class_weights) != classes or min(class_weights) < 0):
+        raise ConfigError(f"class weights: expected {classes} numbers of at least 0. Received: {class_weights}")
+    terms = []
+    for term in name.split("+"):
+        factor, _, kind = term.strip().rpartition("*")
+        try:
+            weight = float(factor) if factor else 1.0
+        except ValueError:
+            raise ConfigError(f"loss {name!r}: expected a number before '*'. Received: {factor!r}") from None
+        if kind not in LOSSES:
+            raise ConfigError(f"loss {name!r}: expected {', '.join(LOSSES)}, joined by '+'. Received: {kind!r}")
+        terms.append((weight, _TERMS[kind](classes, class_weights)))
+
+    def loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        labels, logits = tf.cast(labels, tf.int32), tf.cast(logits, tf.float32)
+        counted = tf.ones(tf.shape(labels)) if ignore_label is None else tf.cast(labels != ignore_label, tf.float32)
+        truth = tf.one_hot(labels, classes)
+        return tf.add_n([weight * term(truth, logits, counted) for weight, term in terms])
+
+    return loss
+
+
+def soft_dice_loss(truth: tf.Tensor, logits: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
+    """1 - soft Dice, averaged over the classes but the background.
+
+    For each class: 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), sums over the whole batch. A class that the batch
+    doesn't hold costs nothing when nothing of it is predicted (Milletari et al., 2016, arXiv 1606.04797, smoothed).
+
+    Args:
+        truth: (B, H, W, K) one-hot float32.
+        logits: (B, H, W, K) float32.
+        counted: (B, H, W) float32, 0 for pixels that don't count.
+    """
+    counted = counted[..., None]
+    probabilities, truth = tf.nn.softmax(logits)[..., 1:] * counted, truth[..., 1:] * counted
+    both = tf.reduce_sum(probabilities * truth, axis=(0, 1, 2))
+    either = tf.reduce_sum(probabilities, axis=(0, 1, 2)) + tf.reduce_sum(truth, axis=(0, 1, 2))
+    return tf.reduce_mean(1.0 - (2.0 * both + 1.0) / (either + 1.0))
+
+
+def _cross_entropy(classes, class_weights):
+    weights = tf.constant([1.0] * classes if class_weights is None else list(class_weights), tf.float32)
+
+    def term(truth, logits, counted):
+        counted = counted * tf.linalg.matvec(truth, weights)
+        values = tf.nn.softmax_cross_entropy_with_logits(truth, logits)
+        return tf.math.divide_no_nan(tf.reduce_sum(values * counted), tf.reduce_sum(counted))
+
+    return term
+
+
+def _dice(classes, class_weights):
+    return soft_dice_loss
+
+
+def _focal(classes, class_weights):
+    focal = keras.losses.CategoricalFocalCrossentropy(
+        alpha=list(class_weights) if class_weights is not None else 0.25, from_logits=True, reduction=None
+    )
+
+    def term(truth, logits, counted):
+        return tf.math.divide_no_nan(tf.reduce_sum(focal(truth, logits) * counted), tf.reduce_sum(counted))
+
+    return term
+
+
+def _tversky(classes, class_weights):
+    tversky = keras.losses.Tversky(alpha=0.3, beta=0.7, axis=(0, 1, 2), reduction=None)
+
+    def term(truth, logits, counted):
+        counted = counted[..., None]
+        return tf.reduce_mean(tversky(truth[..., 1:] * counted, tf.nn.softmax(logits)[..., 1:] * counted))
+
+    return term
+
+
+_TERMS = {"cross_entropy": _cross_entropy, "dice": _dice, "focal": _focal, "tversky": _tversky}

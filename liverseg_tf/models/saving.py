@@ -1,0 +1,151 @@
+"""Keras model files that carry their configuration."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import keras
+
+from liverseg_tf.config import ModelConfig
+from liverseg_tf.errors import ConfigError, ModelError
+from liverseg_tf.files import atomic_write
+from liverseg_tf.models.unet import build_unet
+
+CONFIG_ENTRY = "liverseg_config.json"
+# A .keras file of the largest backbone here is below 300 MB; more is no model of ours.
+_LARGEST_BYTES = 2 * 1024**3
+_LARGEST_CONFIG_BYTES = 1 << 20
+
+
+def save_model(model: keras.Model, config: ModelConfig, path: str | Path) -> None:
+    """Write a `.keras` file with `config` inside; whole or not at all.
+
+    Raises:
+        OutputError: if it can't be written.
+    """
+    with atomic_write(path) as temporary:
+        model.save(temporary)
+        with zipfile.ZipFile(temporary, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(CONFIG_ENTRY, config.to_json())
+
+
+def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
+    """Load a Keras model of this library.
+
+    The network is rebuilt from its configuration and takes its weights alone from the file, so that no code and no
+    layer of a stranger's making comes out of one.
+
+    Args:
+        path: a `.keras` file, a run folder that `train` wrote, or a SavedModel that `export` wrote.
+        precision: Keras dtype policy of the layers.
+
+    Returns:
+        A Keras model: channels in, float32 logits out; its `liverseg_config` is a `ModelConfig`.
+
+    Raises:
+        ModelError: if it is missing, truncated, no model, of another architecture, or made by something else.
+    """
+    savedmodel = _savedmodel(path)
+    path = savedmodel or model_file(path)
+    config = load_config(path)
+    model = build_model(config, precision=precision)
+    try:
+        if savedmodel:
+            _restore(model, savedmodel)
+        else:
+            model.load_weights(path)
+    except Exception as error:
+        raise ModelError(
+            f"{path}: expected the weights of {model.name} at {config.image_size} px, but they can't be loaded "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]:.200}); is the file complete?"
+        ) from error
+    return model
+
+
+def _savedmodel(path: str | Path) -> Path | None:
+    """The version folder that `path` means, if it is a SavedModel."""
+    from liverseg_tf.inference.runtimes import looks_like_savedmodel, version_folder
+
+    path = Path(path)
+    if path.is_dir() and not (path / "model.keras").is_file() and looks_like_savedmodel(path):
+        return version_folder(path)
+    return None
+
+
+def _restore(model: keras.Model, folder: Path) -> None:
+    """Take the weights out of a SavedModel's variables, without running the SavedModel."""
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+    for index, variable in enumerate(model.weights):
+        variable.assign(reader.get_tensor(f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE").astype("float32"))
+
+
+def build_model(config: ModelConfig, encoder_weights: str | Path = "none", precision: str = "float32") -> keras.Model:
+    """Build the network that a configuration describes; the configuration hangs on it as `liverseg_config`."""
+    try:
+        model = build_unet(
+            config.image_size,
+            config.backbone,
+            len(config.class_names),
+            config.channels.count,
+            encoder_weights,
+            precision,
+        )
+    except ConfigError as error:
+        raise ModelError(f"the model's configuration can't be built: {error}") from error
+    model.liverseg_config = config
+    return model
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """Read the configuration of what `load_model` takes, without loading the network.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    savedmodel = _savedmodel(path)
+    if savedmodel:
+        from liverseg_tf.inference.manifest import SAVEDMODEL_MANIFEST, Manifest
+
+        manifest = Manifest.load(savedmodel / SAVEDMODEL_MANIFEST)
+        manifest.check_files(savedmodel)
+        return manifest.config
+    path = model_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            if sum(entry.file_size for entry in entries.values()) > _LARGEST_BYTES:
+                raise ModelError(f"{path}: unpacks to more than {_LARGEST_BYTES >> 30} GiB; that is no model")
+            if any(name.startswith(("/", "\\")) or ".." in Path(name).parts for name in entries):
+                raise ModelError(f"{path}: holds entries that point outside the archive; that is no model")
+            if CONFIG_ENTRY not in entries:
+                raise ModelError(
+                    f"{path}: is an archive without {CONFIG_ENTRY}: expected a model that this library saved"
+                )
+            if entries[CONFIG_ENTRY].file_size > _LARGEST_CONFIG_BYTES:
+                raise ModelError(f"{path}: its {CONFIG_ENTRY} is larger than a megabyte; that is no model")
+            return ModelConfig.from_json(archive.read(CONFIG_ENTRY).decode("utf-8"), f"{path}: {CONFIG_ENTRY}")
+    except ModelError:
+        raise
+    except ConfigError as error:
+        raise ModelError(str(error)) from None
+    except Exception as error:  # zipfile raises many kinds for a broken or encrypted archive
+        raise ModelError(
+            f"{path}: expected a .keras model file, got something else or a part of one ({error})"
+        ) from None
+
+
+def model_file(path: str | Path) -> Path:
+    """The `.keras` file that `path` means: itself, or the one in a run folder.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    path = Path(path)
+    file = path / "model.keras" if path.is_dir() else path
+    if not file.is_file():
+        what = "a run folder holds model.keras, this one does not" if path.is_dir() else "there is no such file"
+        raise ModelError(f"{path}: expected a .keras file or a run folder ({what})")
+    return file

@@ -1,0 +1,1 @@
+"""Figures, montages and the report page."""

@@ -1,0 +1,598 @@
+"""`report`: one self-contained page about one CT, with pictures to scroll through."""
+
+from __future__ import annotations
+
+import html
+import importlib.resources
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+
+from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
+from liverseg_tf.errors import ModelError, OutputError
+from liverseg_tf.evaluation.case import CaseScores, score_case
+from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
+from liverseg_tf.files import write_text
+from liverseg_tf.inference.predictor import Prediction, Predictor
+from liverseg_tf.labels import CLASSES, TUMOUR
+from liverseg_tf.reporting.page_data import (
+    LOWEST_HU,
+    PICTURE_BYTES,
+    Grid,
+    choose_grid,
+    encode_full_slices,
+    encode_labels,
+    encode_strength,
+    encode_volume,
+)
+from liverseg_tf.reporting.provenance import versions
+from liverseg_tf.windows import WINDOWS, resolve_window
+
+if TYPE_CHECKING:
+    from liverseg_tf.explanation.uncertainty import Uncertainty
+    from liverseg_tf.explanation.volume_explanation import Explanation
+
+logger = logging.getLogger(__name__)
+
+# How our own pages are known when asked to write over them
+SIGNATURE = '<meta name="generator" content="liverseg_tf'
+_FIRST_WINDOWS = ("liver", "custom", "abdomen_soft", "mediastinum", "lungs", "spine_bone")
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class ReportContent:
+    """What a page tells.
+
+    Attributes:
+        prediction: the predicted mask with its CT.
+        statistics: of the predicted mask.
+        truth: reference mask on the same grid, or None.
+        scores: of the prediction against the reference, or None.
+        explanation: maps of the lesions, or None.
+        uncertainty: or None.
+        model: facts about the model, in order.
+        model_card: its text, or None.
+        notes: what was left out, and why.
+    """
+
+    prediction: Prediction
+    statistics: MaskStatistics
+    truth: MaskVolume | None = None
+    scores: CaseScores | None = None
+    explanation: Explanation | None = None
+    uncertainty: Uncertainty | None = None
+    model: Sequence[tuple[str, str]] = ()
+    model_card: str | None = None
+    notes: Sequence[str] = ()
+
+
+def report(
+    source: Any,
+    output: str | Path,
+    model: Any = None,
+    truth: str | Path | MaskVolume | None = None,
+    *,
+    title: str | None = None,
+    explanations: bool = True,
+    uncertainty: bool = False,
+    method: str = "gradcam",
+    layer: str = "decoder3",
+    most_lesions: int = 10,
+    safe_colors: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Segment a CT and write one page about it: slices to scroll through, overlays, lesions, figures.
+
+    The page needs no network and nothing beside it; it opens from disk in any browser of 2023 or later. It holds no
+    text from the file's header.
+
+    Args:
+        source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction`.
+        output: the page, ending in .html or .htm.
+        model: as `Predictor` takes it; by default the shipped one.
+        truth: a reference mask on the same grid: scores and a further overlay.
+        title: heading; by default the file's name.
+        explanations: add Seg-Grad-CAM heatmaps and their tests, if the model is a Keras one.
+        uncertainty: add test-time variation: takes about eight times as long as predicting.
+        method, layer: of the heatmaps; see `explain`. A fine decoder stage is taken here because its maps held up.
+        most_lesions: explain at most so many, the largest.
+        safe_colors: begin with color-blind-safe colors; the page can switch.
+        overwrite: replace a file that this library did not make.
+        progress: called with steps done, their number, and what is being done.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        LiverSegError: for a volume, mask, model or output that can't be used.
+
+    Example:
+        >>> report("volume-7.nii.gz", "volume-7.html", truth="segmentation-7.nii.gz")  # doctest: +SKIP
+    """
+    output = Path(output)
+    _check_page(output, source, overwrite)
+    report_progress = progress or (lambda done, total, what: None)
+    predictor = Predictor(model)
+    if isinstance(source, Prediction):
+        prediction = source
+    else:
+        prediction = predictor.predict(source, progress=lambda done, total: report_progress(done, total, "predicting"))
+    volume = prediction.volume
+    reference = None
+    if truth is not None:
+        reference = truth if isinstance(truth, MaskVolume) else MaskVolume.load(truth)
+        check_same_grid(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
+    notes: list[str] = []
+    explanation = uncertain = None
+    if explanations:
+        explanation = _explained(prediction, predictor, method, layer, most_lesions, notes, report_progress)
+    if uncertainty:
+        from liverseg_tf.explanation.uncertainty import measure_uncertainty
+
+        uncertain = measure_uncertainty(
+            prediction, predictor, progress=lambda done, total: report_progress(done, total, "uncertainty")
+        )
+    report_progress(0, 1, "writing the page")
+    mask = MaskVolume(prediction.labels, volume.geometry)
+    scores = score_case(reference, mask) if reference is not None else None
+    content = ReportContent(
+        prediction,
+        statistics(mask, volume),
+        reference,
+        scores,
+        explanation,
+        uncertain,
+        _model_facts(predictor, model),
+        _model_card(model),
+        notes,
+    )
+    write_text(output, build_page(content, title or _title(volume), safe_colors))
+    report_progress(1, 1, "writing the page")
+    return output
+
+
+def build_page(content: ReportContent, title: str, safe_colors: bool = False) -> str:
+    """The page's text.
+
+    Args:
+        content: what it tells.
+        title: heading.
+        safe_colors: begin with color-blind-safe colors.
+
+    Returns:
+        HTML, at most about 25 MB.
+    """
+    volume, labels = content.prediction.volume, content.prediction.canonical_labels
+    grid, hu_text = encode_volume(volume, choose_grid(volume))
+    blobs = {"hu": hu_text}
+    masks = {"mask": labels}
+    if content.truth is not None:
+        masks["truth"] = content.truth.labels
+    for key, mask in masks.items():
+        blobs[key] = encode_labels(mask, grid.factor)
+    full: list[int] = []
+    if grid.factor > 1:
+        wanted = _slices_with_lesions(list(masks.values()))
+        full, blobs["full-hu"] = encode_full_slices(volume, grid, wanted, PICTURE_BYTES - len(hu_text) * 3 // 4)
+        for key, mask in masks.items():
+            blobs[f"full-{key}"] = encode_labels(mask[..., full], 1)
+    layers = [_layer("mask", "Mask", "m", "labels", 0.6)]
+    if content.truth is not None:
+        layers.append(_layer("truth", "Truth (dotted)", "t", "labels", 0.8))
+    tables = {}
+    if content.explanation is not None and content.explanation.regions:
+        blobs["heatmap"] = encode_strength(_heat(content.explanation), grid.factor)
+        layers.append(_layer("heatmap", "Heatmap", "h", "strength", 0.7, on=False))
+        tables["heatmap"] = _color_table("inferno")
+    if content.uncertainty is not None:
+        blobs["uncertainty"] = encode_strength(content.uncertainty.entropy, grid.factor)
+        layers.append(_layer("uncertainty", "Uncertainty", "u", "strength", 0.7, on=False))
+        tables["uncertainty"] = _color_table("cool")
+    lesions = [_center(volume, lesion) for lesion in content.statistics.lesions]
+    data = {
+        "grid": {
+            "shape": grid.shape,
+            "spacing_mm": [round(s, 6) for s in grid.spacing_mm],
+            "factor": grid.factor,
+            "step_hu": grid.step_hu,
+        },
+        "lowest_hu": LOWEST_HU,
+        "full_slices": full,
+        "layers": layers,
+        "tables": tables,
+        "lesions": lesions,
+        "start": lesions[0] if lesions else _start(labels),
+        "windows": [dict(zip(("name", "width", "level"), (n, *resolve_window(n)), strict=True)) for n in _windows()],
+        "classes": [{"name": c.name, "color": c.color, "safe_color": c.safe_color} for c in CLASSES],
+        "safe_colors": safe_colors,
+    }
+    sections = [
+        _findings(content),
+        _scores(content, volume) if content.scores is not None else "",
+        _what_is_shown(content, grid, full),
+        _model_section(content),
+    ]
+    return _fill(
+        title=html.escape(title),
+        style=_asset("style.css"),
+        script=_asset("viewer.js"),
+        sections="\n".join(part for part in sections if part),
+        footer=html.escape(f"liverseg_tf {versions()['liverseg_tf']}"),
+        data=_json(data),
+        blobs="\n".join(f'<script type="text/plain" id="blob-{k}">{text}</script>' for k, text in blobs.items()),
+    )
+
+
+# --- Parts of the page ---
+
+
+def _findings(content: ReportContent) -> str:
+    found = content.statistics
+    burden = "" if found.tumour_burden is None else f" ({100 * found.tumour_burden:.1f} % of the liver)"
+    rows = [
+        ("Liver with tumours", f"{found.liver_volume_ml:.0f} ml{_interval(content, 'liver_interval_ml', 0)}"),
+        ("Tumours", f"{found.tumour_volume_ml:.1f} ml{burden}{_interval(content, 'tumour_interval_ml', 1)}"),
+        ("Lesions", str(found.lesion_count)),
+        ("Mean HU of liver / tumours", f"{_number(found.liver_mean_hu, 0)} / {_number(found.tumour_mean_hu, 0)}"),
+    ]
+    caution = ""
+    if found.identity_affine:
+        caution = (
+            '<p class="caution">The file says 1x1x1 mm without direction, as LiTS 28 to 47 do: millimetres and '
+            "millilitres are unreliable, and so is which side is which.</p>"
+        )
+    if found.liver_slices is None:
+        caution += '<p class="caution">No liver was found.</p>'
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in content.notes)
+    return (
+        f'<section aria-labelledby="findings"><h2 id="findings">Findings</h2>{caution}'
+        f"{_pairs_table(rows)}{_lesion_table(content)}{notes}</section>"
+    )
+
+
+def _lesion_table(content: ReportContent) -> str:
+    if not content.statistics.lesions:
+        return '<p id="no-lesions">No tumour was found.</p>'
+    tests = {}
+    if content.explanation is not None:
+        tests = {e.region.name: e for e in content.explanation.regions}
+    heads = ["Lesion", "ml", "Diameter (mm)", "Slice", "Where", "Mean HU"]
+    heads += ["Heatmap"] * bool(tests) + ["In the reference"] * bool(content.scores)
+    body = []
+    for index, lesion in enumerate(content.statistics.lesions):
+        cells = [
+            f'<td><button type="button" data-lesion="{index}" aria-label="Go to lesion {lesion.number}">'
+            f"{lesion.number}</button></td>",
+            f'<td class="number">{lesion.volume_ml:.2f}</td>',
+            f'<td class="number">{lesion.diameter_mm:.0f}</td>',
+            f'<td class="number">{lesion.slice}</td>',
+            f'<td class="words">{html.escape(lesion.place)}</td>',
+            f'<td class="number">{_number(lesion.mean_hu, 0)}</td>',
+        ]
+        if tests:
+            cells.append(f'<td class="words">{html.escape(_map_verdict(tests.get(f"lesion-{lesion.number}")))}</td>')
+        if content.scores:
+            cells.append(f"<td>{_matched(content.scores, lesion)}</td>")
+        body.append(f'<tr data-lesion="{index}">{"".join(cells)}</tr>')
+    head = "".join(f'<th scope="col">{h}</th>' for h in heads)
+    return (
+        '<p class="note">Lesions, the largest first; the button goes there. Slices count from the feet.</p>'
+        '<div class="table" tabindex="0" role="region" aria-label="Lesions"><table id="lesions">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _map_verdict(explained) -> str:
+    if explained is None:
+        return "none"
+    if explained.curves is None:
+        return "not tested"
+    curves = explained.curves
+    figures = (
+        f"deletion {curves.deletion_area:.2f} (random {curves.random_deletion_areas.mean():.2f}), "
+        f"insertion {curves.insertion_area:.2f} (random {curves.random_insertion_areas.mean():.2f}), "
+        f"rank correlation {explained.randomized_correlation:.2f}"
+    )
+    return f"{'means little' if explained.means_little else 'holds up'}: {figures}"
+
+
+def _matched(scores: CaseScores, lesion: LesionStatistics) -> str:
+    found = any(
+        row["mask"] == "prediction"
+        and row["matched_overlap_above_0"]
+        and np.allclose(row["center_mm"], lesion.center_mm, atol=0.01)
+        for row in scores.lesions
+    )
+    return "yes" if found else "no (false alarm)"
+
+
+def _scores(content: ReportContent, volume: CTVolume) -> str:
+    row = content.scores.row
+    rows = [
+        ("Dice of the liver / of tumours", f"{row['liver_dice']:.3f} / {row['lesion_dice']:.3f}"),
+        ("IoU of the liver / of tumours", f"{row['liver_jaccard']:.3f} / {row['lesion_jaccard']:.3f}"),
+        ("95 % Hausdorff distance", f"{_number(row['liver_hd95_mm'], 1)} / {_number(row['lesion_hd95_mm'], 1)} mm"),
+        ("Mean surface distance", f"{_number(row['liver_assd_mm'], 1)} / {_number(row['lesion_assd_mm'], 1)} mm"),
+        (
+            "Volume in the reference",
+            f"{row['liver_volume_truth_ml']:.0f} / {row['lesion_volume_truth_ml']:.1f} ml",
+        ),
+        ("Volume error", f"{row['liver_volume_error_ml']:+.0f} / {row['lesion_volume_error_ml']:+.1f} ml"),
+        (
+            "Reference lesions touched / matched (IoU above 0.5)",
+            f"{row['lesions_detected_overlap_above_0']} / {row['lesions_detected_overlap_above_0.5']} "
+            f"of {row['lesions_truth']}",
+        ),
+        ("Lesions that touch none of the reference", str(row["lesions_false_positive_overlap_above_0"])),
+    ]
+    missed = [r for r in content.scores.lesions if r["mask"] == "truth" and not r["matched_overlap_above_0"]]
+    parts = []
+    for lesion in missed[:50]:
+        place = ",".join(map(str, _canonical_index(volume, lesion["center_mm"])))
+        parts.append(
+            f'<tr><td><button type="button" data-place="{place}" aria-label="Go to missed lesion {lesion["lesion"]}">'
+            f'go</button></td><td class="number">{lesion["volume_ml"]:.2f}</td>'
+            f'<td class="number">{lesion["diameter_mm"]:.0f}</td><td class="number">{lesion["slice"]}</td></tr>'
+        )
+    table = ""
+    if parts:
+        table = (
+            '<div class="table"><table id="missed"><caption>Reference lesions that were missed</caption><thead><tr>'
+            '<th></th><th scope="col">ml</th><th scope="col">Diameter (mm)</th><th scope="col">Slice</th></tr></thead>'
+            f"<tbody>{''.join(parts)}</tbody></table></div>"
+        )
+    return (
+        '<section aria-labelledby="scores"><h2 id="scores">Against the reference</h2>'
+        '<p class="note">Liver means liver with tumours, as the LiTS challenge scores it. '
+        "Two figures: liver / tumours.</p>"
+        f"{_pairs_table(rows)}{table}</section>"
+    )
+
+
+def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> str:
+    rows, columns, slices = grid.shape
+    spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
+    text = [
+        f"The volume has {rows} x {columns} pixels on {slices} slices, {spacing} mm (row, column, slice). "
+        "Slices face the reader: the patient's right is on the left.",
+    ]
+    if grid.factor == 1:
+        text.append(
+            "Every slice is shown at full resolution"
+            + ("." if grid.step_hu == 1 else f", with HU rounded to steps of {grid.step_hu}.")
+        )
+    else:
+        coarse_rows, coarse_columns = grid.coarse_shape
+        text.append(
+            f"To keep this file small, slices are shown at {coarse_rows} x {coarse_columns} pixels, each the mean of "
+            f"{grid.factor} x {grid.factor}, with HU rounded to steps of {grid.step_hu}."
+        )
+        if full:
+            text.append(f"At full resolution: slices {_ranges([i + 1 for i in sorted(full)])}.")
+    text.append(f"HU below {LOWEST_HU} or above 3071 are shown as these.")
+    text.append("Mask: what the model found, after 3-D clean-up: filled thinly, with its outline.")
+    if content.truth is not None:
+        text.append("Truth: the reference mask, its outline dotted.")
+    if content.explanation is not None and content.explanation.regions:
+        settings = content.explanation.settings
+        text.append(
+            f"Heatmap: Seg-Grad-CAM ({settings['method']}) at the layer {settings['layer']}: which places raise the "
+            "network's tumour logits within each lesion; brighter is more, each lesion scaled to its own highest "
+            "value. A map holds up if taking out what it marks changes the tumour's probability more than taking out "
+            "random regions of the same size does, and if it changes when the network's decoder is drawn anew (rank "
+            f"correlation below {settings['most_rank_correlation']})."
+        )
+    if content.uncertainty is not None:
+        count = content.uncertainty.variations.count
+        text.append(
+            f"Uncertainty: entropy of the mean of {count} predictions on the volume slightly shifted, turned, scaled "
+            "and changed in HU. Intervals of volumes are 95 % prediction intervals over these: they say how far the "
+            "result depends on what should not matter, not how far it is from the truth, which often lies outside."
+        )
+    body = "".join(f"<p>{html.escape(t)}</p>" for t in text)
+    return f'<section aria-labelledby="shown"><h2 id="shown">What is shown</h2>{body}</section>'
+
+
+def _model_section(content: ReportContent) -> str:
+    card = ""
+    if content.model_card:
+        card = f"<details><summary>Model card</summary><pre>{html.escape(content.model_card)}</pre></details>"
+    return (
+        '<section aria-labelledby="model"><h2 id="model">Model and versions</h2><div class="columns">'
+        f"{_pairs_table(content.model)}{_pairs_table(list(versions().items()))}</div>{card}</section>"
+    )
+
+
+def _pairs_table(rows: Sequence[tuple[str, str]]) -> str:
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>' for name, value in rows
+    )
+    return f'<div class="table"><table>{body}</table></div>'
+
+
+# --- Values ---
+
+
+def _check_page(output: Path, source: Any, overwrite: bool) -> None:
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"{output}: expected a page's name ending in .html")
+    if output.is_dir():
+        raise OutputError(f"{output}: expected a file to write, got a folder; name a file in it")
+    if not output.exists() or overwrite:
+        return
+    with output.open("rb") as file:
+        own = SIGNATURE.encode() in file.read(4096)
+    if not own:
+        raise OutputError(
+            f"{output}: exists and was not made by this library; choose another output, or add --overwrite"
+        )
+
+
+def _explained(
+    prediction: Prediction,
+    predictor: Predictor,
+    method: str,
+    layer: str,
+    most_lesions: int,
+    notes: list[str],
+    progress: Progress,
+) -> Explanation | None:
+    from liverseg_tf.explanation.volume_explanation import explain
+
+    if not (prediction.canonical_labels == TUMOUR).any():
+        return None
+    try:
+        found = explain(
+            prediction,
+            model=predictor,
+            method=method,
+            layer=layer,
+            most_lesions=most_lesions,
+            random_maps=6,
+            randomized_models=2,
+            progress=progress,
+        )
+    except ModelError as error:
+        notes.append(f"No heatmaps: {error}")
+        return None
+    if found.left_out:
+        notes.append(f"Heatmaps were made for the {len(found.regions)} largest lesions.")
+    return found
+
+
+def _model_facts(predictor: Predictor, model: Any) -> list[tuple[str, str]]:
+    config = predictor.config
+    windows = [w if isinstance(w, str) else f"{w[0]:g}/{w[1]:g}" for w in config.channels.windows]
+    name = "shipped" if model is None else Path(model).name if isinstance(model, (str, Path)) else "given in memory"
+    facts = [
+        ("Model", name),
+        ("Network", f"U-Net, {config.backbone}, {config.image_size} x {config.image_size}"),
+        ("Channels", ", ".join([*windows, *["histogram"] * config.channels.histogram])),
+        ("Classes", ", ".join(config.class_names)),
+    ]
+    if len(predictor.runtimes) > 1:
+        facts.append(("Ensemble of", str(len(predictor.runtimes))))
+    return facts
+
+
+def _model_card(model: Any) -> str | None:
+    from liverseg_tf.shipped import shipped_model
+
+    if model is None:
+        folder = shipped_model()
+    elif isinstance(model, (str, Path)):
+        folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    else:
+        return None
+    for name in ("model_card.md", "assets.extra/model_card.md"):
+        try:
+            return (folder / name).read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+    return None
+
+
+def _title(volume: CTVolume) -> str:
+    return volume.path.name if volume.path else "CT volume"
+
+
+def _slices_with_lesions(masks: list[np.ndarray]) -> list[int]:
+    """Slices that show tumour in any mask, those with most of it first."""
+    area = sum(np.count_nonzero(mask == TUMOUR, axis=(0, 1)) for mask in masks)
+    order = np.argsort(-area, kind="stable")
+    return [int(i) for i in order if area[i]]
+
+
+def _heat(explanation: Explanation) -> np.ndarray:
+    """(rows, columns, slices) float16: the highest of all regions' maps."""
+    heat = np.zeros(explanation.volume.shape, np.float16)
+    for one in explanation.regions:
+        part = heat[..., one.region.slices.start : one.region.slices.stop]
+        np.maximum(part, np.moveaxis(one.maps, 0, 2), out=part)
+    return heat
+
+
+def _layer(key: str, name: str, letter: str, kind: str, opacity: float, on: bool = True) -> dict[str, Any]:
+    return {"key": key, "name": name, "letter": letter, "kind": kind, "opacity": opacity, "on": on}
+
+
+def _color_table(name: str) -> list[list[int]]:
+    """64 colors of a matplotlib color map."""
+    from matplotlib import colormaps
+
+    return np.rint(colormaps[name](np.linspace(0, 1, 64))[:, :3] * 255).astype(int).tolist()
+
+
+def _windows() -> list[str]:
+    return [*_FIRST_WINDOWS, *(name for name in WINDOWS if name not in _FIRST_WINDOWS)]
+
+
+def _center(volume: CTVolume, lesion: LesionStatistics) -> dict[str, int]:
+    """Where a lesion's largest slice is, and its center; counted from 0."""
+    row, column, _ = _canonical_index(volume, lesion.center_mm)
+    return {"slice": lesion.slice - 1, "row": row, "column": column}
+
+
+def _canonical_index(volume: CTVolume, point_mm: Sequence[float]) -> tuple[int, int, int]:
+    to_index = np.linalg.inv(volume.geometry.canonical_affine)
+    index = np.rint(nib.affines.apply_affine(to_index, point_mm)).astype(int)
+    return tuple(int(i) for i in np.clip(index, 0, np.array(volume.shape) - 1))
+
+
+def _start(labels: np.ndarray) -> dict[str, int]:
+    from liverseg_tf.reporting.figures import best_slice
+
+    rows, columns, slices = labels.shape
+    return {"slice": best_slice(labels, slices), "row": rows // 2, "column": columns // 2}
+
+
+def _interval(content: ReportContent, name: str, digits: int) -> str:
+    if content.uncertainty is None:
+        return ""
+    low, high = getattr(content.uncertainty, name)
+    return f", {low:.{digits}f} to {high:.{digits}f} ml over variations"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 7 -> "1 to 3, 7"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in parts)
+
+
+def _json(value: Any) -> str:
+    # "</script>" in a text must not end the element it stands in
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return importlib.resources.files("liverseg_tf.reporting").joinpath("viewer", name).read_text("utf-8").strip()
+
+
+def _fill(**values: str) -> str:
+    from liverseg_tf import __version__
+
+    template = _asset("page.html").replace("<title>", f'{SIGNATURE} {__version__}">\n<title>', 1)
+    parts = template.split("{{")
+    page = [parts[0]]
+    for part in parts[1:]:
+        name, rest = part.split("}}", 1)
+        page += [values[name], rest]
+    return "".join(page) + "\n"

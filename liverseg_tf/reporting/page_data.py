@@ -1,0 +1,179 @@
+"""Volumes as text inside a page: pooled, in HU steps, as differences from the left neighbour, gzip, base64."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.labels import CLASSES
+
+LOWEST_HU, HIGHEST_HU = -1024, 3071
+# Bytes of gzip; base64 makes a third more of them, and the page must stay under 25 MB.
+VOLUME_BYTES = 14_200_000
+PICTURE_BYTES = 16_500_000  # with the slices at full resolution
+# Tried in this order until the volume fits: first coarser HU, then coarser pixels.
+_STEPS_HU = (1, 2, 4)
+_LARGEST_IN_PLANE = (None, 256, 192, 128, 96, 64)
+_BATCH = 16
+_SAMPLED_SLICES = 6
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a page shows of a volume.
+
+    Attributes:
+        shape: (rows, columns, slices) of the volume.
+        spacing_mm: along them.
+        factor: so many pixels are averaged along rows and columns each.
+        step_hu: HU are rounded to multiples of this above -1024.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    factor: int
+    step_hu: int
+
+    @property
+    def coarse_shape(self) -> tuple[int, int]:
+        """Rows and columns after averaging."""
+        return -(-self.shape[0] // self.factor), -(-self.shape[1] // self.factor)
+
+
+def choose_grid(volume: CTVolume, budget_bytes: int = VOLUME_BYTES) -> Grid:
+    """Choose the finest grid whose volume takes up to `budget_bytes`, by compressing a few slices.
+
+    Args:
+        volume: the CT.
+        budget_bytes: of gzip.
+    """
+    slices = volume.shape[2]
+    sample = np.unique(np.linspace(0, slices - 1, min(slices, _SAMPLED_SLICES)).round().astype(int))
+    hu = np.concatenate([volume.slices(i, i + 1) for i in sample])
+    grids = _grids(volume)
+    for grid in grids:
+        packed = len(gzip([_encode_steps(_pool_mean(hu, grid.factor), grid.step_hu)]))
+        if packed * slices / len(sample) <= 0.97 * budget_bytes:
+            return grid
+    return grids[-1]
+
+
+def _grids(volume: CTVolume) -> list[Grid]:
+    largest = max(volume.shape[:2])
+    pairs = []
+    for limit in _LARGEST_IN_PLANE:
+        factor = 1 if limit is None else -(-largest // limit)
+        for step in _STEPS_HU if limit is None or limit == 256 else _STEPS_HU[-1:]:
+            if (factor, step) not in pairs:
+                pairs.append((factor, step))
+    return [Grid(volume.shape, volume.spacing_mm, factor, step) for factor, step in pairs]
+
+
+def encode_volume(volume: CTVolume, grid: Grid, budget_bytes: int = VOLUME_BYTES) -> tuple[Grid, str]:
+    """Encode HU; takes a coarser grid where the chosen one turns out too large.
+
+    Returns:
+        The grid taken, and base64 text.
+    """
+    coarser = [g for g in _grids(volume) if (g.factor, g.step_hu) > (grid.factor, grid.step_hu)]
+    for candidate in [grid, *coarser]:
+        packed = gzip(
+            _encode_steps(_pool_mean(volume.slices(a, b), candidate.factor), candidate.step_hu)
+            for a, b in _batches(volume.shape[2])
+        )
+        if len(packed) <= budget_bytes:
+            break
+    return candidate, to_text(packed)
+
+
+def encode_full_slices(volume: CTVolume, grid: Grid, indices: list[int], budget_bytes: int) -> tuple[list[int], str]:
+    """Encode slices at full resolution, in the order given, as many as fit.
+
+    Returns:
+        Indices of those taken, and base64 text of their HU.
+    """
+    taken, parts, used = [], [], 0
+    for index in indices:
+        part = _encode_steps(volume.slices(index, index + 1), grid.step_hu)
+        used += len(gzip([part]))
+        if used > budget_bytes:
+            break
+        taken.append(index)
+        parts.append(part)
+    return taken, to_text(gzip(parts))
+
+
+def encode_labels(labels: np.ndarray, factor: int) -> str:
+    """Encode a mask (rows, columns, slices) uint8, by the class with most pixels where pixels are averaged."""
+    return _encode_bytes(labels, lambda planes: _pool_labels(planes, factor))
+
+
+def encode_strength(values: np.ndarray, factor: int) -> str:
+    """Encode (rows, columns, slices) uint8 or float in [0, 1]; 64 levels are kept, since a picture shows no more."""
+
+    def pooled(planes: np.ndarray) -> np.ndarray:
+        planes = planes.astype(np.float32) * (1.0 if planes.dtype == np.uint8 else 255.0)
+        return (np.rint(_pool_mean(planes, factor) / 4).clip(0, 63) * 4).astype(np.uint8)
+
+    return _encode_bytes(values, pooled)
+
+
+def gzip(parts) -> bytes:
+    """Compress byte strings one after another, reproducibly."""
+    # "filtered" is for what a predictor left over: 6 % smaller than the default here
+    packer = zlib.compressobj(7, zlib.DEFLATED, 31, 9, zlib.Z_FILTERED)
+    packed = [packer.compress(part) for part in parts]
+    return b"".join([*packed, packer.flush()])
+
+
+def to_text(packed: bytes) -> str:
+    """Base64."""
+    return base64.b64encode(packed).decode("ascii")
+
+
+def _encode_bytes(volume: np.ndarray, pooled: Callable[[np.ndarray], np.ndarray]) -> str:
+    def parts() -> Iterator[bytes]:
+        for first, last in _batches(volume.shape[2]):
+            planes = pooled(np.ascontiguousarray(np.moveaxis(volume[..., first:last], 2, 0)))
+            yield np.diff(planes, axis=2, prepend=planes.dtype.type(0)).tobytes()
+
+    return to_text(gzip(parts()))
+
+
+def _encode_steps(hu: np.ndarray, step_hu: int) -> bytes:
+    """(slices, rows, columns) HU -> for each slice the low bytes, then the high bytes of zigzag-coded differences."""
+    steps = np.rint((np.clip(hu, LOWEST_HU, HIGHEST_HU) - LOWEST_HU) / step_hu).astype(np.int32)
+    difference = np.diff(steps, axis=2, prepend=0)
+    zigzag = ((difference << 1) ^ (difference >> 31)).astype(np.uint16).reshape(len(hu), -1)
+    return np.concatenate([(zigzag & 255).astype(np.uint8), (zigzag >> 8).astype(np.uint8)], axis=1).tobytes()
+
+
+def _batches(slices: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, slices, _BATCH):
+        yield first, min(first + _BATCH, slices)
+
+
+def _blocks(planes: np.ndarray, factor: int) -> np.ndarray:
+    """(B, rows, columns) -> (B, rows / factor, factor, columns / factor, factor); the last row and column repeat."""
+    rows, columns = planes.shape[1:]
+    padding = ((0, 0), (0, -rows % factor), (0, -columns % factor))
+    padded = np.pad(planes, padding, mode="edge")
+    return padded.reshape(len(planes), padded.shape[1] // factor, factor, padded.shape[2] // factor, factor)
+
+
+def _pool_mean(planes: np.ndarray, factor: int) -> np.ndarray:
+    return planes if factor == 1 else _blocks(planes, factor).mean(axis=(2, 4), dtype=np.float32)
+
+
+def _pool_labels(labels: np.ndarray, factor: int) -> np.ndarray:
+    if factor == 1:
+        return labels
+    blocks = _blocks(labels, factor)
+    # ties go to the higher class: a small tumour should rather be seen
+    counts = np.stack([(blocks == c.index).sum(axis=(2, 4), dtype=np.uint16) for c in reversed(CLASSES)])
+    return (len(CLASSES) - 1 - counts.argmax(axis=0)).astype(np.uint8)

@@ -1,0 +1,41 @@
+"""The models that come with the package. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from liverseg_tf.errors import ModelError
+
+DEFAULT_MODEL = "liverseg-resnet34"
+
+
+def models_folder() -> Path:
+    """The folder `savedmodels`: in the installed package, or beside it in a checkout."""
+    spec = importlib.util.find_spec("liverseg_tf.savedmodels")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(__file__).resolve().parent.parent / "savedmodels"
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name and folder of each shipped model."""
+    folder = models_folder()
+    if not folder.is_dir():
+        return {}
+    return {p.name: p for p in sorted(folder.iterdir()) if (p / "model_card.md").is_file()}
+
+
+def shipped_model(name: str = DEFAULT_MODEL) -> Path:
+    """Folder of a shipped model.
+
+    Raises:
+        ModelError: if this installation has none of that name; says how to get one.
+    """
+    found = shipped_models()
+    if name not in found:
+        raise ModelError(
+            f"this installation ships no model {name!r} (it has: {', '.join(found) or 'none'}): train one with "
+            "'liverseg train DIR -o RUN' (try it on 'liverseg phantom DIR') and name it with --model RUN"
+        )
+    return found[name]

@@ -1,0 +1,1 @@
+"""Recipes, the training loop, its optimizer, and the learning-rate finder."""

@@ -1,0 +1,127 @@
+"""AdamW with one-cycle rates and momentum, and a rate of its own for each part of the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from liverseg_tf.models.unet import is_encoder
+
+# fastai's `fit_one_cycle` ends at a hundred-thousandth of the highest rate.
+_END_FACTOR = 1e-5
+
+
+def one_cycle(step, steps: int, warmup: float, start: float, top: float, end: float):
+    """Cosine from `start` to `top` over the first `warmup` share of `steps`, then cosine to `end`.
+
+    Smith, "Super-convergence" (2018, arXiv 1708.07120), with fastai's cosine annealing.
+
+    Args:
+        step: scalar tensor, 0 to steps - 1.
+    """
+    position = tf.cast(step, tf.float32) / max(1, steps - 1)
+    rise = tf.clip_by_value(position / max(warmup, 1e-6), 0.0, 1.0)
+    fall = tf.clip_by_value((position - warmup) / max(1 - warmup, 1e-6), 0.0, 1.0)
+
+    def cosine(first, last, share):
+        return first + (last - first) * (1 - tf.cos(math.pi * share)) / 2
+
+    return tf.where(position < warmup, cosine(start, top, rise), cosine(top, end, fall))
+
+
+class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
+    """`one_cycle` as a Keras learning-rate schedule."""
+
+    def __init__(self, steps: int, top: float, warmup: float, start_factor: float):
+        self.steps, self.top, self.warmup, self.start_factor = steps, top, warmup, start_factor
+
+    def __call__(self, step):
+        return one_cycle(
+            step, self.steps, self.warmup, self.top * self.start_factor, self.top, self.top * _END_FACTOR
+        )  # fmt: skip
+
+    def get_config(self):
+        return {"steps": self.steps, "top": self.top, "warmup": self.warmup, "start_factor": self.start_factor}
+
+
+@keras.saving.register_keras_serializable("liverseg_tf")
+class GroupedAdamW(keras.optimizers.Adam):
+    """AdamW (Loshchilov and Hutter, 2019, arXiv 1711.05101) with a rate factor for each variable.
+
+    Adam divides a gradient by its own size, so scaling gradients does nothing: the factor acts on the step itself.
+
+    Args:
+        factors: rate factor of each trainable variable, in the order in which they are optimized.
+        decayed: whether each of them decays.
+        decay: decoupled weight decay: each step takes decay * rate of a weight.
+        momentum: (highest, lowest) beta_1; it goes against the rate of a `OneCycle` schedule.
+    """
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        factors: Sequence[float] = (),
+        decayed: Sequence[bool] = (),
+        decay: float = 0.01,
+        momentum: tuple[float, float] = (0.95, 0.85),
+        **kwargs,
+    ):
+        super().__init__(learning_rate, beta_1=momentum[0], **kwargs)
+        self._cycled_momentum = tuple(momentum)
+        self.factors, self.decayed, self.decay = tuple(factors), tuple(decayed), decay
+
+    @property
+    def beta_1(self):
+        schedule = self._learning_rate
+        if not isinstance(schedule, OneCycle):
+            return self._cycled_momentum[0]
+        high, low = self._cycled_momentum
+        return one_cycle(self.iterations, schedule.steps, schedule.warmup, high, low, high)
+
+    @beta_1.setter
+    def beta_1(self, value):
+        pass  # Adam's constructor sets it; the schedule rules
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        rate = learning_rate * self.factors[index]
+        if self.decayed[index] and self.decay:
+            self.assign_sub(variable, variable * tf.cast(rate * self.decay, variable.dtype))
+        super().update_step(gradient, variable, rate)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "beta_1": self._cycled_momentum[0],
+            "factors": self.factors,
+            "decayed": self.decayed,
+            "decay": self.decay,
+            "momentum": self._cycled_momentum,
+        }
+
+
+def rate_factors(model: keras.Model, encoder_factors: tuple[float, float]) -> dict[str, float]:
+    """Rate factor of each trainable variable, by its path.
+
+    The encoder is cut in two as fastai cuts a ResNet: up to stride 8 (two stages), and from stride 16 on.
+
+    Args:
+        model: of `build_unet`.
+        encoder_factors: of the encoder's first and second half, relative to the decoder's.
+    """
+    factors = {}
+    for layer in model.layers:
+        factor = 1.0
+        if is_encoder(layer):
+            late = model.input_shape[1] >= 16 * layer.output.shape[1]
+            factor = encoder_factors[1 if late else 0]
+        factors.update({v.path: factor for v in layer.trainable_variables})
+    return factors
+
+
+def decays(variable: keras.Variable) -> bool:
+    """Whether weight decay acts on a variable: kernels only, not BatchNorm's parameters nor biases."""
+    return variable.path.rsplit("/", 1)[-1] not in ("gamma", "beta", "bias")

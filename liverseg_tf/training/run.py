@@ -1,0 +1,542 @@
+"""`train`: from cases to a run folder that holds the best model and tells how it came about."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import platform
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from liverseg_tf.config import ModelConfig
+from liverseg_tf.data.augmentation import Augmentation
+from liverseg_tf.data.cases import Case, folds_by_patient, split_by_patient, with_masks
+from liverseg_tf.data.lesions import LesionSynthesis
+from liverseg_tf.data.slices import SlicePart, SliceSelection, explain_read_error, slice_dataset, training_batches
+from liverseg_tf.data.volume import HU_RANGE
+from liverseg_tf.errors import ConfigError, DataWarning, LiverSegError, ModelError, OutputError, TrainingError
+from liverseg_tf.files import atomic_write, is_partial, write_text
+from liverseg_tf.models.losses import build_loss
+from liverseg_tf.models.saving import build_model, load_model, save_model
+from liverseg_tf.shipped import models_folder
+from liverseg_tf.training.loop import NotFiniteLossError, Phase, Trainer, phases
+from liverseg_tf.training.recipes import BEST_BY, Recipe, get_recipe
+from liverseg_tf.training.tensorboard import TensorBoardLog
+
+logger = logging.getLogger(__name__)
+
+# Decoded slices of data sets up to this size are kept in memory from the first epoch on.
+_CACHE_BYTES = 1 << 30
+# Compiling with XLA costs about this much on a CPU, and saves about this share of a step of this length.
+_XLA_COMPILE_SECONDS, _XLA_SAVED_SHARE, _CPU_SECONDS_A_PIXEL = 30.0, 0.3, 1.2e-5
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        output: the run folder.
+        history: one row an epoch.
+        best: the row of the kept epoch.
+    """
+
+    output: Path
+    history: list[dict[str, Any]]
+    best: dict[str, Any]
+
+    def model(self) -> keras.Model:
+        """Load the kept model."""
+        return load_model(self.output)
+
+
+def train(
+    cases: Sequence[Case],
+    output: str | Path,
+    recipe: str | Recipe = "default",
+    *,
+    epochs: int | None = None,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    validation_fraction: float = 0.2,
+    validation_cases: Sequence[Case] | None = None,
+    split: str = "patients",
+    folds: int | None = None,
+    encoder_weights: str | Path | None = None,
+    from_model: str | Path | None = None,
+    seed: int = 0,
+    steps_per_epoch: int | None = None,
+    xla: bool | None = None,
+    precision: str | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    resume: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    tensorboard: bool = False,
+    deterministic: bool = True,
+) -> Run:
+    """Train a U-Net and keep its best epoch.
+
+    Args:
+        cases: at least two patients with masks; cases without one are left out.
+        output: folder to make; it will hold `model.keras` (best), `run.json` (settings, split, versions, result),
+            `history.csv`, `curves.png`, and until the end `checkpoint.npz`.
+        recipe: name in `RECIPES`, or a `Recipe`.
+        epochs: epochs after the frozen phase; the recipe's by default.
+        image_size, batch_size, encoder_weights: in place of the recipe's.
+        validation_fraction: share of the patients to validate on.
+        validation_cases: validate on these instead; `cases` are then all trained on.
+        split: "patients", or "slices" as the original had it, which mixes a patient's slices over both sides.
+        folds: train this many models, each validated on its own share of the patients, in `output/fold-<i>`; the run
+            of the best one is returned.
+        from_model: a model of this library to start from; its channels and backbone are taken over.
+        seed: everything random goes by it.
+        steps_per_epoch: batches an epoch; by default as many as the training slices give.
+        xla: compile with XLA; by default where it pays.
+        precision: "float32" or "mixed_float16"; by default mixed on a GPU with tensor cores.
+        strategy: a `tf.distribute` strategy, for several devices.
+        resume: go on where a killed run stopped.
+        callbacks: Keras callbacks; they get batches and epochs with the history row as logs.
+        tensorboard: write `output/tensorboard` with every figure, and overlays of validation slices.
+        deterministic: same seed, same weights on the same machine; False may read faster.
+
+    Returns:
+        The `Run`.
+
+    Raises:
+        CaseError, InputFileError, GeometryError, LabelError: for data that can't be used.
+        ConfigError: for options that can't be met, or a resumed run with other settings.
+        OutputError: if `output` holds something already.
+        TrainingError: if the loss stops being a number.
+
+    Example:
+        >>> run = train(find_cases("LiTS"), "run", epochs=20)  # doctest: +SKIP
+    """
+    recipe = get_recipe(recipe)
+    changes = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size}
+    changes["encoder_weights"] = str(encoder_weights) if encoder_weights is not None else None
+    recipe = replace(recipe, **{k: v for k, v in changes.items() if v is not None})
+    options = {
+        "split": split,
+        "validation_fraction": validation_fraction,
+        "from_model": from_model,
+        "seed": seed,
+        "steps_per_epoch": steps_per_epoch,
+        "xla": xla,
+        "precision": precision,
+        "strategy": strategy,
+        "resume": resume,
+        "callbacks": callbacks,
+        "tensorboard": tensorboard,
+        "deterministic": deterministic,
+    }
+    labelled = with_masks(cases)
+    output = Path(output)
+    if folds is None:
+        return _Training(labelled, validation_cases, output, recipe, **options).run()
+    if validation_cases is not None or split != "patients":
+        raise ConfigError(
+            "folds choose the validation patients: expected neither validation cases nor a split by slices"
+        )
+    runs = []
+    for index, (training, validation) in enumerate(folds_by_patient(labelled, folds, seed)):
+        runs.append(_Training(training, validation, output / f"fold-{index}", recipe, **options).run())
+    rows = [{"fold": i, **run.best} for i, run in enumerate(runs)]
+    write_text(output / "folds.json", json.dumps(rows, indent=2) + "\n")
+    larger = BEST_BY[recipe.best_by]
+    return (max if larger else min)(runs, key=lambda run: run.best[recipe.best_by])
+
+
+class _Training:
+    """One run: its split, its settings and its files."""
+
+    def __init__(
+        self,
+        cases,
+        validation_cases,
+        output,
+        recipe: Recipe,
+        *,
+        split,
+        validation_fraction,
+        from_model,
+        seed,
+        steps_per_epoch,
+        xla,
+        precision,
+        strategy,
+        resume,
+        callbacks,
+        tensorboard,
+        deterministic,
+    ):
+        self.output, self.seed, self.resume = output, seed, resume
+        self.strategy, self.callbacks, self.deterministic = strategy, callbacks, deterministic
+        self.tensorboard, self.from_model = tensorboard, from_model
+        if from_model is not None:
+            self.source = load_model(from_model)
+            config = self.source.liverseg_config
+            recipe = replace(recipe, channels=config.channels, backbone=config.backbone, encoder_weights="none")
+        self.recipe = recipe
+        self.selection = SliceSelection(recipe.every_volume, recipe.every_slice, recipe.order, recipe.only_liver)
+        self._split(self.selection.cases(cases), validation_cases, split, validation_fraction)
+        self.config = ModelConfig(
+            recipe.image_size, recipe.backbone, channels=recipe.channels, hu_range=HU_RANGE if recipe.clip_hu else None
+        )
+        self.options = {
+            "channels": recipe.channels,
+            "cache": "memory",
+            "hu_range": self.config.hu_range,
+            "deterministic": deterministic,
+        }
+        self.validation = self._validation_dataset()
+        self.steps = steps_per_epoch or self._count_steps()
+        if self.steps < 1:
+            raise ConfigError(f"steps an epoch: expected at least 1. Received: {self.steps}")
+        self.phases = phases(recipe, pretrained=recipe.encoder_weights != "none" or from_model is not None)
+        if not self.phases:
+            raise ConfigError("expected at least one epoch: the frozen phase is skipped with random encoder weights")
+        if recipe.frozen_epochs and self.phases[0].name != "frozen":
+            logger.info("the frozen phase is skipped: the encoder starts from random weights")
+        self.epochs = sum(phase.epochs for phase in self.phases)
+        self.precision = precision or _best_precision()
+        self.xla = self._xla_pays() if xla is None else xla
+        self.history: list[dict[str, Any]] = []
+
+    def _split(self, cases, validation_cases, split, fraction) -> None:
+        part = None
+        if validation_cases is not None:
+            self.training_cases, self.validation_cases = list(cases), with_masks(validation_cases)
+        elif split == "patients":
+            self.training_cases, self.validation_cases = split_by_patient(cases, fraction, self.seed)
+        elif split == "slices":
+            warnings.warn(
+                "split by slices: slices of one patient are trained and validated on, so validation looks better than "
+                "it is; the default is to split by patients",
+                DataWarning,
+                4,
+            )
+            self.training_cases = self.validation_cases = list(cases)
+            part = SlicePart(fraction, self.seed)
+        else:
+            raise ConfigError(f"split: expected 'patients' or 'slices'. Received: {split!r}")
+        self.split = split
+        # every n-th case has been taken already
+        rest = replace(self.selection, every_volume=1)
+        self.training_selection = replace(rest, part=part)
+        self.validation_selection = replace(rest, part=replace(part, validation=True) if part else None)
+
+    def _training_options(self) -> dict[str, Any]:
+        return {
+            **self.options,
+            "selection": self.training_selection,
+            "cache": self._cache(self.training_cases),
+            "proportions": self.recipe.proportions,
+            "augmentation": Augmentation() if self.recipe.augmentation else None,
+            "synthesis": LesionSynthesis() if self.recipe.lesion_synthesis else None,
+            "seed": self.seed,
+        }
+
+    def _cache(self, cases) -> str | None:
+        # three bytes a pixel: int16 HU and a uint8 label; compressed files hold about a third of that
+        size = sum(path.stat().st_size for case in cases for path in (case.volume, case.segmentation))
+        compressed = any(case.volume.name.endswith(".gz") for case in cases)
+        return "memory" if size * (4 if compressed else 1) < _CACHE_BYTES else None
+
+    def _validation_dataset(self) -> tf.data.Dataset:
+        dataset = slice_dataset(
+            self.validation_cases,
+            self.recipe.image_size,
+            **{**self.options, "cache": self._cache(self.validation_cases)},
+            selection=self.validation_selection,
+            with_index=True,
+        )
+        return dataset.batch(self.recipe.batch_size).prefetch(2)
+
+    def _count_steps(self) -> int:
+        dataset = slice_dataset(self.training_cases, selection=self.training_selection, hu_range=None)
+        slices = int(dataset.cardinality())
+        if slices < 0:  # a filter decides: count
+            try:
+                slices = int(dataset.reduce(np.int64(0), lambda count, *_: count + 1))
+            except tf.errors.OpError as error:
+                raise explain_read_error(error, self.training_cases) from error
+        if slices == 0:
+            raise ConfigError("the selection leaves no slice to train on")
+        return max(1, slices // self.recipe.batch_size)
+
+    def _xla_pays(self) -> bool:
+        if self.strategy is not None and self.strategy.num_replicas_in_sync > 1:
+            return bool(tf.config.list_physical_devices("GPU"))
+        if tf.config.list_physical_devices("GPU"):
+            return True
+        step_seconds = self.recipe.batch_size * self.recipe.image_size**2 * _CPU_SECONDS_A_PIXEL
+        saved = self.epochs * self.steps * step_seconds * _XLA_SAVED_SHARE
+        return saved > _XLA_COMPILE_SECONDS * len(self.phases)
+
+    def settings(self) -> dict[str, Any]:
+        """What must be equal for a run to be resumed."""
+
+        def listed(cases):
+            return [{"id": c.id, "patient": c.patient, "volume": c.volume.name} for c in cases]
+
+        settings = {
+            "recipe": self.recipe.to_dict(),
+            "model": self.config.to_dict(),
+            "split": {
+                "by": self.split,
+                "training": listed(self.training_cases),
+                "validation": listed(self.validation_cases),
+            },
+            "seed": self.seed,
+            "steps_per_epoch": self.steps,
+            "xla": self.xla,
+            "precision": self.precision,
+            "replicas": self.strategy.num_replicas_in_sync if self.strategy else 1,
+            "from_model": str(self.from_model) if self.from_model is not None else None,
+        }
+        return json.loads(json.dumps(settings))
+
+    def run(self) -> Run:
+        arrays, meta = self._prepare_folder()
+        if meta.get("finished"):
+            (self.output / "checkpoint.npz").unlink(missing_ok=True)  # left by a kill in the last moment
+            return Run(self.output, meta["history"], meta["best"])
+        keras.utils.set_random_seed(self.seed)
+        strategy = self.strategy or tf.distribute.get_strategy()
+        with strategy.scope():
+            model = build_model(self.config, self.recipe.encoder_weights, self.precision)
+            if self.from_model is not None:
+                self._take_over(model)
+        if strategy.num_replicas_in_sync > 1:
+            for layer in model.layers:
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.synchronized = True  # statistics over the global batch, as one device would have them
+        loss = build_loss(self.recipe.loss, len(self.config.class_names), self.recipe.class_weights)
+        trainer = Trainer(model, self.recipe, loss, strategy, self.xla)
+        self.history = meta.get("history", [])
+        best = meta.get("best")
+        callbacks = list(self.callbacks)
+        if self.tensorboard:
+            channels, labels, _ = next(iter(self.validation))
+            callbacks.append(TensorBoardLog(self.output / "tensorboard", (channels, labels)))
+        callbacks = keras.callbacks.CallbackList(
+            callbacks, model=model, epochs=self.epochs, steps=self.steps, add_progbar=False
+        )
+        callbacks.on_train_begin()
+        try:
+            for phase in self.phases:
+                if len(self.history) >= phase.first_epoch + phase.epochs:
+                    continue
+                trainer.start_phase(phase, self.steps)
+                if arrays is not None:
+                    try:
+                        trainer.load_state(arrays, with_optimizer=len(self.history) > phase.first_epoch)
+                    except (KeyError, ValueError) as error:
+                        raise ConfigError(
+                            f"{self.output / 'checkpoint.npz'}: expected the checkpoint of this network, got another "
+                            f"({str(error).splitlines()[0]:.100}); name another folder"
+                        ) from error
+                    arrays = None
+                best = self._run_phase(trainer, phase, callbacks, best)
+        except tf.errors.OpError as error:
+            if isinstance(error, tf.errors.ResourceExhaustedError):
+                raise TrainingError(
+                    f"out of memory at batch size {self.recipe.batch_size} and {self.recipe.image_size} px: "
+                    "expected them to fit; lower --batch-size or --image-size"
+                ) from error
+            raise explain_read_error(error, [*self.training_cases, *self.validation_cases]) from error
+        callbacks.on_train_end(self.history[-1])
+        self._write_record(best, finished=True)
+        (self.output / "checkpoint.npz").unlink(missing_ok=True)
+        return Run(self.output, self.history, best)
+
+    def _run_phase(self, trainer: Trainer, phase: Phase, callbacks, best):
+        first = len(self.history)
+        batches = training_batches(
+            self.training_cases,
+            self.recipe.image_size,
+            self.recipe.batch_size,
+            self.steps,
+            first_epoch=first,
+            **self._training_options(),
+        )
+        if trainer.replicas > 1:
+            batches = trainer.strategy.experimental_distribute_dataset(batches)
+        iterator = iter(batches)
+        for epoch in range(first, phase.first_epoch + phase.epochs):
+            callbacks.on_epoch_begin(epoch)
+            try:
+                figures = trainer.train_epoch(
+                    iterator, self.steps, lambda step: callbacks.on_train_batch_end(step, {"phase": phase.name})
+                )
+            except NotFiniteLossError as error:
+                raise self._explain_nan(epoch, error.step) from None
+            trainer.use_averaged_weights()
+            callbacks.on_test_begin()
+            validation = trainer.validate(self.validation, lambda step: callbacks.on_test_batch_end(step))
+            row = {"epoch": epoch + 1, "phase": phase.name, **figures, **validation}
+            if best is None or self._is_better(row, best):
+                best = row
+                self._save(trainer.model)
+            trainer.use_training_weights()
+            self.history.append(row)
+            self._write_checkpoint(trainer, best)
+            self._write_record(best, finished=False)
+            callbacks.on_epoch_end(epoch, row)
+        return best
+
+    def _is_better(self, row, best) -> bool:
+        new, old = row[self.recipe.best_by], best[self.recipe.best_by]
+        if math.isnan(new) or math.isnan(old):
+            return math.isnan(old)
+        return new > old if BEST_BY[self.recipe.best_by] else new < old
+
+    def _take_over(self, model: keras.Model) -> None:
+        try:
+            model.set_weights(self.source.get_weights())
+        except ValueError as error:
+            raise ConfigError(f"{self.from_model}: its network does not fit this one ({error})") from None
+        if Path(self.from_model).resolve().is_relative_to(models_folder().resolve()):
+            warnings.warn(
+                "the shipped model saw patients of LiTS's training set: validation on LiTS cases will look better than "
+                "it is",
+                DataWarning,
+                4,
+            )
+        record = Path(self.from_model) / "run.json"
+        known = set()
+        if record.is_file():
+            try:
+                seen = json.loads(record.read_text("utf-8"))["settings"]["split"]["training"]
+                known = {row["patient"] for row in seen}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ModelError(f"{record}: expected the record of a run, got something else ({error})") from None
+        mine = {case.patient for case in self.validation_cases}
+        if known & mine:
+            listed = ", ".join(sorted(known & mine)[:5])
+            warnings.warn(
+                f"{self.from_model} was trained on patients that are validated on here ({listed}): "
+                "validation will look better than it is",
+                DataWarning,
+                4,
+            )
+
+    def _save(self, model: keras.Model) -> None:
+        if self.precision != "float32":  # what is kept runs anywhere
+            plain = build_model(self.config)
+            plain.set_weights(model.get_weights())
+            model = plain
+        save_model(model, self.config, self.output / "model.keras")
+
+    def _prepare_folder(self) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
+        record = self.output / "run.json"
+        if self.resume and record.is_file():
+            return self._load_checkpoint(record)
+        if self.output.exists() and not (self.output.is_dir() and all(map(is_partial, self.output.iterdir()))):
+            started = record.is_file()
+            advice = "add --resume to go on with it, or name another folder" if started else "name a new folder"
+            raise OutputError(f"{self.output}: expected no folder or an empty one, got one with files; {advice}")
+        self._write_record(None, finished=False)
+        return None, {}
+
+    def _load_checkpoint(self, record: Path):
+        try:
+            saved = json.loads(record.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{record}: expected the record of a run, got something else ({error})") from None
+        if not isinstance(saved, dict) or not isinstance(saved.get("settings"), dict):
+            raise ConfigError(f"{record}: expected the record of a run, got other JSON; name another folder")
+        if saved["settings"] != self.settings():
+            now = self.settings()
+            different = [key for key in now if saved["settings"].get(key) != now[key]]
+            raise ConfigError(
+                f"{self.output}: was started with other settings ({', '.join(different)} differ); "
+                "resume with the same command and data, or name another folder"
+            )
+        if saved.get("finished"):
+            return None, saved
+        path = self.output / "checkpoint.npz"
+        if not path.is_file():
+            return None, {}
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+            meta = json.loads(str(arrays.pop("meta")))
+            return arrays, {"history": meta["history"], "best": meta["best"]}
+        except Exception as error:  # NumPy and zipfile raise many kinds for a broken file
+            raise ConfigError(f"{path}: expected a checkpoint of this run, got something else ({error})") from None
+
+    def _write_checkpoint(self, trainer: Trainer, best) -> None:
+        meta = json.dumps({"history": self.history, "best": best})
+        with atomic_write(self.output / "checkpoint.npz") as temporary:
+            np.savez(temporary, meta=np.array(meta), **trainer.state())
+
+    def _write_record(self, best, finished: bool) -> None:
+        from liverseg_tf import __version__
+
+        record = {
+            "settings": self.settings(),
+            "command": sys.argv,
+            "versions": {
+                "liverseg_tf": __version__,
+                "tensorflow": tf.__version__,
+                "keras": keras.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "best": best,
+            "best_by": self.recipe.best_by,
+            "history": self.history,
+            "finished": finished,
+            "note": "Not a medical device: for research only.",
+        }
+        write_text(self.output / "run.json", json.dumps(record, indent=2) + "\n")
+        if self.history:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
+            write_text(self.output / "history.csv", text.getvalue())
+            from liverseg_tf.reporting.figures import history_figure
+
+            with atomic_write(self.output / "curves.png") as temporary:
+                history_figure(self.history).savefig(temporary, dpi=110)
+
+    def _explain_nan(self, epoch: int, step: int) -> LiverSegError:
+        """Read the broken step's batch again, to say which cases were in it."""
+        batches = training_batches(
+            self.training_cases,
+            self.recipe.image_size,
+            self.recipe.batch_size,
+            self.steps,
+            first_epoch=epoch,
+            with_index=True,
+            **self._training_options(),
+        )
+        _, _, info = next(iter(batches.skip(step).take(1)))
+        cases = ", ".join(str(case) for case in sorted(set(info["case"].numpy().tolist())))
+        kept = f"; the best epoch so far is kept in {self.output}" if self.history else ""
+        return TrainingError(
+            f"the loss is not a number at epoch {epoch + 1}, step {step + 1} (cases {cases}): expected a finite loss; "
+            f"lower the learning rate, use --precision float32, or check these cases with 'liverseg verify'{kept}"
+        )
+
+
+def _best_precision() -> str:
+    """Mixed precision where tensor cores make it fast (compute capability 7 and up), else float32."""
+    for device in tf.config.list_physical_devices("GPU"):
+        capability = tf.config.experimental.get_device_details(device).get("compute_capability", (0, 0))
+        if capability >= (7, 0):
+            return "mixed_float16"
+    return "float32"

@@ -1,0 +1,44 @@
+"""`liverseg explain`."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+
+from liverseg_tf.cli.main import main
+
+
+def test_a_lesion_and_a_point(capsys, tmp_path, phantom_folder, small_model_file):
+    ct, mask = next(
+        (v, m)
+        for v, m in zip(sorted(phantom_folder.glob("v*")), sorted(phantom_folder.glob("s*")), strict=True)
+        if (np.asarray(nib.load(m).dataobj) == 2).any()
+    )
+    arguments = ["explain", str(ct), "--model", str(small_model_file), "--json"]
+    assert main([*arguments, "-o", str(tmp_path / "a"), "--mask", str(mask), "--lesion", "1", "--no-tests"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [r["region"] for r in found["regions"]] == ["lesion-1"]
+    assert found["settings"]["layer"] == "relu1" and found["regions"][0]["deletion_insertion"] is None
+    image = nib.load(tmp_path / "a" / "lesion-1_heatmap.nii.gz")
+    assert image.shape == nib.load(ct).shape and np.allclose(image.affine, nib.load(ct).affine)
+
+    x, y, z = (n // 2 for n in image.shape)
+    arguments += ["-o", str(tmp_path / "b"), "--point", f"{x},{y},{z}", "--radius", "20", "--layer", "decoder3"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["regions"][0]["region"] == "point" and found["regions"][0]["means_little"] in (True, False)
+    assert (tmp_path / "b" / "point.png").exists()
+    assert json.loads((tmp_path / "b" / "explanation.json").read_text())["regions"] == found["regions"]
+
+
+def test_wrong_use(capsys, tmp_path, phantom_folder, small_model_file):
+    ct = str(next(phantom_folder.glob("volume*")))
+    base = ["explain", ct, "-o", str(tmp_path / "x"), "--model", str(small_model_file)]
+    assert main([*base, "--point", "1,2"]) == 2
+    assert main([*base, "--lesion", "1", "--point", "1,2,3"]) == 2
+    assert main([*base, "--point", "9999,0,0"]) == 1
+    assert "expected a voxel (x, y, z)" in capsys.readouterr().err
+    assert main([*base, "--layer", "nonsense"]) == 1
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,87 @@
+"""The command line as a user meets it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from liverseg_tf.cli.main import COMMANDS, build_parser, main
+from tests.data.test_volume import stored_as
+
+
+def test_every_command_has_help(capsys):
+    for name in COMMANDS:
+        assert main([name.replace("_", "-"), "--help"]) == 0
+        assert "usage: liverseg" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_status_2(capsys):
+    for arguments in ([], ["nonsense"], ["predict"], ["train", "x"]):
+        assert main(arguments) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_errors_are_one_line_and_status_1(capsys, tmp_path):
+    assert main(["train", str(tmp_path / "missing"), "-o", str(tmp_path / "run")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("liverseg: error: ")
+    assert "there is none; check the path" in lines[0]
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    from liverseg_tf.errors import InputFileError
+
+    with pytest.raises(InputFileError):
+        main(["train", str(tmp_path / "missing"), "-o", "run", "--debug"])
+
+
+def test_info_as_json(capsys):
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["windows"]) == 12
+    assert [c["name"] for c in found["classes"]] == ["background", "liver", "tumour"]
+
+
+def test_predict_a_folder(capsys, tmp_path, write_nifti, small_model_file):
+    hu = np.random.default_rng(0).integers(-1000, 500, (40, 36, 3)).astype(np.int16)
+    array, affine = stored_as(hu, (2, 2, 4), "LPS")
+    # spaces, other alphabets and a leading dash work
+    folder = tmp_path / "-Ordner mit Ümläuten"
+    write_nifti(folder / "volume-7.nii.gz", array, affine)
+    write_nifti(folder / "ct scan.nii", array, affine)
+    output = tmp_path / "out"
+    status = main(["predict", str(folder), "-o", str(output), "--model", str(small_model_file), "--json"])
+    captured = capsys.readouterr()
+    assert status == 0
+    rows = json.loads(captured.out)["volumes"]
+    assert {r["output"].rsplit("/", 1)[-1] for r in rows} == {"segmentation-7.nii.gz", "ct scan_seg.nii.gz"}
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["volumes"] == rows
+    assert manifest["versions"]["liverseg_tf"]
+    assert "medical device" in manifest["note"]
+    (folder / "volume-8.nii").write_text("no CT")
+    assert main(["predict", str(folder), "-o", str(output), "--model", str(small_model_file), "--statistics"]) == 1
+    captured = capsys.readouterr()
+    assert "volume-8.nii: expected a NIfTI file" in captured.err
+    assert captured.out.count(" ml, tumour ") == 2
+
+
+def test_phantom_train_and_evaluate(capsys, tmp_path):
+    assert main(["phantom", str(tmp_path / "ct"), "--cases", "3", "--shape", "64", "64", "12", "--json"]) == 0
+    capsys.readouterr()
+    run = ["train", str(tmp_path / "ct"), "-o", str(tmp_path / "run"), "--epochs", "1", "--steps-per-epoch", "1"]
+    assert main([*run, "--image-size", "32", "--batch-size", "2", "--no-xla", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["best"]["epoch"] == 1
+    assert "Dice by case" in captured.err
+    arguments = ["evaluate", "--truth", str(tmp_path / "ct"), "--prediction", str(tmp_path / "ct"), "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["lits"]["liver_dice_per_case"] == 1
+
+
+def test_the_parser_knows_all_commands_of_the_interface():
+    choices = next(a for a in build_parser()._actions if a.dest == "command").choices
+    assert {"demo", "phantom", "train", "find-lr", "predict", "evaluate", "info"} <= set(choices)

@@ -1,0 +1,41 @@
+"""`liverseg report`, and uncertainty in `liverseg predict`."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+
+from liverseg_tf.cli.main import main
+
+
+def test_a_page_with_truth(capsys, tmp_path, phantom_folder, small_model_file):
+    page = tmp_path / "new" / "page.html"
+    ct, mask = (str(phantom_folder / f"{name}-0.nii.gz") for name in ("volume", "segmentation"))
+    arguments = ["report", ct, "-o", str(page), "--model", str(small_model_file), "--truth", mask, "--no-heatmaps"]
+    assert main([*arguments, "--title", "Case 0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"page": str(page), "bytes": page.stat().st_size}
+    text = page.read_text("utf-8")
+    assert "<h1>Case 0</h1>" in text and "Against the reference" in text and "volume-0" not in text
+    page.write_text("mine")
+    assert main(arguments) == 1
+    assert "was not made by this library" in capsys.readouterr().err and page.read_text() == "mine"
+
+
+def test_predict_with_uncertainty(capsys, tmp_path, phantom_folder, small_model_file):
+    ct = phantom_folder / "volume-1.nii.gz"
+    arguments = ["predict", str(ct), "-o", str(tmp_path / "out"), "--model", str(small_model_file), "--uncertainty"]
+    assert main([*arguments, "--statistics"]) == 0
+    assert "over variations: liver" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["volumes"]
+    entropy = nib.load(tmp_path / "out" / "segmentation-1_uncertainty.nii.gz")
+    assert row["uncertainty"]["entropy"].endswith("segmentation-1_uncertainty.nii.gz")
+    assert entropy.shape == nib.load(ct).shape and np.asarray(entropy.dataobj).max() <= 1 + 1e-6
+    low, high = row["uncertainty"]["liver_interval_ml"]
+    assert 0 <= low <= high and len(row["uncertainty"]["liver_volumes_ml"]) == 8
+    # masks and their companions are no CTs
+    assert (
+        main(["predict", str(tmp_path / "out"), "-o", str(tmp_path / "again"), "--model", str(small_model_file)]) == 1
+    )
+    assert "the folder holds none" in capsys.readouterr().err

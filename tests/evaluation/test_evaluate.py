@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import liverseg_tf as ls
+from liverseg_tf.errors import CaseError, ConfigError, GeometryWarning, InputFileError, LabelError, OutputError
+
+
+def test_scores_of_two_folders(folders):
+    scores = ls.evaluate(truth=folders[0], prediction=folders[1], resamples=100).to_dict()
+    assert [row["case"] for row in scores["cases"]] == [1, 2, 10]
+    assert scores["lits"]["lesion_recall"] == scores["lits"]["lesion_precision"] == pytest.approx(4 / 6)
+    assert scores["lits"]["lesion_dice_per_case"] == pytest.approx((2 * 2 * 48 / 163 + 1) / 3)
+    half = scores["detection"]["overlap_above_0.5"]
+    assert half["all"]["f1"] == pytest.approx(2 * 4 / (2 * 4 + 2 + 2))
+    assert half["large"]["f1"] is None and half["large"]["f1_ci95"] is None
+    assert scores["detection"]["overlap_above_0"]["small"]["true_positives"] == 4
+    dice = scores["summary"]["lesion_dice"]
+    values = [2 * 48 / 163, 1, 2 * 48 / 163]
+    assert dice["mean"] == pytest.approx(np.mean(values))
+    assert dice["std"] == pytest.approx(np.std(values, ddof=1))
+    assert dice["ci95"][0] < dice["mean"] < dice["ci95"][1]
+    assert scores["surface_dice"]["liver"]["1mm"]["mean"] == 1
+    assert scores["hd95"]["liver"]["mean"] == 0
+    assert scores["volume_agreement"]["lesion"]["bias_ml"] == pytest.approx(2 / 3 * 19 * 1.6 / 1000)
+    assert scores["scenarios"]["liver_with_lesion"]["slices"] == 3 * 4
+    assert scores["scenarios"]["neither"]["lesion_dice_loss"] == 0
+    assert len(scores["slices"]) == 3 * 12
+    assert scores["settings"]["rules"]["lits"]
+
+
+def test_json_round_trip(folders, tmp_path):
+    scores = ls.evaluate(*folders, resamples=50)
+    scores.save_json(tmp_path / "out" / "scores.json")
+    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == json.loads(json.dumps(scores.to_dict()))
+
+
+def test_csv_tables(folders, tmp_path):
+    scores = ls.evaluate(*folders, resamples=50)
+    for rows, count in (("cases", 3), ("slices", 36), ("lesions", 12)):
+        scores.save_csv(tmp_path / f"{rows}.csv", rows)
+        with (tmp_path / f"{rows}.csv").open(newline="") as file:
+            table = list(csv.DictReader(file))
+        assert len(table) == count
+        assert table[-1]["case"] == "10"
+    with pytest.raises(ConfigError, match="rows"):
+        scores.save_csv(tmp_path / "x.csv", "voxels")
+
+
+def test_undefined_figures_are_null_with_a_count_and_9001_in_lits(tmp_path, write_mask, liver_pair):
+    truth, prediction = liver_pair
+    for case, predicted in ((1, prediction), (2, np.where(prediction == 2, 1, prediction)), (3, np.zeros_like(truth))):
+        write_mask(tmp_path / "truth" / f"segmentation-{case}.nii.gz", truth)
+        write_mask(tmp_path / "pred" / f"segmentation-{case}.nii.gz", predicted)
+    scores = ls.evaluate(tmp_path / "truth", tmp_path / "pred", resamples=50)
+    assert scores.hd95["lesion"]["missing"] == 2 and scores.hd95["lesion"]["n"] == 1
+    assert scores.hd95["lesion"]["ci95"] is None  # one patient has the figure
+    assert scores.hd95["liver"]["missing"] == 1 and scores.hd95["liver"]["mean"] == 0
+    assert scores.lits["liver_assd"] == pytest.approx(9001 / 3)
+    assert scores.cases[2]["liver_hd95_mm"] is None
+    assert scores.tumour_burden["missing"] == 1
+    json.loads(scores.to_json())  # no NaN
+
+
+def test_a_reference_without_lesions_is_scored(tmp_path, write_mask, liver_pair):
+    liver = np.where(liver_pair[0], 1, 0)
+    write_mask(tmp_path / "truth" / "segmentation-1.nii.gz", liver)
+    write_mask(tmp_path / "pred" / "segmentation-1.nii.gz", liver_pair[1])
+    scores = ls.evaluate(tmp_path / "truth", tmp_path / "pred", resamples=10)
+    assert scores.lits["lesion_precision"] == 0
+    assert scores.detection["overlap_above_0"]["all"]["recall"] is None
+    assert scores.summary["lesion_volume_error_percent"]["mean"] is None
+
+
+def test_identity_affines_are_marked_and_can_be_left_out(tmp_path, write_mask, liver_pair):
+    truth, prediction = liver_pair
+    for case, affine in ((1, None), (28, np.eye(4))):
+        write_mask(tmp_path / "truth" / f"segmentation-{case}.nii.gz", truth, affine)
+        write_mask(tmp_path / "pred" / f"segmentation-{case}.nii.gz", prediction, affine)
+    folders = tmp_path / "truth", tmp_path / "pred"
+    with pytest.warns(GeometryWarning, match=r"1 of 2 cases have an identity affine.*case 28.*part of"):
+        kept = ls.evaluate(*folders, resamples=10)
+    assert [row["identity_affine"] for row in kept.cases] == [False, True]
+    assert kept.settings["identity_affine_cases"] == [28]
+    assert kept.summary["lesion_msd_mm"]["n"] == 2
+    with pytest.warns(GeometryWarning, match="left out"):
+        left_out = ls.evaluate(*folders, resamples=10, exclude_identity=True)
+    assert left_out.summary["lesion_msd_mm"]["n"] == left_out.volume_agreement["lesion"]["n"] == 1
+    assert left_out.summary["lesion_dice"]["n"] == 2
+    assert left_out.lits == kept.lits
+
+
+def test_patients_narrow_what_is_resampled(folders, tmp_path):
+    (tmp_path / "groups.csv").write_text("id,patient\n1,A\n2,A\n10,A\n")
+    scores = ls.evaluate(*folders, patients=tmp_path / "groups.csv", resamples=10)
+    assert scores.settings["patients"] == 1
+    assert scores.summary["liver_dice"]["ci95"] is None
+
+
+def test_errors_name_the_case_and_nothing_is_half_scored(folders, write_mask, liver_pair):
+    truth, prediction = folders
+    wrong = liver_pair[1].copy()
+    wrong[0, 0, 0] = 7
+    write_mask(prediction / "volume-10_seg.nii.gz", wrong)
+    with pytest.raises(LabelError, match=r"volume-10_seg.*7 \(1 voxels\)"):
+        ls.evaluate(truth, prediction)
+    (prediction / "volume-10_seg.nii.gz").write_text("this is no mask")
+    with pytest.raises(InputFileError, match="volume-10_seg"):
+        ls.evaluate(truth, prediction)
+    (prediction / "volume-10_seg.nii.gz").unlink()
+    with pytest.raises(CaseError, match="segmentation-10"):
+        ls.evaluate(truth, prediction)
+    with pytest.raises(ConfigError, match="resamples"):
+        ls.evaluate(truth, prediction, resamples=0)
+
+
+def test_progress_counts_cases(folders):
+    seen = []
+    ls.evaluate(*folders, resamples=10, progress=lambda *step: seen.append(step))
+    assert [step[:2] for step in seen] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert seen[0][2] == "volume-1_seg.nii.gz"
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_figure_is_written(folders, tmp_path, suffix):
+    scores = ls.evaluate(*folders, resamples=10)
+    scores.save_figure(tmp_path / f"scores.{suffix}")
+    assert (tmp_path / f"scores.{suffix}").stat().st_size > 10_000
+    with pytest.raises(ConfigError, match=r"\.png"):
+        scores.save_figure(tmp_path / "scores.docx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        scores.save_figure(tmp_path / "file" / "scores.png")
+
+
+def test_figure_shows_every_case_and_size(folders):
+    from liverseg_tf.evaluation.figure import plot_evaluation
+
+    figure = plot_evaluation(ls.evaluate(*folders, resamples=10))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [
+        "Dice per case",
+        "Lesion detection by size",
+        "Volume of liver",
+        "Agreement on liver",
+        "Volume of lesion",
+        "Agreement on lesion",
+    ]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "2", "10"]
+    assert "6 lesions" in figure.axes[1].get_xticklabels()[0].get_text()
+
+
+REAL_DATA = os.environ.get("LIVERSEG_REAL_DATA")
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="needs LIVERSEG_REAL_DATA, the folder beside reference/lits_scoring")
+def test_agrees_with_the_challenge_s_own_program():
+    folder = Path(REAL_DATA).parent / "reference" / "lits_scoring"
+    expected = dict(line.split(": ") for line in (folder / "scores.txt").read_text().splitlines() if line.strip())
+    scores = ls.evaluate(truth=folder / "ref", prediction=folder / "res", resamples=10)
+    assert {name: f"{value:.3f}" for name, value in scores.lits.items()} == expected

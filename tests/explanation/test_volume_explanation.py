@@ -1,0 +1,126 @@
+"""`explain`, from a volume to files."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, OutputError
+from liverseg_tf.explanation.volume_explanation import explain
+from liverseg_tf.inference.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def explained(dark_is_tumour, lesions):
+    volume, labels = lesions
+    return explain(volume, model=dark_is_tumour, mask=labels, random_maps=4)
+
+
+def test_one_map_for_each_lesion_that_beats_random(explained, lesions):
+    volume, labels = lesions
+    assert [r.region.name for r in explained.regions] == ["lesion-1", "lesion-2"]
+    for region in explained.regions:
+        heat = region.heatmap(volume.shape)
+        assert heat.shape == volume.shape and heat.max() == pytest.approx(1, abs=0.01) and heat.min() >= 0
+        assert set(np.flatnonzero(heat.any(axis=(0, 1)))) <= set(region.region.slices)
+        assert region.beats_random
+    figures = explained.to_dict()
+    assert figures["beat_random"] == figures["tested"] == 2
+    assert figures["regions"][0]["tested_slice"] == 3 and figures["regions"][0]["slices"] == [3, 5]
+    json.dumps(figures)
+
+
+def test_heatmaps_are_written_in_the_inputs_own_grid(dark_is_tumour, lesions, tmp_path):
+    volume, labels = lesions
+    affine = np.array([[0, 0, -2.0, 7], [2.0, 0, 0, 8], [0, -5.0, 0, 9], [0, 0, 0, 1]])  # axes A, I, L
+    order = CTVolume.from_image(nib.Nifti1Image(np.zeros((64, 8, 64), np.int16), affine)).geometry
+    nib.save(nib.Nifti1Image(order.to_file(volume.hu).astype(np.int16), affine), tmp_path / "ct.nii.gz")
+    nib.save(nib.Nifti1Image(order.to_file(labels), affine), tmp_path / "mask.nii.gz")
+    result = explain(
+        tmp_path / "ct.nii.gz", tmp_path / "out", dark_is_tumour, lesion=2, mask=tmp_path / "mask.nii.gz",
+        faithfulness=False,
+    )  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "explanation.json",
+        "lesion-2.png",
+        "lesion-2_heatmap.nii.gz",
+    ]
+    image = nib.load(tmp_path / "out" / "lesion-2_heatmap.nii.gz")
+    assert image.shape == (64, 8, 64) and np.allclose(image.affine, affine)
+    heat = np.asarray(image.dataobj)
+    expected = order.to_file(result.regions[0].heatmap(volume.shape))
+    assert heat == pytest.approx(expected, abs=1 / 255)
+    brightest = np.unravel_index(heat.argmax(), heat.shape)
+    assert order.to_file(labels)[brightest] == 2
+    assert json.loads((tmp_path / "out" / "explanation.json").read_text())["regions"][0]["means_little"] is None
+
+
+def test_regions_come_from_the_prediction_by_default(dark_is_tumour, lesions):
+    volume, labels = lesions
+    predicted = Predictor(dark_is_tumour).predict(volume)
+    by_volume = explain(volume, model=dark_is_tumour, faithfulness=False)
+    by_prediction = explain(predicted, model=dark_is_tumour, faithfulness=False)
+    assert len(by_volume.regions) == len(by_prediction.regions) == 2
+    assert np.array_equal(by_volume.labels, predicted.canonical_labels)
+
+
+def test_a_point_is_explained_where_nothing_was_found(dark_is_tumour, lesions):
+    volume, labels = lesions
+    empty = np.zeros_like(labels)
+    result = explain(volume, model=dark_is_tumour, mask=empty, point=(24, 16, 3), radius_mm=10, random_maps=2)
+    assert result.regions[0].region.name == "point"
+    assert result.regions[0].slice_map(3)[24, 16] > 0.5
+
+
+def test_liver_target(dark_is_tumour, lesions):
+    volume, labels = lesions
+    result = explain(volume, model=dark_is_tumour, mask=labels, target="liver", random_maps=2)
+    assert result.to_dict()["regions"][0]["class"] == "liver"
+    assert result.regions[0].means_little  # the network's liver logit is a constant: there is nothing to see
+
+
+def test_nothing_to_explain_warns_and_only_the_largest_lesions_are_taken(dark_is_tumour, lesions):
+    volume, labels = lesions
+    with pytest.warns(DataWarning, match="no tumour was found"):
+        assert explain(volume, model=dark_is_tumour, mask=np.zeros_like(labels)).regions == []
+    result = explain(volume, model=dark_is_tumour, mask=labels, most_lesions=1, faithfulness=False)
+    assert [r.region.name for r in result.regions] == ["lesion-1"] and result.left_out == 1
+
+
+def test_files_of_others_are_not_replaced(explained, tmp_path):
+    (tmp_path / "lesion-1.png").write_text("mine")
+    with pytest.raises(OutputError, match="was not made by this library"):
+        explained.save(tmp_path)
+    assert (tmp_path / "lesion-1.png").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+    explained.save(tmp_path / "new")
+    explained.save(tmp_path / "new")  # our own are
+    explained.save(tmp_path, overwrite=True)
+    assert (tmp_path / "lesion-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_models_masks_and_options_are_errors(dark_is_tumour, lesions, tmp_path):
+    volume, labels = lesions
+    with pytest.raises(ModelError):
+        explain(volume, model=tmp_path / "none")
+    with pytest.raises(LiverSegError):
+        explain(tmp_path / "none.nii", model=dark_is_tumour)
+    with pytest.raises(GeometryError):
+        explain(volume, model=dark_is_tumour, mask=labels[:-1])
+    with pytest.raises(ConfigError, match="most_lesions=0"):
+        explain(volume, model=dark_is_tumour, most_lesions=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="got a file"):
+        explain(volume, tmp_path / "file", dark_is_tumour)
+
+
+def test_figure_tells_what_the_map_means(explained):
+    figure = explained.figure(0)
+    assert figure.get_suptitle().startswith("This map beats random regions")
+    assert [a.get_title().splitlines()[0] for a in figure.axes[2:4]] == [
+        "deletion: lower is better",
+        "insertion: higher is better",
+    ]

@@ -1,0 +1,419 @@
+"""The report page: what it says, and what it does in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from liverseg_tf.data.volume import CTVolume, MaskVolume
+from liverseg_tf.errors import GeometryError, OutputError
+from liverseg_tf.explanation.uncertainty import Variations, measure_uncertainty
+from liverseg_tf.inference.predictor import Predictor
+from liverseg_tf.reporting import html_report, page_data
+from liverseg_tf.reporting.html_report import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def page(threshold_model, scan, tmp_path_factory):
+    """A page with everything on it; the prediction is the truth but for one lesion, which is not predicted."""
+    folder = tmp_path_factory.mktemp("report")
+    volume, labels = scan
+    prediction = Predictor(threshold_model).predict(volume)
+    prediction.canonical_labels[36:44, 24:32, 5:8] = 1
+    truth = MaskVolume(volume.geometry.to_file(labels), volume.geometry)
+    with pytest.MonkeyPatch.context() as patch:
+        quick = Variations(count=3)
+        patch.setattr(
+            "liverseg_tf.explanation.uncertainty.measure_uncertainty",
+            lambda source, model, progress: measure_uncertainty(source, model, quick, progress=progress),
+        )
+        report(
+            prediction, folder / "page.html", threshold_model, truth, title='Case <7> & "co"', uncertainty=True
+        )  # fmt: skip
+    return folder / "page.html"
+
+
+def data_of(page) -> dict:
+    return json.loads(re.search(r'id="page-data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)[1])
+
+
+def test_the_page_is_self_contained_and_escaped(page):
+    text = page.read_text("utf-8")
+    without_data = re.sub(r'<script type="text/plain".*?</script>', "", text, flags=re.DOTALL)
+    assert not re.findall(r"https?://", without_data)
+    assert re.findall(r"(?:src|href)=\"(?!data:|#)", without_data) == []
+    assert "default-src 'none'" in text
+    assert "Case &lt;7&gt; &amp; &quot;co&quot;" in text and "<7>" not in text
+    assert "{{" not in without_data
+    assert "Not a medical device" in text
+
+
+def test_the_page_tells_lesions_scores_and_what_was_missed(page):
+    text = page.read_text("utf-8")
+    data = data_of(page)
+    assert [(one["slice"], one["row"], one["column"]) for one in data["lesions"]] == [(14, 24, 16)] or [
+        (one["slice"], one["row"], one["column"]) for one in data["lesions"]
+    ] == [(14, 25, 17)]
+    assert "Against the reference" in text and "Reference lesions that were missed" in text
+    assert 'data-place="' in text and "1 / 1 of 2" in text
+    assert [layer["key"] for layer in data["layers"]] == ["mask", "truth", "heatmap", "uncertainty"]
+    assert "ml over variations" in text and "deletion" in text
+
+
+def test_nothing_from_the_header_gets_onto_the_page(threshold_model, scan, tmp_path):
+    volume, _ = scan
+    image = nib.Nifti1Image(volume.geometry.to_file(volume.hu).astype(np.int16), volume.affine)
+    image.header["descrip"] = b"DOE^JANE 1970-01-01"
+    image.header["db_name"] = b"DOE"
+    image.header["aux_file"] = b"20200101"
+    image.header["intent_name"] = b"JANE"
+    nib.save(image, tmp_path / "ct.nii.gz")
+    text = report(tmp_path / "ct.nii.gz", tmp_path / "p.html", threshold_model, explanations=False).read_text()
+    assert "ct.nii.gz" in text
+    for word in ("DOE", "JANE", "1970", "20200101", str(tmp_path)):
+        assert word not in text
+
+
+def test_a_page_without_tumour_or_liver(threshold_model, tmp_path):
+    volume = CTVolume.from_array(np.full((40, 40, 5), -900, np.int16), (3, 3, 3))
+    with pytest.warns(UserWarning, match="ml of liver"):
+        text = report(volume, tmp_path / "p.html", threshold_model).read_text()
+    assert "No liver was found" in text and "No tumour was found" in text
+    assert data_of(tmp_path / "p.html")["lesions"] == []
+
+
+def test_a_model_without_gradients_gives_a_page_without_heatmaps(threshold_model, scan, tmp_path):
+    runtime = Predictor(threshold_model).runtimes[0]
+
+    class Opaque:
+        config = runtime.config
+        labels = staticmethod(runtime.labels)
+        probabilities = staticmethod(runtime.probabilities)
+
+    text = report(scan[0], tmp_path / "p.html", Opaque()).read_text()
+    assert "No heatmaps: explanations look inside the network" in text
+
+
+def test_files_that_must_not_be_replaced_and_wrong_names(threshold_model, scan, tmp_path):
+    volume, labels = scan
+    (tmp_path / "mine.html").write_text("<html>mine</html>")
+    for name, words in (("mine.html", "was not made by this library"), ("page.txt", "ending in .html")):
+        with pytest.raises(OutputError, match=words):
+            report(volume, tmp_path / name, threshold_model)
+    assert (tmp_path / "mine.html").read_text() == "<html>mine</html>"
+    report(volume, tmp_path / "own.html", threshold_model, explanations=False)
+    report(volume, tmp_path / "own.html", threshold_model, explanations=False)
+    other = MaskVolume(labels[:-1], CTVolume.from_array(labels[:-1], (1, 1, 1), hu_range=None).geometry)
+    with pytest.raises(GeometryError):
+        report(volume, tmp_path / "q.html", threshold_model, truth=other)
+    assert not (tmp_path / "q.html").exists()
+
+
+def test_a_large_ct_stays_under_25_mb():
+    """512x512x400 of scanner-like noise: what a page takes of it, from a tenth of its slices."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1:1:512j, -1:1:512j]
+    body = (rows / 0.75) ** 2 + (columns / 0.95) ** 2 < 1
+    hu = np.empty((512, 512, 40), np.int16)
+    for i in range(40):
+        white = rng.normal(0, 1, (256, 256)).repeat(2, 0).repeat(2, 1) * 12 + rng.normal(0, 14, (512, 512))
+        hu[..., i] = np.where(body, 60 + white, np.maximum(-1024, -1000 + white))
+    volume = CTVolume.from_array(hu, (0.7, 0.7, 1.0))
+    budget = page_data.VOLUME_BYTES // 10
+    grid, text = page_data.encode_volume(volume, page_data.choose_grid(volume, budget), budget)
+    assert grid.step_hu <= 4 and max(grid.coarse_shape) >= 128
+    # what is left for masks, heatmaps and the page itself
+    assert (page_data.PICTURE_BYTES * 4 / 3) < 22.5e6 and len(text) * 10 < 25e6
+
+
+@pytest.mark.skipif("LIVERSEG_REAL_DATA" not in os.environ, reason="LIVERSEG_REAL_DATA names no folder of real CT")
+def test_a_real_ct_stays_under_25_mb_with_its_lesions_at_full_resolution(threshold_model, tmp_path):
+    folder = Path(os.environ["LIVERSEG_REAL_DATA"]) / "lits"
+    truth = MaskVolume.load(folder / "segmentation-44.nii.gz")
+    prediction = Predictor(threshold_model).predict(folder / "volume-44.nii.gz")
+    prediction.canonical_labels[:] = truth.labels
+    page = report(prediction, tmp_path / "p.html", threshold_model, truth, explanations=False)
+    assert page.stat().st_size < 25e6
+    data = data_of(page)
+    assert data["grid"]["factor"] <= 2 and data["grid"]["step_hu"] <= 4
+    assert set(np.flatnonzero((truth.labels == 2).any(axis=(0, 1)))) <= set(data["full_slices"])
+
+
+# --- In a real browser ---
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--no-first-run",
+        f"--user-data-dir={profile}",
+        "--window-size=1280,900",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, page):
+    return open_page(browser, page)
+
+
+def open_page(browser, page, width=1280, height=900):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    browser.get(page.as_uri())
+    WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.body.dataset.ready === 'true'"))
+    return browser
+
+
+def element(browser, identifier):
+    return browser.find_element("id", identifier)
+
+
+def settle(browser) -> None:
+    browser.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done));")
+
+
+def axial_slice(browser) -> int:
+    settle(browser)
+    return int(element(browser, "axial-label").text.split()[0])
+
+
+def picture(browser, view="axial") -> np.ndarray:
+    """(height, width, 3) pixels of a view."""
+    settle(browser)
+    url = browser.execute_script("return document.getElementById(arguments[0]).toDataURL('image/png');", view)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
+
+
+def press(browser, *keys) -> None:
+    browser.switch_to.active_element.send_keys(*keys)
+
+
+def test_it_loads_without_errors_and_asks_the_network_for_nothing(browser, page):
+    browser.get("about:blank")
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # of the browser's own first page
+    opened = open_page(browser, page)
+    assert [line for line in opened.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
+    events = [json.loads(line["message"])["message"] for line in opened.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
+    assert not element(opened, "failure").is_displayed()
+
+
+def test_it_begins_on_the_largest_lesion_and_shows_hu_as_they_are(opened, scan):
+    volume, labels = scan
+    assert axial_slice(opened) == 15
+    element(opened, "show-mask").click()
+    element(opened, "show-truth").click()
+    element(opened, "crosshair").click()
+    shown = picture(opened)
+    scale = shown.shape[0] / 64
+    for row, column, hu in ((25, 8, 40), (25, 17, 100), (6, 55, -200)):
+        expected = np.clip((hu + 45) / 150, 0, 1) * 255
+        pixel = shown[int((row + 0.5) * scale), int((column + 0.5) * scale)]
+        assert pixel == pytest.approx(expected, abs=2)
+
+
+def test_wheel_keys_and_slider_change_the_slice(opened):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+    from selenium.webdriver.common.keys import Keys
+
+    start = axial_slice(opened)
+    before = picture(opened)
+    origin = ScrollOrigin.from_element(element(opened, "axial"))
+    ActionChains(opened).scroll_from_origin(origin, 0, -200).perform()
+    assert axial_slice(opened) > start
+    assert not np.array_equal(before, picture(opened))
+    element(opened, "axial").click()
+    at = axial_slice(opened)
+    press(opened, Keys.ARROW_UP)
+    assert axial_slice(opened) == at + 1
+    press(opened, Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    assert axial_slice(opened) == at - 1
+    press(opened, Keys.END)
+    assert axial_slice(opened) == 1
+    press(opened, Keys.PAGE_UP)
+    assert axial_slice(opened) == 11
+    press(opened, Keys.HOME)
+    assert axial_slice(opened) == 20
+    element(opened, "axial-slider").send_keys(Keys.ARROW_LEFT)
+    assert axial_slice(opened) == 19
+    assert "Slice 19 of 20" in element(opened, "status").text
+
+
+def test_coronal_and_sagittal_views_follow_a_click(opened):
+    from selenium.webdriver import ActionChains
+
+    coronal, sagittal = picture(opened, "coronal"), picture(opened, "sagittal")
+    axial = element(opened, "axial")
+    # 40 of 64 rows and columns: between the lesions
+    offset = (40.5 / 64 - 0.5) * axial.size["width"]
+    ActionChains(opened).move_to_element_with_offset(axial, offset, offset).click().perform()
+    settle(opened)
+    assert element(opened, "coronal-label").text == "41 of 64"
+    assert element(opened, "sagittal-label").text == "41 of 64"
+    assert not np.array_equal(coronal, picture(opened, "coronal"))
+    assert not np.array_equal(sagittal, picture(opened, "sagittal"))
+    box = element(opened, "coronal").size
+    assert box["height"] / box["width"] == pytest.approx(20 * 8 / (64 * 4), rel=0.03)
+    press_at = element(opened, "coronal")
+    ActionChains(opened).move_to_element_with_offset(press_at, 0, -box["height"] / 2 + 2).click().perform()
+    assert axial_slice(opened) == 20  # the head is up
+
+
+def test_presets_and_own_windows_change_pixels(opened):
+    from selenium.webdriver.support.ui import Select
+
+    before = picture(opened)
+    Select(element(opened, "preset")).select_by_value("lungs")
+    assert (element(opened, "width").get_property("value"), element(opened, "level").get_property("value")) == (
+        "1500",
+        "-600",
+    )
+    lungs = picture(opened)
+    assert not np.array_equal(before, lungs)
+    width = element(opened, "width")
+    width.clear()
+    width.send_keys("400")
+    assert Select(element(opened, "preset")).first_selected_option.text == "own"
+    assert not np.array_equal(lungs, picture(opened))
+
+
+@pytest.mark.parametrize(("layer", "letter"), [("mask", "m"), ("truth", "t"), ("heatmap", "h"), ("uncertainty", "u")])
+def test_overlays_toggle_by_box_and_by_key(opened, layer, letter):
+    from selenium.webdriver.common.keys import Keys
+
+    for other in ("mask", "truth", "heatmap", "uncertainty"):
+        box = element(opened, f"show-{other}")
+        if box.is_selected():
+            box.click()
+    plain = picture(opened)
+    element(opened, f"show-{layer}").click()
+    covered = picture(opened)
+    assert not np.array_equal(plain, covered)
+    element(opened, f"opacity-{layer}").send_keys(Keys.HOME)
+    assert np.array_equal(picture(opened), plain)
+    element(opened, f"opacity-{layer}").send_keys(Keys.END)
+    assert not np.array_equal(picture(opened), plain)
+    element(opened, "axial").click()
+    moved = picture(opened)
+    press(opened, letter)
+    assert not element(opened, f"show-{layer}").is_selected()
+    assert not np.array_equal(picture(opened), moved)
+
+
+def test_mask_is_drawn_in_the_class_colors_and_in_safe_ones(opened):
+    def tinted(color):
+        shown = picture(opened).astype(int)
+        direction = np.array(color) - np.mean(color)
+        return int(((shown - shown.mean(axis=-1, keepdims=True)) @ direction > 0.5 * (direction @ direction)).sum())
+
+    aqua, blue = (33, 145, 140), (86, 180, 233)
+    own = tinted(aqua)
+    assert own > 50
+    element(opened, "safe-colors").click()
+    assert tinted(blue) > 50
+    assert "86, 180, 233" in element(opened, "legend").get_attribute("innerHTML").replace(",", ", ").replace("  ", " ")
+
+
+def test_a_lesions_button_lands_on_its_slice_also_by_keyboard(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    press(opened, Keys.END)
+    assert axial_slice(opened) == 1
+    button = opened.find_element("css selector", "button[data-lesion='0']")
+    opened.execute_script("arguments[0].focus()", button)
+    press(opened, Keys.ENTER)
+    assert axial_slice(opened) == 15
+    assert opened.switch_to.active_element.get_attribute("id") == "axial"
+    assert opened.find_element("css selector", "tr.current").get_attribute("data-lesion") == "0"
+    missed = opened.find_element("css selector", "#missed button")
+    opened.execute_script("arguments[0].focus()", missed)
+    press(opened, Keys.SPACE)
+    assert axial_slice(opened) == 7
+    press(opened, "n")
+    assert axial_slice(opened) == 15
+
+
+def test_everything_is_reached_with_the_tab_key(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    reached = []
+    for _ in range(40):
+        press(opened, Keys.TAB)
+        active = opened.switch_to.active_element
+        reached.append(active.get_attribute("id") or active.get_attribute("data-lesion") or active.tag_name)
+    assert {"axial-slider", "coronal", "sagittal", "preset", "width", "show-mask", "opacity-heatmap", "0"} <= set(
+        reached
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_screen(browser, page, width):
+    open_page(browser, page, width, 844)
+    settle(browser)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    box = element(browser, "axial").rect
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["width"] > 0.45 * min(width, 1000)
+    size = browser.execute_script("return parseFloat(getComputedStyle(document.getElementById('status')).fontSize)")
+    assert size >= 13
+
+
+def test_slices_with_lesions_are_at_full_resolution_where_the_rest_is_not(
+    browser, threshold_model, scan, tmp_path, monkeypatch
+):
+    volume, labels = scan
+    large = CTVolume.from_array(volume.hu.repeat(5, 0).repeat(5, 1).astype(np.int16), (0.8, 0.8, 8))
+    noisy = large.hu + np.random.default_rng(0).integers(-3, 4, large.shape)
+    monkeypatch.setattr(html_report, "choose_grid", lambda v: page_data.choose_grid(v, 120_000))
+    monkeypatch.setattr(html_report, "encode_volume", lambda v, grid: page_data.encode_volume(v, grid, 200_000))
+    report(CTVolume.from_array(noisy, (0.8, 0.8, 8)), tmp_path / "p.html", threshold_model, explanations=False)
+    data = data_of(tmp_path / "p.html")
+    assert data["grid"]["factor"] > 1 and set(data["full_slices"]) >= {5, 6, 7, 14, 15}
+    assert "At full resolution: slices 6 to 8, 15 to 16." in (tmp_path / "p.html").read_text()
+    open_page(browser, tmp_path / "p.html")
+    settle(browser)
+    assert "320 x 320 (full resolution)" in element(browser, "status").text
+    press(browser, "\ue013")  # arrow up
+    press(browser, "\ue013")
+    press(browser, "\ue013")
+    settle(browser)
+    assert "full resolution" not in element(browser, "status").text
+    shown = picture(browser)
+    assert shown.std() > 20

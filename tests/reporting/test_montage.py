@@ -1,0 +1,60 @@
+"""The contact sheet: which slices it takes, and what it draws on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.reporting.montage import montage, telling_slices
+
+
+@pytest.fixture(scope="module")
+def labels() -> np.ndarray:
+    mask = np.zeros((32, 32, 40), np.uint8)
+    mask[4:28, 4:20, 10:35] = 1
+    mask[6:9, 6:9, 12] = 2  # small
+    mask[15:25, 8:18, 30:33] = 2  # large
+    mask[14:26, 8:18, 31] = 2
+    return mask
+
+
+def test_every_lesions_largest_slice_is_shown_and_nothing_outside_the_liver(labels):
+    chosen = telling_slices(labels, 40, 8)
+    assert {12, 31} <= set(chosen)
+    assert len(chosen) == 8 == len(set(chosen)) and chosen == sorted(chosen)
+    assert min(chosen) >= 10 and max(chosen) <= 34
+
+
+def test_a_single_slice_is_the_largest_lesions(labels):
+    assert telling_slices(labels, 40, 1) == [31]
+
+
+def test_an_empty_mask_spreads_slices_over_the_volume():
+    assert telling_slices(np.zeros((4, 4, 40), np.uint8), 40, 4) == [5, 15, 25, 35]
+    assert telling_slices(None, 3, 12) == [0, 1, 2]
+
+
+def test_montage_draws_prediction_and_reference_where_they_are(labels):
+    volume = CTVolume.from_array(np.zeros(labels.shape, np.int16), spacing_mm=(1, 1, 5))
+    figure = montage(volume, labels, truth=np.roll(labels, 2, axis=1), count=6, columns=3)
+    titles = [a.get_title() for a in figure.axes]
+    assert "slice 13 of 40" in titles and "slice 32 of 40" in titles and len(titles) == 6
+    assert {"prediction", "reference", "tumour"} <= {t.get_text() for t in figure.legends[0].get_texts()}
+    panel = figure.axes[titles.index("slice 32 of 40")]
+    assert len(panel.collections) == 4  # liver and tumour of each mask, as lines
+    left = [c.get_paths()[0].vertices[:, 0].min() for c in panel.collections]
+    assert left == pytest.approx([3.5, 7.5, 5.5, 9.5])
+
+
+def test_montage_leaves_air_out():
+    hu = np.full((100, 100, 4), -1000, np.int16)
+    hu[40:60, 30:70] = 40
+    figure = montage(CTVolume.from_array(hu, (1, 1, 1)), count=1)
+    assert figure.axes[0].images[0].get_array().shape == (36, 56)  # 8 mm around 20 x 40
+
+
+def test_a_count_below_one_is_an_error():
+    with pytest.raises(ConfigError, match="count=0"):
+        montage(CTVolume.from_array(np.zeros((8, 8, 8)), (1, 1, 1)), count=0)

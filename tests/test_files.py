@@ -1,0 +1,29 @@
+import pytest
+
+from liverseg_tf.errors import OutputError
+from liverseg_tf.files import atomic_write, write_text
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "result.txt"
+    write_text(path, "old")
+    with pytest.raises(ValueError, match="broken"), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise ValueError("broken")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.txt"]
+
+
+def test_folders_are_replaced_whole(tmp_path):
+    for content in ("one", "two"):
+        with atomic_write(tmp_path / "model") as temporary:
+            temporary.mkdir()
+            (temporary / "file").write_text(content)
+    assert (tmp_path / "model" / "file").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="could not be written"):
+        write_text(tmp_path / "file" / "below", "x")

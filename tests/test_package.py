@@ -1,0 +1,56 @@
+"""What a user meets first: import, help, version."""
+
+import subprocess
+import sys
+
+import pytest
+
+import liverseg_tf as ls
+
+
+def _run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_import_loads_nothing_heavy():
+    loaded = _run(
+        "import sys, liverseg_tf; print([m for m in ('tensorflow','keras','numpy','nibabel') if m in sys.modules])"
+    )
+    assert loaded.strip() == "[]"
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom liverseg_tf.cli.main import main\nstatus = main(['--help'])\n"
+        "print([m for m in ('tensorflow', 'keras', 'numpy', 'rich') if m in sys.modules], status)"
+    )
+    assert _run(code).splitlines()[-1] == "[] 0"
+
+
+def test_every_public_name_resolves():
+    for name in ls.__all__:
+        assert getattr(ls, name) is not None
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        ls.nonsense  # noqa: B018
+
+
+def test_public_functions_are_not_hidden_by_sub_packages():
+    import liverseg_tf.evaluation
+    import liverseg_tf.training  # noqa: F401
+
+    assert callable(ls.evaluate)
+    assert callable(ls.train)
+
+
+def test_every_package_is_installed():
+    from pathlib import Path
+
+    import tomllib
+
+    root = Path(__file__).resolve().parent.parent
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(p.parent.relative_to(root).parts) for p in (root / "liverseg_tf").rglob("__init__.py")}
+    assert set(listed) == found | {"liverseg_tf.savedmodels"}
