@@ -105,7 +105,7 @@ class HistogramScale(_Float32Layer):
         flat = _flatten(hu)
         scaled = _on_integer_bins_if_possible(
             flat,
-            on_bins=lambda bins: tf.gather(_histogram_table(bins, self.portable), bins, batch_dims=1),
+            on_bins=lambda bins: _look_up(_histogram_table(bins, self.portable)[..., None], bins)[..., 0],
             otherwise=lambda values: _scale_sorted(values, self.portable),
         )
         return tf.reshape(scaled, tf.shape(hu))
@@ -183,10 +183,10 @@ class CTChannels(_Float32Layer):
         """All channels by one look-up table for each slice: a pixel costs one gather, whatever the channels."""
         windowed = self._windowed(tf.range(_LOWEST_BIN, _LOWEST_BIN + _BINS, dtype=tf.float32)[None])
         if not self.histogram:
-            return tf.gather(windowed[0], bins)
+            return tf.gather_nd(windowed[0], bins[..., None])
         scaled = _histogram_table(bins, self.portable)
         windowed = tf.tile(windowed, [tf.shape(scaled)[0], 1, 1])
-        return tf.gather(tf.concat([windowed, scaled[..., None]], -1), bins, batch_dims=1)
+        return _look_up(tf.concat([windowed, scaled[..., None]], -1), bins)
 
     def _on_values(self, values):
         parts = [self._windowed(values)] if self.windows else []
@@ -282,9 +282,13 @@ def resize_labels(labels, size: int):
     planes = tf.stack([tf.equal(labels, tf.cast(c.index, labels.dtype)) for c in CLASSES[1:]])
     rows, columns = (labels.shape[i] if labels.shape[i] is not None else tf.shape(labels)[i] for i in (1, 2))
     shares = SquareResize(size)(tf.reshape(tf.cast(planes, tf.float32), [-1, rows, columns, 1]))
-    shares = tf.reshape(shares, [len(CLASSES) - 1, -1, size, size])
-    background = 1.0 - tf.reduce_sum(shares, 0, keepdims=True)
-    return tf.cast(tf.argmax(tf.concat([background, shares], 0), 0), tf.uint8)
+    shares = tf.unstack(tf.reshape(shares, [len(CLASSES) - 1, -1, size, size]))
+    largest = 1.0 - tf.add_n(shares)
+    label = tf.zeros_like(largest, tf.uint8)
+    for index, share in enumerate(shares, start=1):  # tf.argmax, ten times as fast on a few classes
+        label = tf.where(share > largest, tf.constant(index, tf.uint8), label)
+        largest = tf.maximum(largest, share)
+    return label
 
 
 def _square(rows, columns):
@@ -352,17 +356,30 @@ def _breaks_to_ranks(breaks):
     return ranks / tf.maximum(ranks[:, -1:], 1.0)
 
 
+def _places(bins):
+    """(B, N) bin numbers -> (B, N) positions in the tables of all slices laid end to end."""
+    return bins + _BINS * tf.range(tf.shape(bins)[0])[:, None]
+
+
+def _look_up(tables, bins):
+    """(B, bins, C) tables, (B, N) bin numbers -> (B, N, C). Twice as fast as `tf.gather` with its batch dimension."""
+    return tf.gather_nd(tf.reshape(tables, [-1, tables.shape[-1]]), _places(bins)[..., None])
+
+
 def _histogram_table(bins, portable: bool):
     """(B, N) bin numbers -> (B, bins) float32: what each integer HU is scaled to."""
     batch = tf.shape(bins)[0]
     positions = tf.tile(_break_positions(tf.shape(bins)[1])[None], [batch, 1])
     every_bin = tf.tile(tf.range(_BINS, dtype=tf.float32)[None], [batch, 1])
     if not portable:
-        counts = tf.raw_ops.DenseBincount(input=bins, size=_BINS, weights=tf.zeros([0], tf.float32))
-        below = tf.cumsum(tf.cast(counts, tf.int32), axis=1)
+        # one row of bins for all slices: the operation is slower on rows of their own, and with float counts
+        counts = tf.raw_ops.DenseBincount(
+            input=tf.reshape(_places(bins), [-1]), size=batch * _BINS, weights=tf.zeros([0], tf.int32)
+        )
+        below = tf.cumsum(tf.reshape(counts, [batch, _BINS]), axis=1)
         breaks = tf.cast(tf.searchsorted(below, positions, side="right"), tf.float32)
         return _interpolate(every_bin, breaks)
-    places = tf.reshape(bins + _BINS * tf.range(batch)[:, None], [-1])
+    places = tf.reshape(_places(bins), [-1])
     ones = tf.cast(places >= 0, tf.int32)  # computed, since a constant would put a megabyte into the file
     counts = tf.scatter_nd(places[:, None], ones, [batch * _BINS])
     below = tf.cumsum(tf.reshape(counts, [batch, _BINS]), axis=1)
