@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return int(stop.code or 0)
     try:
         if args.command in _WITH_TENSORFLOW and not debug:
-            load_tensorflow_quietly()
+            load_tensorflow_quietly(start_devices=getattr(args, "strategy", None) != "multiworker")
         return args.run(args)
     except LiverSegError as error:
         return _fail(error, debug)

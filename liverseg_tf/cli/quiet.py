@@ -6,8 +6,12 @@ import os
 import sys
 
 
-def load_tensorflow_quietly() -> None:
-    """Import TensorFlow and start its devices, with the process's stderr closed to it meanwhile."""
+def load_tensorflow_quietly(start_devices: bool = True) -> None:
+    """Import TensorFlow and start its devices, with the process's stderr closed to it meanwhile.
+
+    Args:
+        start_devices: False where a cluster must be set up before.
+    """
     if "tensorflow" in sys.modules:
         return
     sys.stderr.flush()
@@ -16,7 +20,8 @@ def load_tensorflow_quietly() -> None:
         os.dup2(nowhere, 2)
         import tensorflow as tf
 
-        tf.constant(0)  # the devices write theirs when they are first used
+        if start_devices:
+            tf.constant(0)  # the devices write theirs when they are first used
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.errors import ConfigError
-
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -33,8 +31,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="everything random goes by it (default: 0)")
     parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
     parser.add_argument("--xla", action=argparse.BooleanOptionalAction, default=None, help="default: where it pays")
-    parser.add_argument("--precision", choices=("float32", "mixed_float16"), help="default: mixed on a new GPU")
-    parser.add_argument("--strategy", choices=("one", "mirrored"), default="one", help="mirrored: all GPUs")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "mixed_float16", "bfloat16"),
+        help="default: mixed on a new GPU, bfloat16 on a CPU that computes with it",
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=("one", "mirrored", "multiworker"),
+        default="one",
+        help="mirrored: all GPUs; multiworker: the hosts of TF_CONFIG, on each of which this command is started",
+    )
+    parser.add_argument("--data-shards", type=int, metavar="N", help="patient-disjoint shards (default: one a worker)")
+    parser.add_argument("--data-service", metavar="grpc://HOST:PORT", help="dispatcher of a tf.data service")
     parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard (extra [tensorboard])")
     parser.add_argument("--summary", action="store_true", help="print the network's layers")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -45,24 +54,24 @@ def run(args: argparse.Namespace) -> int:
     """Train and print the best epoch."""
     import json
 
-    import tensorflow as tf
-
     from liverseg_tf.cli.progress import console
     from liverseg_tf.cli.training_progress import TrainingProgress
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.shipped import shipped_model
     from liverseg_tf.training.run import train
+    from liverseg_tf.training.strategies import create_strategy, place
 
     out = console()
     cases = find_cases(*args.folders, patients=args.patients)
     labelled = [case for case in cases if case.segmentation is not None]
     if len(labelled) < len(cases):
         out.print(f"{len(cases) - len(labelled)} volumes without a mask are left out", markup=False)
-    strategy = None
-    if args.strategy == "mirrored":
-        if not tf.config.list_physical_devices("GPU"):
-            raise ConfigError("--strategy mirrored: expected GPUs, TensorFlow sees none; see 'liverseg info --devices'")
-        strategy = tf.distribute.MirroredStrategy()
+    if args.strategy == "multiworker":
+        out.print("waiting for the other workers of TF_CONFIG; Ctrl-C ends it", markup=False)
+    strategy = create_strategy(args.strategy)
+    worker, workers = place(strategy)
+    if worker > 0:
+        out.print(f"worker {worker} of {workers}: worker 0 shows the progress and writes {args.output}", markup=False)
     progress = TrainingProgress(out, summary=args.summary)
     try:
         result = train(
@@ -82,8 +91,10 @@ def run(args: argparse.Namespace) -> int:
             xla=args.xla,
             precision=args.precision,
             strategy=strategy,
+            data_shards=args.data_shards,
+            data_service=args.data_service,
             resume=args.resume,
-            callbacks=[progress],
+            callbacks=[progress] if worker == 0 else [],
             tensorboard=args.tensorboard,
         )
     except KeyboardInterrupt:
@@ -94,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.close()
     best = result.best
+    if worker > 0:
+        return 0
     if args.json:
         print(json.dumps({"run": str(result.output), "best": best, "epochs": len(result.history)}))
     else:

@@ -60,10 +60,18 @@ def build_loss(
     return loss
 
 
+def _over_replicas(*sums: tf.Tensor) -> Sequence[tf.Tensor]:
+    """Sums over all replicas of a `tf.distribute` strategy, so that a batch costs the same on any number of them."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return sums
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, list(sums))
+
+
 def soft_dice_loss(truth: tf.Tensor, logits: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
     """1 - soft Dice, averaged over the classes but the background.
 
-    For each class: 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), sums over the whole batch. A class that the batch
+    For each class: 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), sums over all replicas. A class that the batch
     doesn't hold costs nothing when nothing of it is predicted (Milletari et al., 2016, arXiv 1606.04797, smoothed).
 
     Args:
@@ -75,6 +83,7 @@ def soft_dice_loss(truth: tf.Tensor, logits: tf.Tensor, counted: tf.Tensor) -> t
     probabilities, truth = tf.nn.softmax(logits)[..., 1:] * counted, truth[..., 1:] * counted
     both = tf.reduce_sum(probabilities * truth, axis=(0, 1, 2))
     either = tf.reduce_sum(probabilities, axis=(0, 1, 2)) + tf.reduce_sum(truth, axis=(0, 1, 2))
+    both, either = _over_replicas(both, either)
     return tf.reduce_mean(1.0 - (2.0 * both + 1.0) / (either + 1.0))
 
 
@@ -84,7 +93,7 @@ def _cross_entropy(classes, class_weights):
     def term(truth, logits, counted):
         counted = counted * tf.linalg.matvec(truth, weights)
         values = tf.nn.softmax_cross_entropy_with_logits(truth, logits)
-        return tf.math.divide_no_nan(tf.reduce_sum(values * counted), tf.reduce_sum(counted))
+        return tf.math.divide_no_nan(*_over_replicas(tf.reduce_sum(values * counted), tf.reduce_sum(counted)))
 
     return term
 
@@ -99,7 +108,8 @@ def _focal(classes, class_weights):
     )
 
     def term(truth, logits, counted):
-        return tf.math.divide_no_nan(tf.reduce_sum(focal(truth, logits) * counted), tf.reduce_sum(counted))
+        values = focal(truth, logits)
+        return tf.math.divide_no_nan(*_over_replicas(tf.reduce_sum(values * counted), tf.reduce_sum(counted)))
 
     return term
 
@@ -107,7 +117,7 @@ def _focal(classes, class_weights):
 def _tversky(classes, class_weights):
     tversky = keras.losses.Tversky(alpha=0.3, beta=0.7, axis=(0, 1, 2), reduction=None)
 
-    def term(truth, logits, counted):
+    def term(truth, logits, counted):  # over each replica's part of the batch
         counted = counted[..., None]
         return tf.reduce_mean(tversky(truth[..., 1:] * counted, tf.nn.softmax(logits)[..., 1:] * counted))
 

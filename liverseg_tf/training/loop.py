@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -16,6 +16,7 @@ from liverseg_tf.models.metrics import confusion_matrices, metrics_from_confusio
 from liverseg_tf.models.unet import is_encoder
 from liverseg_tf.training.optimizer import GroupedAdamW, OneCycle, decays, rate_factors
 from liverseg_tf.training.recipes import Recipe
+from liverseg_tf.training.strategies import gather, place
 
 # How often a loss that is no number is looked for: each look waits for the device.
 _CHECK_EVERY = 10
@@ -95,17 +96,15 @@ class Trainer:
         self.classes = model.output_shape[-1]
         with self.strategy.scope():
             # per replica; summed when read
-            options = {
-                "trainable": False,
-                "synchronization": tf.VariableSynchronization.ON_READ,
-                "aggregation": tf.VariableAggregation.SUM,
-            }
-            self.loss_sum = tf.Variable(0.0, dtype=tf.float64, **options)
-            self.confusion = tf.Variable(tf.zeros((self.classes, self.classes), tf.int64), **options)
-            # another replica's NaN reaches the first one's weights, and so its loss, a step later
+            options = {"trainable": False, "synchronization": tf.VariableSynchronization.ON_READ}
+            self.confusion = tf.Variable(
+                tf.zeros((self.classes, self.classes), tf.int64), aggregation=tf.VariableAggregation.SUM, **options
+            )
+            # per replica, and the same on each
             options["aggregation"] = tf.VariableAggregation.ONLY_FIRST_REPLICA
+            self.loss_sum = tf.Variable(0.0, dtype=tf.float64, **options)
             self.first_bad_step = tf.Variable(-1, dtype=tf.int64, **options)
-            self.averaged = [tf.Variable(v, trainable=False) for v in model.weights] if recipe.ema else []
+            self.averaged = [tf.Variable(v.numpy(), **options) for v in model.weights] if recipe.ema else []
         self.optimizer: keras.optimizers.Optimizer | None = None
         self._validate_step = tf.function(self._validation_step, reduce_retracing=True)
         self._training_weights: list[np.ndarray] | None = None
@@ -167,6 +166,9 @@ class Trainer:
                 scaled = self.optimizer.scale_loss(scaled)
         variables = self.model.trainable_variables
         gradients = tape.gradient(scaled, [v.value for v in variables])
+        if self.replicas > 1:  # all at once, and here, because clipping goes by the norm of the sum
+            context = tf.distribute.get_replica_context()
+            *gradients, loss = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, loss / self.replicas])
         gradients = self._clipped(gradients)
         self.optimizer.apply(gradients, variables)
         if self.averaged:
@@ -175,7 +177,7 @@ class Trainer:
             decay = tf.minimum(self.recipe.ema, count / (count + 10.0))
             for average, variable in zip(self.averaged, self.model.weights, strict=True):
                 average.assign(average + (1 - decay) * (tf.cast(variable.value, average.dtype) - average))
-        self.loss_sum.assign_add(tf.cast(loss / self.replicas, tf.float64))
+        self.loss_sum.assign_add(tf.cast(loss, tf.float64))
         self.confusion.assign_add(tf.reduce_sum(confusion_matrices(labels, logits, self.classes), 0))
         bad = ~tf.math.is_finite(loss) & (self.first_bad_step < 0)
         self.first_bad_step.assign(tf.where(bad, index, self.first_bad_step))
@@ -184,10 +186,6 @@ class Trainer:
         norm = self.recipe.clip_norm
         if norm is None:
             return gradients
-        if self.replicas > 1:  # the norm that counts is that of the sum over the replicas
-            gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            gradients = [g / self.replicas for g in gradients]
-            norm = norm / self.replicas
         if self.mixed:
             norm = norm * tf.cast(self.optimizer.dynamic_scale, tf.float32)
         return tf.clip_by_global_norm(gradients, norm)[0]
@@ -237,8 +235,18 @@ class Trainer:
         count = tf.cast(tf.shape(labels)[0], tf.float64)
         return tf.cast(self.loss(labels, logits), tf.float64) * count, confusion_matrices(labels, logits, self.classes)
 
-    def validate(self, batches: tf.data.Dataset, on_step: Callable[[int], None] | None = None) -> dict:
+    def validate(
+        self,
+        batches: tf.data.Dataset | None,
+        on_step: Callable[[int], None] | None = None,
+        cases: Sequence[int] = (),
+    ) -> dict:
         """Go through a validation set of (channels, labels, {"case", ...}) once.
+
+        Args:
+            batches: of this worker; None if it has none.
+            on_step: called after each batch with its number.
+            cases: numbers of the cases of all workers; needed if there are several.
 
         Returns:
             The figures under names that begin with `val_`; `val_case_dice` is the mean over the cases of the mean of
@@ -246,13 +254,19 @@ class Trainer:
         """
         total, count = 0.0, 0
         by_case: dict[int, np.ndarray] = {}
-        for index, (channels, labels, info) in enumerate(batches):
+        for index, (channels, labels, info) in enumerate(batches or ()):
             loss, confusion = self._validate_step(channels, labels)
             total, count = total + float(loss), count + len(labels)
             for case, matrix in zip(info["case"].numpy().tolist(), confusion.numpy(), strict=True):
                 by_case[case] = by_case.get(case, 0) + matrix
             if on_step is not None:
                 on_step(index)
+        if place(self.strategy)[1] > 1:
+            none = np.zeros((self.classes, self.classes))
+            matrices = np.array([by_case.get(case, none) for case in cases], np.float64)  # counts below 2^53
+            sums = gather(self.strategy, np.concatenate([[total, count], matrices.ravel()])).sum(0)
+            total, count = sums[:2]
+            by_case = dict(zip(cases, sums[2:].reshape(matrices.shape), strict=True))
         figures = metrics_from_confusion(sum(by_case.values()), self._class_names)
         cases = {case: metrics_from_confusion(matrix, self._class_names) for case, matrix in by_case.items()}
         dice = [[v for k, v in row.items() if k.endswith("_dice") and not np.isnan(v)] for row in cases.values()]

@@ -52,6 +52,7 @@ class GroupedAdamW(keras.optimizers.Adam):
     """AdamW (Loshchilov and Hutter, 2019, arXiv 1711.05101) with a rate factor for each variable.
 
     Adam divides a gradient by its own size, so scaling gradients does nothing: the factor acts on the step itself.
+    Under a `tf.distribute` strategy the gradients are expected to be summed over the replicas already.
 
     Args:
         factors: rate factor of each trainable variable, in the order in which they are optimized.
@@ -72,9 +73,12 @@ class GroupedAdamW(keras.optimizers.Adam):
         super().__init__(learning_rate, beta_1=momentum[0], **kwargs)
         self._cycled_momentum = tuple(momentum)
         self.factors, self.decayed, self.decay = tuple(factors), tuple(decayed), decay
+        self._beta_1_of_step = None
 
     @property
     def beta_1(self):
+        if self._beta_1_of_step is not None:
+            return self._beta_1_of_step
         schedule = self._learning_rate
         if not isinstance(schedule, OneCycle):
             return self._cycled_momentum[0]
@@ -91,6 +95,17 @@ class GroupedAdamW(keras.optimizers.Adam):
         if self.decayed[index] and self.decay:
             self.assign_sub(variable, variable * tf.cast(rate * self.decay, variable.dtype))
         super().update_step(gradient, variable, rate)
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # once a step: in the graph of each variable it would double the time that tracing takes
+        self._beta_1_of_step = self.beta_1
+        try:
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+        finally:
+            self._beta_1_of_step = None
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return grads_and_vars  # summing again would send them over the network twice
 
     def get_config(self):
         return {

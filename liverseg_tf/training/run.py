@@ -10,7 +10,9 @@ import math
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,17 @@ from liverseg_tf.files import atomic_write, is_partial, write_text
 from liverseg_tf.models.losses import build_loss
 from liverseg_tf.models.saving import build_model, load_model, save_model
 from liverseg_tf.shipped import models_folder
+from liverseg_tf.training.feeding import check_service, distributed, patient_shards, side_by_side, through_service
 from liverseg_tf.training.loop import NotFiniteLossError, Phase, Trainer, phases
 from liverseg_tf.training.recipes import BEST_BY, Recipe, get_recipe
+from liverseg_tf.training.strategies import create_strategy, explain_lost_worker, gather, place
 from liverseg_tf.training.tensorboard import TensorBoardLog
 
 logger = logging.getLogger(__name__)
 
 # Decoded slices of data sets up to this size are kept in memory from the first epoch on.
 _CACHE_BYTES = 1 << 30
+PRECISIONS = ("float32", "mixed_float16", "bfloat16")
 # Compiling with XLA costs about this much on a CPU, and saves about this share of a step of this length.
 _XLA_COMPILE_SECONDS, _XLA_SAVED_SHARE, _CPU_SECONDS_A_PIXEL = 30.0, 0.3, 1.2e-5
 
@@ -79,13 +84,22 @@ def train(
     steps_per_epoch: int | None = None,
     xla: bool | None = None,
     precision: str | None = None,
-    strategy: tf.distribute.Strategy | None = None,
+    strategy: tf.distribute.Strategy | str | None = None,
+    data_shards: int | None = None,
+    data_service: str | None = None,
     resume: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     tensorboard: bool = False,
     deterministic: bool = True,
 ) -> Run:
     """Train a U-Net and keep its best epoch.
+
+    The same seed, data and settings give bit-equal weights, resumed or not, on the CPU of one machine. Weights differ
+    in the last bits, and soon visibly, wherever sums are taken in another order: on another machine or version of
+    TensorFlow, with another number of threads or devices, with or without XLA, in another precision. On a GPU even two
+    runs on one machine differ, because gradients are summed up in the order in which its threads finish; before
+    training call `tf.config.experimental.enable_op_determinism()`, which takes longer, and with XLA also set
+    XLA_FLAGS=--xla_gpu_deterministic_ops=true (neither was tried here).
 
     Args:
         cases: at least two patients with masks; cases without one are left out.
@@ -103,8 +117,16 @@ def train(
         seed: everything random goes by it.
         steps_per_epoch: batches an epoch; by default as many as the training slices give.
         xla: compile with XLA; by default where it pays.
-        precision: "float32" or "mixed_float16"; by default mixed on a GPU with tensor cores.
-        strategy: a `tf.distribute` strategy, for several devices.
+        precision: "float32", "mixed_float16" or "bfloat16" (convolutions in bfloat16 by oneDNN, weights in float32); by
+            default mixed on a GPU with tensor cores, and bfloat16 on one CPU that computes with it.
+        strategy: for several devices: "mirrored" (all GPUs), "multiworker" (the workers of TF_CONFIG, which all call
+            this with the same arguments; the first one alone writes `output`, which all must be able to read), or a
+            `tf.distribute` strategy.
+        data_shards: the training patients are shared out over this many shards, and each batch takes equally many
+            slices of each; by default one shard a worker, which reads no other training files. The batches are the
+            same on any number of workers.
+        data_service: dispatcher of a tf.data service that makes the training batches, as "grpc://host:port". They come
+            in the order in which they get ready: no repeated or resumed training is then equal to the bit.
         resume: go on where a killed run stopped.
         callbacks: Keras callbacks; they get batches and epochs with the history row as logs.
         tensorboard: write `output/tensorboard` with every figure, and overlays of validation slices.
@@ -117,11 +139,14 @@ def train(
         CaseError, InputFileError, GeometryError, LabelError: for data that can't be used.
         ConfigError: for options that can't be met, or a resumed run with other settings.
         OutputError: if `output` holds something already.
-        TrainingError: if the loss stops being a number.
+        TrainingError: if the loss stops being a number, or another worker has ended.
+        ServerError: if no data service answers.
 
     Example:
         >>> run = train(find_cases("LiTS"), "run", epochs=20)  # doctest: +SKIP
     """
+    if isinstance(strategy, str):
+        strategy = create_strategy(strategy)
     recipe = get_recipe(recipe)
     changes = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size}
     changes["encoder_weights"] = str(encoder_weights) if encoder_weights is not None else None
@@ -135,6 +160,8 @@ def train(
         "xla": xla,
         "precision": precision,
         "strategy": strategy,
+        "data_shards": data_shards,
+        "data_service": data_service,
         "resume": resume,
         "callbacks": callbacks,
         "tensorboard": tensorboard,
@@ -152,7 +179,8 @@ def train(
     for index, (training, validation) in enumerate(folds_by_patient(labelled, folds, seed)):
         runs.append(_Training(training, validation, output / f"fold-{index}", recipe, **options).run())
     rows = [{"fold": i, **run.best} for i, run in enumerate(runs)]
-    write_text(output / "folds.json", json.dumps(rows, indent=2) + "\n")
+    if place(strategy)[0] == 0:
+        write_text(output / "folds.json", json.dumps(rows, indent=2) + "\n")
     larger = BEST_BY[recipe.best_by]
     return (max if larger else min)(runs, key=lambda run: run.best[recipe.best_by])
 
@@ -175,6 +203,8 @@ class _Training:
         xla,
         precision,
         strategy,
+        data_shards,
+        data_service,
         resume,
         callbacks,
         tensorboard,
@@ -183,6 +213,9 @@ class _Training:
         self.output, self.seed, self.resume = output, seed, resume
         self.strategy, self.callbacks, self.deterministic = strategy, callbacks, deterministic
         self.tensorboard, self.from_model = tensorboard, from_model
+        self.worker, self.workers = place(strategy)
+        self.replicas = strategy.num_replicas_in_sync if strategy is not None else 1
+        self.data_service = data_service
         if from_model is not None:
             self.source = load_model(from_model)
             config = self.source.liverseg_config
@@ -199,6 +232,7 @@ class _Training:
             "hu_range": self.config.hu_range,
             "deterministic": deterministic,
         }
+        self._share_out(data_shards)
         self.validation = self._validation_dataset()
         self.steps = steps_per_epoch or self._count_steps()
         if self.steps < 1:
@@ -209,8 +243,12 @@ class _Training:
         if recipe.frozen_epochs and self.phases[0].name != "frozen":
             logger.info("the frozen phase is skipped: the encoder starts from random weights")
         self.epochs = sum(phase.epochs for phase in self.phases)
-        self.precision = precision or _best_precision()
+        self.precision = precision or self._best_precision(xla)
         self.xla = self._xla_pays() if xla is None else xla
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
+        if self.xla and self.precision == "bfloat16":
+            raise ConfigError("XLA takes no bfloat16 here: expected one of the two (--no-xla, --precision float32)")
         self.history: list[dict[str, Any]] = []
 
     def _split(self, cases, validation_cases, split, fraction) -> None:
@@ -236,15 +274,47 @@ class _Training:
         self.training_selection = replace(rest, part=part)
         self.validation_selection = replace(rest, part=replace(part, validation=True) if part else None)
 
-    def _training_options(self) -> dict[str, Any]:
+    def _share_out(self, shards: int | None) -> None:
+        """Which patients this worker reads; all must be at it for a batch, so each brings as many slices."""
+        shards = self.workers if shards is None else shards
+        batch = self.recipe.batch_size
+        if shards < 1 or shards % self.workers:
+            raise ConfigError(f"data shards: expected a multiple of {self.workers} workers. Received: {shards}")
+        for count, what in ((shards, "data shards"), (self.replicas, "devices")):
+            if batch % count:
+                raise ConfigError(f"batch size: expected a multiple of {count} {what}. Received: {batch}")
+        if self.data_service is not None:
+            check_service(self.data_service)
+        self.shards = patient_shards(self.training_cases, shards)
+
+    def _batches(self, first_epoch: int, own: bool = True, **options) -> tf.data.Dataset:
+        """Training batches: this worker's part of each, or the whole."""
+        datasets = []
+        for index, shard in enumerate(self.shards):
+            if own and index * self.workers // len(self.shards) != self.worker:
+                continue
+            dataset = training_batches(
+                shard,
+                self.recipe.image_size,
+                self.recipe.batch_size // len(self.shards),
+                self.steps,
+                first_epoch=first_epoch,
+                # else slices at the same place in different shards would be varied in the same way
+                seed=int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0] >> 1) if index else self.seed,
+                **self._training_options(shard),
+                **options,
+            )
+            datasets.append(through_service(dataset, self.data_service) if self.data_service and own else dataset)
+        return side_by_side(datasets)
+
+    def _training_options(self, cases) -> dict[str, Any]:
         return {
             **self.options,
             "selection": self.training_selection,
-            "cache": self._cache(self.training_cases),
+            "cache": self._cache(cases),
             "proportions": self.recipe.proportions,
             "augmentation": Augmentation() if self.recipe.augmentation else None,
             "synthesis": LesionSynthesis() if self.recipe.lesion_synthesis else None,
-            "seed": self.seed,
         }
 
     def _cache(self, cases) -> str | None:
@@ -253,11 +323,15 @@ class _Training:
         compressed = any(case.volume.name.endswith(".gz") for case in cases)
         return "memory" if size * (4 if compressed else 1) < _CACHE_BYTES else None
 
-    def _validation_dataset(self) -> tf.data.Dataset:
+    def _validation_dataset(self) -> tf.data.Dataset | None:
+        """This worker's share of the validation cases, if there is one for it."""
+        cases = self.validation_cases[self.worker :: self.workers]
+        if not cases:
+            return None
         dataset = slice_dataset(
-            self.validation_cases,
+            cases,
             self.recipe.image_size,
-            **{**self.options, "cache": self._cache(self.validation_cases)},
+            **{**self.options, "cache": self._cache(cases)},
             selection=self.validation_selection,
             with_index=True,
         )
@@ -275,11 +349,23 @@ class _Training:
             raise ConfigError("the selection leaves no slice to train on")
         return max(1, slices // self.recipe.batch_size)
 
+    def _best_precision(self, xla: bool | None) -> str:
+        """Mixed where tensor cores make it fast (compute capability 7 and up), bfloat16 on a CPU that has it."""
+        gpus = tf.config.list_physical_devices("GPU")
+        for device in gpus:
+            capability = tf.config.experimental.get_device_details(device).get("compute_capability", (0, 0))
+            if capability >= (7, 0):
+                return "mixed_float16"
+        one_device = self.replicas == 1
+        return "bfloat16" if not gpus and not xla and one_device and _cpu_has_bfloat16() else "float32"
+
     def _xla_pays(self) -> bool:
-        if self.strategy is not None and self.strategy.num_replicas_in_sync > 1:
-            return bool(tf.config.list_physical_devices("GPU"))
+        if self.replicas > 1:
+            return self.workers == 1 and bool(tf.config.list_physical_devices("GPU"))
         if tf.config.list_physical_devices("GPU"):
             return True
+        if self.precision == "bfloat16":
+            return False  # faster than XLA in float32
         step_seconds = self.recipe.batch_size * self.recipe.image_size**2 * _CPU_SECONDS_A_PIXEL
         saved = self.epochs * self.steps * step_seconds * _XLA_SAVED_SHARE
         return saved > _XLA_COMPILE_SECONDS * len(self.phases)
@@ -302,20 +388,26 @@ class _Training:
             "steps_per_epoch": self.steps,
             "xla": self.xla,
             "precision": self.precision,
-            "replicas": self.strategy.num_replicas_in_sync if self.strategy else 1,
+            "replicas": self.replicas,
+            "data_shards": len(self.shards),
             "from_model": str(self.from_model) if self.from_model is not None else None,
         }
         return json.loads(json.dumps(settings))
 
     def run(self) -> Run:
-        arrays, meta = self._prepare_folder()
+        arrays, meta = self._look_at_folder()
+        self._agree(meta)
         if meta.get("finished"):
-            (self.output / "checkpoint.npz").unlink(missing_ok=True)  # left by a kill in the last moment
+            if self.is_chief:
+                (self.output / "checkpoint.npz").unlink(missing_ok=True)  # left by a kill in the last moment
             return Run(self.output, meta["history"], meta["best"])
+        if not meta:
+            self._write_record(None, finished=False)
         keras.utils.set_random_seed(self.seed)
         strategy = self.strategy or tf.distribute.get_strategy()
         with strategy.scope():
-            model = build_model(self.config, self.recipe.encoder_weights, self.precision)
+            policy = "float32" if self.precision == "bfloat16" else self.precision
+            model = build_model(self.config, self.recipe.encoder_weights, policy)
             if self.from_model is not None:
                 self._take_over(model)
         if strategy.num_replicas_in_sync > 1:
@@ -327,7 +419,7 @@ class _Training:
         self.history = meta.get("history", [])
         best = meta.get("best")
         callbacks = list(self.callbacks)
-        if self.tensorboard:
+        if self.tensorboard and self.is_chief:
             channels, labels, _ = next(iter(self.validation))
             callbacks.append(TensorBoardLog(self.output / "tensorboard", (channels, labels)))
         callbacks = keras.callbacks.CallbackList(
@@ -350,6 +442,8 @@ class _Training:
                     arrays = None
                 best = self._run_phase(trainer, phase, callbacks, best)
         except tf.errors.OpError as error:
+            if lost := explain_lost_worker(error):
+                raise lost from error
             if isinstance(error, tf.errors.ResourceExhaustedError):
                 raise TrainingError(
                     f"out of memory at batch size {self.recipe.batch_size} and {self.recipe.image_size} px: "
@@ -358,33 +452,36 @@ class _Training:
             raise explain_read_error(error, [*self.training_cases, *self.validation_cases]) from error
         callbacks.on_train_end(self.history[-1])
         self._write_record(best, finished=True)
-        (self.output / "checkpoint.npz").unlink(missing_ok=True)
+        if self.is_chief:
+            (self.output / "checkpoint.npz").unlink(missing_ok=True)
+        self._agree({"history": self.history})  # the others' callers find the files written
         return Run(self.output, self.history, best)
 
     def _run_phase(self, trainer: Trainer, phase: Phase, callbacks, best):
         first = len(self.history)
-        batches = training_batches(
-            self.training_cases,
-            self.recipe.image_size,
-            self.recipe.batch_size,
-            self.steps,
-            first_epoch=first,
-            **self._training_options(),
-        )
-        if trainer.replicas > 1:
-            batches = trainer.strategy.experimental_distribute_dataset(batches)
+        if self.replicas > 1:
+            batches = distributed(
+                lambda: self._batches(first), self.strategy, self.recipe.batch_size // self.replicas
+            )  # fmt: skip
+        else:
+            batches = self._batches(first)
         iterator = iter(batches)
         for epoch in range(first, phase.first_epoch + phase.epochs):
             callbacks.on_epoch_begin(epoch)
             try:
-                figures = trainer.train_epoch(
-                    iterator, self.steps, lambda step: callbacks.on_train_batch_end(step, {"phase": phase.name})
-                )
+                with _bfloat16_convolutions(self.precision == "bfloat16"):
+                    figures = trainer.train_epoch(
+                        iterator, self.steps, lambda step: callbacks.on_train_batch_end(step, {"phase": phase.name})
+                    )
             except NotFiniteLossError as error:
                 raise self._explain_nan(epoch, error.step) from None
             trainer.use_averaged_weights()
             callbacks.on_test_begin()
-            validation = trainer.validate(self.validation, lambda step: callbacks.on_test_batch_end(step))
+            validation = trainer.validate(
+                self.validation,
+                lambda step: callbacks.on_test_batch_end(step),
+                [case.id for case in self.validation_cases],
+            )
             row = {"epoch": epoch + 1, "phase": phase.name, **figures, **validation}
             if best is None or self._is_better(row, best):
                 best = row
@@ -433,13 +530,35 @@ class _Training:
             )
 
     def _save(self, model: keras.Model) -> None:
-        if self.precision != "float32":  # what is kept runs anywhere
+        if not self.is_chief:
+            return
+        if self.precision == "mixed_float16":  # what is kept runs anywhere
             plain = build_model(self.config)
             plain.set_weights(model.get_weights())
             model = plain
         save_model(model, self.config, self.output / "model.keras")
 
-    def _prepare_folder(self) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the worker that writes."""
+        return self.worker == 0
+
+    def _agree(self, meta: dict[str, Any]) -> None:
+        """Wait for the other workers, and make sure that all train the same thing from the same epoch on."""
+        if self.workers == 1:
+            return
+        state = json.dumps([self.settings(), len(meta.get("history", ()))])
+        try:
+            states = gather(self.strategy, np.int64(zlib.crc32(state.encode()))).tolist()
+        except tf.errors.OpError as error:
+            raise explain_lost_worker(error) or TrainingError(f"the workers could not agree: {error}") from error
+        if len(set(states)) > 1:
+            raise ConfigError(
+                "the workers differ: expected the same command, the same data and the same run folder (on storage that "
+                f"all can read) on each. Received: {', '.join(f'{state:08x}' for state in states)} for their settings"
+            )
+
+    def _look_at_folder(self) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
         record = self.output / "run.json"
         if self.resume and record.is_file():
             return self._load_checkpoint(record)
@@ -447,7 +566,6 @@ class _Training:
             started = record.is_file()
             advice = "add --resume to go on with it, or name another folder" if started else "name a new folder"
             raise OutputError(f"{self.output}: expected no folder or an empty one, got one with files; {advice}")
-        self._write_record(None, finished=False)
         return None, {}
 
     def _load_checkpoint(self, record: Path):
@@ -478,11 +596,15 @@ class _Training:
             raise ConfigError(f"{path}: expected a checkpoint of this run, got something else ({error})") from None
 
     def _write_checkpoint(self, trainer: Trainer, best) -> None:
+        if not self.is_chief:
+            return
         meta = json.dumps({"history": self.history, "best": best})
         with atomic_write(self.output / "checkpoint.npz") as temporary:
             np.savez(temporary, meta=np.array(meta), **trainer.state())
 
     def _write_record(self, best, finished: bool) -> None:
+        if not self.is_chief:
+            return
         from liverseg_tf import __version__
 
         record = {
@@ -515,17 +637,11 @@ class _Training:
 
     def _explain_nan(self, epoch: int, step: int) -> LiverSegError:
         """Read the broken step's batch again, to say which cases were in it."""
-        batches = training_batches(
-            self.training_cases,
-            self.recipe.image_size,
-            self.recipe.batch_size,
-            self.steps,
-            first_epoch=epoch,
-            with_index=True,
-            **self._training_options(),
-        )
+        batches = self._batches(epoch, own=False, with_index=True)
         _, _, info = next(iter(batches.skip(step).take(1)))
         cases = ", ".join(str(case) for case in sorted(set(info["case"].numpy().tolist())))
+        if self.data_service:
+            cases = "unknown with a data service"
         kept = f"; the best epoch so far is kept in {self.output}" if self.history else ""
         return TrainingError(
             f"the loss is not a number at epoch {epoch + 1}, step {step + 1} (cases {cases}): expected a finite loss; "
@@ -533,10 +649,23 @@ class _Training:
         )
 
 
-def _best_precision() -> str:
-    """Mixed precision where tensor cores make it fast (compute capability 7 and up), else float32."""
-    for device in tf.config.list_physical_devices("GPU"):
-        capability = tf.config.experimental.get_device_details(device).get("compute_capability", (0, 0))
-        if capability >= (7, 0):
-            return "mixed_float16"
-    return "float32"
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@contextmanager
+def _bfloat16_convolutions(wanted: bool) -> Iterator[None]:
+    """Let oneDNN compute convolutions in bfloat16 meanwhile; validation is in float32, as prediction will be."""
+    if not wanted:
+        yield
+        return
+    option = "auto_mixed_precision_onednn_bfloat16"
+    tf.config.optimizer.set_experimental_options({option: True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({option: False})

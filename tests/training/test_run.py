@@ -123,8 +123,9 @@ class StopAt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def test_a_resumed_training_ends_with_the_same_weights(cases, tmp_path):
-    recipe = dataclasses.replace(RECIPE, epochs=3, best_by="val_loss")
+def test_one_seed_gives_the_same_weights_and_so_does_a_resumed_training(cases, tmp_path):
+    """Bit for bit, with everything random switched on: both runs start anew, and one of them is killed on its way."""
+    recipe = dataclasses.replace(RECIPE, epochs=3, best_by="val_loss", augmentation=True, lesion_synthesis=True)
     whole = ls.train(cases, tmp_path / "whole", recipe, **options(steps_per_epoch=3))
     with pytest.raises(KeyboardInterrupt):
         ls.train(cases, tmp_path / "killed", recipe, callbacks=[StopAt(1, 1)], **options(steps_per_epoch=3))
