@@ -1,11 +1,11 @@
-"""Peak memory of predicting large volumes, and whether reading many volumes keeps it flat.
+"""Peak memory of predicting large volumes, and whether many volumes keep it flat.
 
-Run: python benchmarks/memory.py [--slices 600 1000] [--side 512] [--volumes 100]
+Run: python benchmarks/memory.py [--slices 600 1000] [--side 512] [--model M] [--volumes 100] [--folder 50]
 
-Each volume of side x side x slices int16 is written as .nii.gz and predicted, post-processed and saved in a fresh
-process by a small untrained network (ResNet18, 64 px); its peak is that process's largest resident set, TensorFlow
-itself (about 0.5 GB) included. Then one process goes through many small volumes with `slice_dataset`, and tells its
-resident set on the way.
+Each volume of side x side x slices int16 is written as .nii.gz and goes through `liverseg predict` in a fresh process,
+by default with the shipped model: read, predicted, post-processed, saved, measured. The peak is that process's largest
+resident set, TensorFlow itself (about 0.5 GB) included. Then one process goes through many small volumes with
+`slice_dataset`, another predicts a folder of them, and each tells its resident set on the way.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import nibabel as nib
 import numpy as np
 
 PREDICT = """
-import resource, sys, time, warnings
-warnings.simplefilter("ignore")
-from liverseg_tf.inference.predictor import Predictor
+import resource, sys, time
+from liverseg_tf.cli.main import main
 start = time.perf_counter()
-Predictor(sys.argv[1]).predict(sys.argv[2]).save(sys.argv[3])
+status = main(["predict", sys.argv[1], "-o", sys.argv[2], "--model", sys.argv[3]])
 print(round(time.perf_counter() - start, 1), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(status)
 """
 
 
@@ -45,17 +45,9 @@ def write_volume(path: Path, side: int, slices: int) -> None:
     nib.save(image, path)
 
 
-def save_small_model(path: Path) -> None:
-    from liverseg_tf.config import ModelConfig
-    from liverseg_tf.models.saving import build_model, save_model
-
-    config = ModelConfig(image_size=64, backbone="resnet18")
-    save_model(build_model(config), config, path)
-
-
 def in_fresh_process(*arguments: str) -> str:
     done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
-    return done.stdout
+    return done.stdout.splitlines()[-1]
 
 
 def resident_mb() -> float:
@@ -80,35 +72,60 @@ def read_many(count: int) -> None:
             slices += len(labels)
             if slices >= every * (len(told) + 1):
                 told.append(resident_mb())
-        print(f"{count} volumes, {slices} slices; resident MB on the way: {' '.join(f'{mb:.0f}' for mb in told)}")
+        print(f"{count} volumes read, {slices} slices; resident MB on the way: {' '.join(f'{mb:.0f}' for mb in told)}")
+
+
+def predict_many(count: int, model: str) -> None:
+    """Predict a folder of `count` volumes; print the resident set after each tenth of them."""
+    from liverseg_tf.inference.cohort import plan, predict_files
+    from liverseg_tf.inference.predictor import Predictor
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_volume(Path(folder, "volume-0.nii"), 256, 8)
+        for number in range(1, count):
+            os.link(Path(folder, "volume-0.nii"), Path(folder, f"volume-{number}.nii"))
+        told = []
+        predict_files(
+            Predictor(model), plan([folder], Path(folder, "out")), on_done=lambda row: told.append(resident_mb())
+        )
+        print(
+            f"{count} volumes of 256x256x8 predicted; resident MB on the way: "
+            f"{' '.join(f'{mb:.0f}' for mb in told[:: max(1, count // 10)])} {told[-1]:.0f}"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slices", type=int, nargs="*", default=[600, 1000], help="of the volumes to predict")
     parser.add_argument("--side", type=int, default=512, help="their rows and columns (default: %(default)s)")
+    parser.add_argument("--model", default="shipped", help="what predicts (default: %(default)s)")
     parser.add_argument("--volumes", type=int, default=100, help="small volumes to read (default: %(default)s)")
-    parser.add_argument("--read-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=int, default=50, help="small volumes to predict (default: %(default)s)")
+    parser.add_argument("--in-process", choices=("read", "predict"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.read_only:
-        read_many(args.volumes)
-        return
+    if args.in_process == "read":
+        return read_many(args.volumes)
+    if args.in_process == "predict":
+        return predict_many(args.folder, args.model)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if args.slices:
-            save_small_model(folder / "small.keras")
         for slices in args.slices:
-            paths = folder / "volume-0.nii.gz", folder / "segmentation-0.nii.gz"
+            paths = [Path(temporary, name) for name in ("volume-0.nii.gz", "segmentation-0.nii.gz")]
             start = time.perf_counter()
             write_volume(paths[0], args.side, slices)
             written = time.perf_counter() - start
-            taken, peak = in_fresh_process("-c", PREDICT, str(folder / "small.keras"), *map(str, paths)).split()
+            taken, peak = in_fresh_process("-c", PREDICT, *map(str, paths), args.model).split()
             print(
-                f"{args.side}x{args.side}x{slices}: {float(peak) / 1024:.0f} MB at the peak, {taken} s to predict and "
-                f"save ({written:.0f} s to write the input)"
+                f"{args.side}x{args.side}x{slices}: {float(peak) * 1024 / 1e9:.2f} GB at the peak, {taken} s to "
+                f"predict and save ({written:.0f} s to write the input)",
+                flush=True,
             )
     if args.volumes:
-        print(in_fresh_process(__file__, "--read-only", "--volumes", str(args.volumes)), end="")
+        print(in_fresh_process(__file__, "--in-process", "read", "--volumes", str(args.volumes)), flush=True)
+    if args.folder:
+        print(
+            in_fresh_process(__file__, "--in-process", "predict", "--folder", str(args.folder), "--model", args.model)
+        )
+    return None
 
 
 if __name__ == "__main__":

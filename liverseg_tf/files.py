@@ -70,8 +70,9 @@ def is_partial(path: Path) -> bool:
 def _sweep(path: Path) -> None:
     """Remove what killed processes left of earlier tries at `path`."""
     for partial in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
-        if is_partial(partial) and time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process that writes to `path` has just finished
+            if is_partial(partial) and time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

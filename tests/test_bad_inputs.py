@@ -176,6 +176,8 @@ def test_bad_files_end_in_one_line_and_change_nothing(bad, predictor, command, t
         ("predict", path, "-o", older, "--model", "x"),
         ("predict", path, "-o", tmp_path / "new" / "mask.nii", "--model", "x"),
         ("evaluate", "--truth", good, "--prediction", path, "-o", tmp_path / "scores.json"),
+        ("explain", path, "-o", tmp_path / "explained", "--model", "x"),
+        ("report", path, "-o", tmp_path / "report.html", "--model", "x"),
     ):
         status, errors = command(*line)
         assert status == 1
@@ -292,6 +294,9 @@ USABLE = {
     "one slice": (content(ct()[..., :1]), None, ""),
     "trailing 1": (content(ct()[..., None]), None, ""),
     "5 pixels across": (content(ct()[2:7, 2:7]), None, ""),
+    "512x796": (
+        content(np.pad(ct()[..., :2], ((0, 480), (0, 766), (0, 0)), constant_values=-1000), AFFINE / 5), None, "",
+    ),
     "not square": (content(np.pad(ct(), ((0, 40), (0, 0), (0, 0)), constant_values=-1000)), None, ""),
     "identity": (identity(ct()), None, ""),
     "oblique": (oblique(), GeometryWarning, "26 degrees oblique"),

@@ -23,6 +23,13 @@ def test_folders_are_replaced_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_another_process_may_finish_with_the_same_file_meanwhile(tmp_path):
+    # its temporary file is listed, and gone when it is looked at: as a link to nothing is
+    (tmp_path / ".0123abcd.partial.result.txt").symlink_to(tmp_path / "gone")
+    write_text(tmp_path / "result.txt", "new")
+    assert (tmp_path / "result.txt").read_text() == "new"
+
+
 def test_what_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="could not be written"):

@@ -1,9 +1,10 @@
-"""Killed in the middle: no half file under a final name, and the next run finishes with the same result.
+"""Killed in the middle, or two at once: no half file under a final name, and the end is that of one quiet run.
 
 A process is killed (SIGKILL) by itself just before its n-th step that touches the output folder: opening, renaming or
 removing a file, making a folder. LIVERSEG_KILL_POINTS sets how many such points are tried for each job, spread from the
-first step to the last (10 for the full matrix, 1 for CI). Without it prediction and evaluation are killed once, and the
-two jobs that take minutes are left out; `tests/training/test_run.py` stops and resumes a training in any case.
+first step to the last (10 for the full matrix). Without it each job is killed once: prediction and evaluation halfway,
+training and export, which take long, at their most delicate step; `tests/training/test_run.py` compares the weights of
+a resumed training in any case.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+FULL = "LIVERSEG_KILL_POINTS" in os.environ
 POINTS = int(os.environ.get("LIVERSEG_KILL_POINTS", 1))
+# Jobs that take long are killed once, just before this file or folder gets its final name, if not FULL.
+BEFORE = {"train": "run/checkpoint.npz", "export": "liver/1"}
 STEPS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 
@@ -32,10 +36,16 @@ def train(data: Path, model: Path, output: Path) -> None:
     import liverseg_tf as ls
 
     recipe = ls.Recipe(
-        name="tiny", image_size=32, batch_size=2, backbone="resnet18", epochs=2, augmentation=False, frozen_epochs=0
+        name="tiny",
+        image_size=32,
+        batch_size=2,
+        backbone="resnet18",
+        epochs=1 + FULL,
+        augmentation=False,
+        frozen_epochs=0,
     )
     cases = ls.find_cases(data)[:3]
-    ls.train(cases, output / "run", recipe, steps_per_epoch=1, xla=False, seed=1, resume=True)
+    ls.train(cases, output / "run", recipe, steps_per_epoch=1, xla=False, precision="float32", seed=1, resume=True)
 
 
 def predict(data: Path, model: Path, output: Path) -> None:
@@ -44,7 +54,8 @@ def predict(data: Path, model: Path, output: Path) -> None:
 
 def export(data: Path, model: Path, output: Path) -> None:
     _command("export", model, "-o", output / "liver")
-    _command("export", model, "-o", output / "liver", "--format", "tflite")
+    if FULL:
+        _command("export", model, "-o", output / "liver", "--format", "tflite")
 
 
 def evaluate(data: Path, model: Path, output: Path) -> None:
@@ -62,7 +73,9 @@ JOBS = {job.__name__: job for job in (train, predict, export, evaluate)}
 
 
 def nursery(name: str, data: str, model: str, folder: str, points: int) -> None:
-    """Run a job whole and counted, then killed at each point and once more. Forks, so that imports are paid for once.
+    """Run a job whole and counted, then killed at each point and once more; without points, killed before `BEFORE`.
+
+    Forks, so that imports are paid for once.
 
     Nothing of TensorFlow runs in this process itself, so forking it is safe.
     """
@@ -75,9 +88,13 @@ def nursery(name: str, data: str, model: str, folder: str, points: int) -> None:
         import liverseg_tf.inference.cohort
         import liverseg_tf.training.run  # noqa: F401
 
-    def run(output: Path, kill_at: int) -> tuple[int, int]:
-        """Exit status, and how many steps there were."""
-        count_file = Path(folder, "count")
+    count_file = Path(folder, "count")
+
+    def start(output: Path, kill_at: int | str = 0) -> int:
+        """Start the job in a child; it notes down how many steps there were.
+
+        It is killed before a step, counted from 1, or before a file gets its final name.
+        """
         child = os.fork()
         if child == 0:
             steps = 0
@@ -86,7 +103,8 @@ def nursery(name: str, data: str, model: str, folder: str, points: int) -> None:
                 nonlocal steps
                 if event in STEPS and str(output) in str(arguments[0]) and not _reads(event, arguments):
                     steps += 1
-                    if steps == kill_at:
+                    renamed = event == "os.rename" and str(arguments[1]) == str(output / str(kill_at))
+                    if steps == kill_at or renamed:
                         os.kill(os.getpid(), signal.SIGKILL)
 
             try:
@@ -99,19 +117,30 @@ def nursery(name: str, data: str, model: str, folder: str, points: int) -> None:
 
                 traceback.print_exc()
                 os._exit(1)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        return status, int(count_file.read_text()) if status == 0 else 0
+        return child
 
-    status, steps = run(Path(folder, "whole"), 0)
-    assert status == 0, "the job fails by itself"
+    def end(child: int) -> int:
+        """Exit status."""
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def kill_and_finish(point: int | str, of: int | None = None) -> None:
+        number = point if of else 0
+        output, left = (Path(folder, f"{what}-{number}") for what in ("killed", "left"))
+        killed = end(start(output, point))
+        shutil.copytree(output, left) if output.exists() else left.mkdir()
+        again = end(start(output))
+        print(json.dumps({"point": number, "of": of, "killed": killed, "again": again}), flush=True)  # noqa: T201
+
+    if not points:
+        return kill_and_finish(BEFORE[name])
+    assert end(start(Path(folder, "whole"))) == 0, "the job fails by itself"
+    steps = int(count_file.read_text())
+    if name == "predict":
+        children = [start(Path(folder, "both")) for _ in range(2)]
+        print(json.dumps({"both": [end(child) for child in children]}), flush=True)  # noqa: T201
     for point in sorted(set(np.linspace(1, steps, points + 2).round().astype(int)[1:-1].tolist())):
-        output = Path(folder, f"killed-{point}")
-        killed, _ = run(output, point)
-        shutil.copytree(output, Path(folder, f"left-{point}")) if output.exists() else Path(
-            folder, f"left-{point}"
-        ).mkdir()
-        again, _ = run(output, 0)
-        print(json.dumps({"point": point, "of": steps, "killed": killed, "again": again}), flush=True)  # noqa: T201
+        kill_and_finish(point, steps)
+    return None
 
 
 def _reads(event, arguments) -> bool:
@@ -132,6 +161,8 @@ def contents(folder: Path) -> dict[str, object]:
             continue
         if path.suffix == ".json":
             found[name] = _timeless(json.loads(path.read_text()))
+        elif path.suffix == ".jsonl":
+            found[name] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.suffix == ".csv":
             with path.open() as file:
                 found[name] = [sorted(_timeless(row).items()) for row in csv.DictReader(file)]
@@ -162,35 +193,41 @@ def _timeless(value):
 
 
 @pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
-@pytest.mark.parametrize(
-    "job",
-    [
-        pytest.param(
-            job,
-            marks=pytest.mark.skipif(
-                job in ("train", "export") and "LIVERSEG_KILL_POINTS" not in os.environ,
-                reason="takes minutes: set LIVERSEG_KILL_POINTS",
-            ),
-        )
-        for job in JOBS
-    ],
-)
+@pytest.mark.parametrize("job", JOBS)
 def test_killed_jobs_leave_whole_files_and_the_next_run_finishes(job, phantom_folder, small_model_file, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for number in (0, 1, 2):
         for kind in ("volume", "segmentation"):
             shutil.copy(phantom_folder / f"{kind}-{number}.nii.gz", data)
-    arguments = (job, str(data), str(small_model_file), str(tmp_path), POINTS)
+    once = not FULL and job in BEFORE
+    arguments = (job, str(data), str(small_model_file), str(tmp_path), 0 if once else POINTS)
     result = subprocess.run(
         [sys.executable, "-c", f"from tests.test_kills import nursery; nursery(*{arguments!r})"],
         capture_output=True, text=True, timeout=300 + 300 * POINTS, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    assert len(rows) >= min(POINTS, 1)
+    if once:
+        (row,) = rows
+        assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), result.stderr[-3000:]
+        left, finished = contents(tmp_path / "left-0"), contents(tmp_path / "killed-0")
+        assert BEFORE[job] not in left
+        if job == "export":
+            assert not left
+            assert "liver/1/saved_model.pb" in finished
+        else:
+            assert set(left) == {"run/run.json", "run/model.keras"}
+            assert set(finished) == {*left, "run/history.csv", "run/curves.png"}
+            assert finished["run/run.json"]["finished"] is True
+        return
     whole = contents(tmp_path / "whole")
     assert whole
+    if job == "predict":  # two processes that write into one folder
+        assert rows.pop(0) == {"both": [0, 0]}, result.stderr[-3000:]
+        assert contents(tmp_path / "both") == whole
+        assert not [p for p in (tmp_path / "both").rglob("*") if p.name.startswith(".")]
+    assert len(rows) >= min(POINTS, 1)
     for row in rows:
         assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), f"{row}\n{result.stderr[-3000:]}"
         left = contents(tmp_path / f"left-{row['point']}")

@@ -12,12 +12,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import liverseg_tf as ls
 from liverseg_tf.cli.main import main
-from liverseg_tf.errors import OutputError
+from liverseg_tf.errors import LiverSegError, OutputError
 from liverseg_tf.files import write_text
-from liverseg_tf.inference.cohort import finished_rows, plan, predict_files, write_manifest
+from liverseg_tf.inference.cohort import plan, predict_files
+from liverseg_tf.inference.run_manifest import RunManifest
 from liverseg_tf.models.saving import save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
@@ -106,6 +108,35 @@ def test_one_predictor_for_several_threads(predictor):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
+        MemoryError("Unable to allocate 9 TiB"),
+    ],
+)
+def test_too_little_memory_is_told_with_what_to_do(error, small_config, tmp_path, write_nifti):
+    class Greedy:
+        config = small_config
+
+        def labels(self, hu):
+            raise error
+
+        probabilities = labels
+
+    predictor = ls.Predictor(Greedy())
+    hu = np.zeros((32, 30, 5), np.int16)
+    told = (
+        r"volume: 32 x 30 x 5 voxels, 5 slices at a time, need more memory than there is; take a smaller --batch-size"
+    )
+    with pytest.raises(LiverSegError, match=told):
+        predictor.predict(hu, spacing_mm=(2, 2, 4))
+    path = write_nifti(tmp_path / "ct.nii", hu)
+    (row,) = predict_files(predictor, plan([path], tmp_path / "out"), probabilities=True)
+    assert "more memory than there is with probabilities" in row["error"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_memory_does_not_grow_with_the_number_of_volumes(predictor, tmp_path, write_nifti):
     hu = np.kron(np.random.default_rng(0).normal(0, 300, (8, 8, 2)), np.ones((32, 32, 1))).astype(np.int16)
     for number in range(50):
@@ -130,24 +161,28 @@ def test_a_killed_run_goes_on_where_it_stopped(predictor, tmp_path, write_nifti)
     hu = np.random.default_rng(0).normal(0, 300, (32, 32, 2)).astype(np.int16)
     for number in (1, 2, 3):
         write_nifti(tmp_path / "data" / f"volume-{number}.nii", hu)
-    jobs, manifest, settings = plan([tmp_path / "data"], tmp_path / "out"), tmp_path / "out" / "m.json", {"a": (1, 2)}
-    assert finished_rows(manifest, "x", settings, jobs) == {}
-    rows = predict_files(predictor, jobs[:2])
-    write_manifest(manifest, "x", settings, rows)
-    finished = finished_rows(manifest, "x", settings, jobs)
+    jobs, where, settings = plan([tmp_path / "data"], tmp_path / "out"), tmp_path / "out" / "m.jsonl", {"a": (1, 2)}
+    manifest = RunManifest(where, "x", settings)
+    assert manifest.finished(jobs) == {}
+    manifest.write()
+    predict_files(predictor, jobs[:2], on_done=manifest.add)
+    with where.open("a") as file:
+        file.write('{"input": "cut in the mid')
+    finished = manifest.finished(jobs)
     assert list(finished) == [job.target for job in jobs[:2]]
     times = {target: target.stat().st_mtime_ns for target in finished}
     again = predict_files(predictor, jobs, finished=finished)
     assert [row["output"] for row in again] == [str(job.target) for job in jobs]
     assert {target: target.stat().st_mtime_ns for target in finished} == times
     # what another model or other settings gave, what is gone, replaced or older than its volume, is made again
-    assert finished_rows(manifest, "y", settings, jobs) == {}
-    assert finished_rows(manifest, "x", {"a": (1, 3)}, jobs) == {}
+    assert RunManifest(where, "y", settings).finished(jobs) == {}
+    assert RunManifest(where, "x", {"a": (1, 3)}).finished(jobs) == {}
     jobs[0].target.unlink()
     os.utime(jobs[1].source, (2**31, 2**31))
-    assert finished_rows(manifest, "x", settings, jobs) == {}
-    manifest.write_text('{"volumes": [3]}')
-    assert finished_rows(manifest, "x", settings, jobs) == {}
+    assert manifest.finished(jobs) == {}
+    for text in ("", '{"volumes": [3]}', "[[]]\n[3]\n"):
+        where.write_text(text)
+        assert manifest.finished(jobs) == {}
 
 
 def test_results_of_nifti_2_files(predictor, tmp_path):

@@ -85,15 +85,17 @@ def run(args: argparse.Namespace) -> int:
     )
 
     stage("3. Segmenting patients that it never saw")
-    from liverseg_tf.inference.cohort import MANIFEST, plan, predict_files, write_manifest
+    from liverseg_tf.inference.cohort import plan, predict_files
     from liverseg_tf.inference.predictor import Predictor
+    from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
 
     predictor = Predictor(result.output)
     jobs = plan([output / "test"], output / "prediction")
     with progress_bar() as bar:
         task = bar.add_task("volumes", total=len(jobs))
         rows = predict_files(predictor, jobs, on_done=lambda row: bar.advance(task))
-    write_manifest(output / "prediction" / MANIFEST, str(result.output), {"model": predictor.config.to_dict()}, rows)
+    settings = {"model": predictor.config.to_dict()}
+    RunManifest(output / "prediction" / MANIFEST, str(result.output), settings).write(rows)
 
     stage("4. Scores")
     from liverseg_tf.evaluation.evaluate import evaluate

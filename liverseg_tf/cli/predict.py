@@ -13,10 +13,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "predict",
         help="segment CT volumes",
         description="Segment CT volumes. One input and OUT ending in .nii or .nii.gz: that file. Otherwise OUT is a "
-        "folder: volume-7.nii.gz gives segmentation-7.nii.gz, x.nii.gz gives x_seg.nii.gz, and manifest.json tells "
-        "what was done. Inputs and files of others are never written over.",
+        "folder: volume-7.nii.gz gives segmentation-7.nii.gz, x.nii.gz gives x_seg.nii.gz, and manifest.jsonl "
+        "tells what was done, a line a volume. INPUT and OUT may be URLs (s3://, gs://). Inputs and files of others "
+        "are never written over.",
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI files or folders of them")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI files or folders of them, or URLs")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="NIfTI file or folder to write")
     parser.add_argument("--model", metavar="M", help="run folder, .keras, SavedModel or .tflite (default: shipped)")
     parser.add_argument(
@@ -34,6 +35,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-size", type=int, metavar="B", help="slices at a time (default: by their size)")
     parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
     parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes that a volume may take in memory")
+    parser.add_argument(
+        "--engine", choices=("embedded", "ray"), default="embedded", help="who predicts: this process (default), or Ray"
+    )
+    parser.add_argument("--address", metavar="ADDR", help="Ray: cluster to use (default: one on this machine)")
+    parser.add_argument("--workers", type=int, metavar="N", help="Ray: processes that each hold the model")
+    parser.add_argument("--threads", type=int, metavar="T", help="Ray: CPU threads of each worker")
+    parser.add_argument("--gpus", type=int, metavar="G", help="Ray: GPUs of each worker")
+    parser.add_argument(
+        "--timeout", type=float, metavar="S", help="Ray: most seconds a volume may take (default: 3600)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.set_defaults(run=run)
 
@@ -41,15 +52,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict; returns 1 if any volume failed."""
     import json
-    from pathlib import Path
+    import os
+    from contextlib import ExitStack, redirect_stdout
+    from functools import partial
 
     from liverseg_tf.cli.progress import console, progress_bar
-    from liverseg_tf.inference.cohort import MANIFEST, finished_rows, plan, predict_files, write_manifest
+    from liverseg_tf.data.remote import join, location
+    from liverseg_tf.inference.cohort import plan, predict_files
     from liverseg_tf.inference.postprocessing import PostProcessing
     from liverseg_tf.inference.predictor import Predictor
+    from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
 
     if args.server and args.model:
         raise ConfigError("--server and --model: expected one of them, the server has its own model")
+    if args.server and args.engine == "ray":
+        raise ConfigError("--server and --engine ray: expected one of them, both divide the work")
+    ray_options = {name: getattr(args, name) for name in ("address", "workers", "threads", "gpus")}
+    ray_options["timeout_s"] = args.timeout
+    ray_options = {name: value for name, value in ray_options.items() if value is not None}
     jobs = plan(args.inputs, args.output, args.overwrite)
     model = args.model
     if args.server:
@@ -63,27 +83,33 @@ def run(args: argparse.Namespace) -> int:
         max_bytes=args.max_bytes,
     )
     out = console()
-    folder, name = Path(args.output), str(args.server or args.model or "shipped")
     settings = {
         "model": predictor.config.to_dict(),
         "postprocessing": not args.no_postprocessing,
         "probabilities": args.probabilities,
         "uncertainty": args.uncertainty,
     }
-    finished = finished_rows(folder / MANIFEST, name, settings, jobs) if args.resume else {}
-    done = []
-    with progress_bar() as bar:
-        whole = bar.add_task("volumes", total=len(jobs))
-        task = bar.add_task("slices", total=None)
+    output = location(args.output)
+    with ExitStack() as stack:
+        manifest, finished = None, {}
+        if jobs[0].target != output:  # a folder
+            name = str(args.server or args.model or "shipped")
+            manifest = stack.enter_context(RunManifest(join(output, MANIFEST), name, settings))
+            finished = manifest.finished(jobs) if args.resume else {}
+            manifest.write(finished.values())
+        bar = stack.enter_context(progress_bar())
+        if args.engine == "ray":  # it prints of every worker that dies; the rows tell it too, and stdout is theirs
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        whole = bar.add_task("volumes", total=len(jobs), completed=len(finished))
+        task = bar.add_task("slices", total=None, visible=args.engine == "embedded")
 
         def on_progress(job, done, total):
-            bar.update(task, completed=done, total=total, description=job.source.name)
+            bar.update(task, completed=done, total=total, description=job.name)
 
         def on_done(row):
             bar.advance(whole)
-            done.append(row)
-            if folder.is_dir():
-                write_manifest(folder / MANIFEST, name, settings, done)
+            if manifest is not None:
+                manifest.add(row)
             for message in row["warnings"]:
                 out.print(f"warning: {message}", markup=False, soft_wrap=True)
             if row["status"] == "error":
@@ -95,10 +121,14 @@ def run(args: argparse.Namespace) -> int:
             probabilities=args.probabilities,
             overwrite=args.overwrite,
             finished=finished,
-            extra=_uncertainty(predictor, args.overwrite) if args.uncertainty else None,
+            extra=partial(_uncertainty, overwrite=args.overwrite) if args.uncertainty else None,
             progress=on_progress,
             on_done=on_done,
+            engine=args.engine,
+            **ray_options,
         )
+        if manifest is not None:
+            manifest.write(rows)
     failed = [row for row in rows if row["status"] == "error"]
     if args.json:
         print(json.dumps({"volumes": rows}))
@@ -116,17 +146,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _uncertainty(predictor, overwrite: bool):
+def _uncertainty(predictor, prediction, target, overwrite: bool) -> dict:
     from liverseg_tf.explanation.uncertainty import measure_uncertainty
 
-    def measure(prediction, target) -> dict:
-        found = measure_uncertainty(prediction, predictor)
-        name = target.name.removesuffix(".gz").removesuffix(".nii")
-        path = target.with_name(f"{name}_uncertainty.nii.gz")
-        found.save(path, overwrite)
-        return {"uncertainty": {"entropy": str(path), **found.to_dict()}}
-
-    return measure
+    found = measure_uncertainty(prediction, predictor)
+    name = target.name.removesuffix(".gz").removesuffix(".nii")
+    path = target.with_name(f"{name}_uncertainty.nii.gz")
+    found.save(path, overwrite)
+    return {"uncertainty": {"entropy": str(path), **found.to_dict()}}
 
 
 def _range(interval: list[float]) -> str:

@@ -361,6 +361,8 @@ def to_labels(values: np.ndarray, name: str) -> np.ndarray:
         LabelError: with the values that are no class, and how often they occur.
     """
     if values.dtype.kind in "iub":
+        if values.size and values.min() >= 0 and values.max() < len(CLASSES):  # no copies of a large mask
+            return values.astype(np.uint8, copy=False)
         rounded, wrong = values, (values < 0) | (values >= len(CLASSES))
     else:
         with np.errstate(invalid="ignore"):

@@ -17,6 +17,7 @@ from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 
 # Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
 _THIRDS = (("front", "middle", "back"), ("right", "central", "left"), ("lower", "middle", "upper"))
+_SLICES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,20 @@ def statistics(
         (1000.0, 8.0, 1)
     """
     mask = _mask(mask, spacing_mm)
+    if isinstance(volume, (str, Path)):
+        volume = CTVolume.load(volume)
+    _check_fits(volume, mask)
     box = bounding_box(mask.labels != BACKGROUND)
-    crop_hu = None if volume is None else _crop_hu(volume, mask, box)
     voxel_ml = float(np.prod(mask.spacing_mm)) / 1000
     labels = mask.labels[box or (slice(0, 1),) * 3]
     tissue, tumour = labels == LIVER, labels == TUMOUR
     tissue_voxels, tumour_voxels = int(np.count_nonzero(tissue)), int(np.count_nonzero(tumour))
     liver_voxels = tissue_voxels + tumour_voxels
-    lesions = _lesions(tumour, crop_hu, box, mask) if tumour_voxels else ()
+    numbered = label_lesions(tumour)[0] if tumour_voxels else None
+    tissue_hu = lesion_hu = None
+    if volume is not None and box is not None:
+        tissue_hu, lesion_hu = _hu_sums(volume, box, tissue, numbered)
+    lesions = _lesions(numbered, lesion_hu, box, mask) if tumour_voxels else ()
     return MaskStatistics(
         shape=tuple(mask.shape),
         spacing_mm=mask.spacing_mm,
@@ -133,8 +140,8 @@ def statistics(
         liver_slices=(box[2].start + 1, box[2].stop) if box else None,
         lesion_count=len(lesions),
         lesions=lesions,
-        liver_mean_hu=float(crop_hu[tissue].mean(dtype=np.float64)) if crop_hu is not None and tissue_voxels else None,
-        tumour_mean_hu=float(crop_hu[tumour].mean(dtype=np.float64)) if crop_hu is not None and tumour_voxels else None,
+        liver_mean_hu=tissue_hu / tissue_voxels if tissue_hu is not None and tissue_voxels else None,
+        tumour_mean_hu=float(lesion_hu.sum()) / tumour_voxels if lesion_hu is not None else None,
     )
 
 
@@ -151,27 +158,36 @@ def _mask(mask: str | Path | MaskVolume | np.ndarray, spacing_mm: tuple[float, f
     return MaskVolume(labels, Geometry.from_spacing(labels.shape, spacing_mm))
 
 
-def _crop_hu(
-    volume: str | Path | CTVolume | np.ndarray, mask: MaskVolume, box: tuple[slice, slice, slice] | None
-) -> np.ndarray | None:
-    """HU inside the box; takes memory for its slices alone."""
-    if isinstance(volume, (str, Path)):
-        volume = CTVolume.load(volume)
+def _check_fits(volume: CTVolume | np.ndarray | None, mask: MaskVolume) -> None:
     if isinstance(volume, CTVolume):
         check_same_grid(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
-        if box is None:
-            return None
-        return np.moveaxis(volume.slices(box[2].start, box[2].stop), 0, 2)[box[:2]]
-    hu = np.asarray(volume)
-    if hu.shape != mask.shape:
-        raise GeometryError(f"HU array: expected the mask's shape {mask.shape}, got {hu.shape}")
-    return None if box is None else hu[box]
+    elif volume is not None and np.shape(volume) != mask.shape:
+        raise GeometryError(f"HU array: expected the mask's shape {mask.shape}, got {np.shape(volume)}")
+
+
+def _hu_sums(
+    volume: CTVolume | np.ndarray, box: tuple[slice, slice, slice], tissue: np.ndarray, numbered: np.ndarray | None
+) -> tuple[float, np.ndarray | None]:
+    """Sum of HU over the tissue and over each lesion of a box; HU takes memory for a few slices alone."""
+    tissue_hu, lesion_hu = 0.0, None if numbered is None else np.zeros(int(numbered.max()) + 1)
+    depth = tissue.shape[2]
+    for first in range(0, depth, _SLICES_AT_ONCE):
+        there = slice(first, min(first + _SLICES_AT_ONCE, depth))
+        start, stop = box[2].start + there.start, box[2].start + there.stop
+        if isinstance(volume, CTVolume):
+            hu = np.moveaxis(volume.slices(start, stop), 0, 2)[box[:2]]
+        else:
+            hu = np.asarray(volume)[(*box[:2], slice(start, stop))]
+        tissue_hu += float(hu[tissue[..., there]].sum(dtype=np.float64))
+        if numbered is not None:
+            inside = numbered[..., there] > 0
+            lesion_hu += np.bincount(numbered[..., there][inside], hu[inside], len(lesion_hu))
+    return tissue_hu, None if lesion_hu is None else lesion_hu[1:]
 
 
 def _lesions(
-    tumour: np.ndarray, hu: np.ndarray | None, box: tuple[slice, slice, slice], mask: MaskVolume
+    numbered: np.ndarray, hu_sums: np.ndarray | None, box: tuple[slice, slice, slice], mask: MaskVolume
 ) -> tuple[LesionStatistics, ...]:
-    numbered, _ = label_lesions(tumour)
     measures = measure_lesions(numbered, mask.spacing_mm)
     offset = np.array([s.start for s in box])
     to_file = np.linalg.inv(mask.affine) @ mask.geometry.canonical_affine
@@ -185,7 +201,7 @@ def _lesions(
         at = int(measures.largest_slice[lesion] + offset[2] + 1)
         # the liver's box has the crop's shape: tumour counts as liver
         front, side, height = (
-            names[min(2, int(3 * (center[axis] + 0.5) / tumour.shape[axis]))] for axis, names in enumerate(_THIRDS)
+            names[min(2, int(3 * (center[axis] + 0.5) / numbered.shape[axis]))] for axis, names in enumerate(_THIRDS)
         )
         found.append(
             LesionStatistics(
@@ -202,7 +218,7 @@ def _lesions(
                 ),
                 voxel=tuple(np.rint(nib.affines.apply_affine(to_file, nearest)).astype(int).tolist()),
                 place=f"slice {at} of {mask.shape[2]} from the feet; {side}, {front}, {height} third of the liver",
-                mean_hu=None if hu is None else float(hu[own][inside].mean(dtype=np.float64)),
+                mean_hu=None if hu_sums is None else float(hu_sums[lesion] / measures.voxels[lesion]),
             )
         )
     return tuple(found)

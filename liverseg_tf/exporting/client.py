@@ -57,6 +57,8 @@ class ServingClient:
         >>> Predictor(client).predict("volume-7.nii.gz").save("segmentation-7.nii.gz")  # doctest: +SKIP
     """
 
+    is_remote = True
+
     def __init__(
         self,
         url: str,

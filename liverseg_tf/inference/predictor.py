@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import nibabel as nib
 import numpy as np
+import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.nifti import is_nifti_name
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, OutputError
 from liverseg_tf.files import atomic_write
-from liverseg_tf.inference.postprocessing import PostProcessing
+from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
 from liverseg_tf.inference.runtimes import Runtime, open_runtime
 from liverseg_tf.labels import BACKGROUND
 from liverseg_tf.shipped import shipped_model
@@ -88,7 +91,8 @@ class Prediction:
         """
         check_output(path, [self.volume.path] if self.volume.path else [], overwrite)
         with atomic_write(path) as temporary:
-            nib.save(self.image, temporary)
+            # not `image`, which would be kept
+            nib.save(describe(self.volume.image_like(self.canonical_labels)), temporary)
 
     def save_probabilities(self, path: str | Path, overwrite: bool = False) -> list[Path]:
         """Write one NIfTI file a class beside `path`: `x.nii.gz` gives `x_liver.nii.gz` and `x_tumour.nii.gz`.
@@ -141,6 +145,7 @@ class Predictor:
         postprocessing: PostProcessing | None = PostProcessing(),  # noqa: B008 (frozen)
         max_bytes: int | None = None,
     ):
+        self._model = model
         if model is None or model == "shipped":
             model = shipped_model()
         if batch_size is not None and batch_size < 1:
@@ -155,6 +160,17 @@ class Predictor:
                     f"got {runtime.config.class_names}"
                 )
         self.batch_size, self.postprocessing, self.max_bytes = batch_size, postprocessing, max_bytes
+
+    def __reduce__(self):
+        """Pickled as what it was made of: another process opens the model itself, by the same path."""
+        models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
+        if not all(model is None or isinstance(model, (str, os.PathLike)) for model in models):
+            raise ConfigError("only a predictor made from a model's path can go to another process; save the model")
+        paths = [m if m in (None, "shipped") else os.path.abspath(m) for m in models]
+        made = partial(
+            Predictor, batch_size=self.batch_size, postprocessing=self.postprocessing, max_bytes=self.max_bytes
+        )
+        return made, (paths if isinstance(self._model, (list, tuple)) else paths[0],)
 
     def predict(
         self,
@@ -173,7 +189,7 @@ class Predictor:
             progress: called with the number of slices done and their total.
 
         Raises:
-            LiverSegError: for a volume that can't be used, as `CTVolume`.
+            LiverSegError: for a volume that can't be used, as `CTVolume`; if there is too little memory.
 
         Warns:
             DataWarning: if less than 200 ml of liver is found.
@@ -186,30 +202,16 @@ class Predictor:
                 f"{volume.name}: expected slices of at most {_MOST_PIXELS_A_SLICE} pixels, got {rows} x {columns}; "
                 "is this a CT?"
             )
-        labels = np.zeros(volume.shape, np.uint8)
-        names = self.config.class_names
-        kept = {name: np.zeros(volume.shape, np.uint8) for name in names[1:]} if probabilities else {}
-        # a server works on several requests at a time, and gets enough slices for that
-        at_once = max(getattr(runtime, "slices_at_once", 1) for runtime in self.runtimes)
-        # small slices become as large as the network's input
-        pixels = max(rows * columns, *(runtime.config.image_size**2 for runtime in self.runtimes))
-        batch = self.batch_size or max(at_once, _PIXELS_A_BATCH // pixels)
-        for first in range(0, slices, batch):
-            last = min(first + batch, slices)
-            hu = volume.slices(first, last)
-            if probabilities or len(self.runtimes) > 1:
-                scores = sum(runtime.probabilities(hu) for runtime in self.runtimes) / len(self.runtimes)
-                found = scores.argmax(-1).astype(np.uint8)
-                for index, name in enumerate(names[1:], 1):
-                    if probabilities:
-                        kept[name][..., first:last] = np.moveaxis(np.rint(scores[..., index] * 255), 0, 2)
-            else:
-                found = self.runtimes[0].labels(hu)
-            labels[..., first:last] = np.moveaxis(found, 0, 2)
-            if progress is not None:
-                progress(last, slices)
-        if self.postprocessing is not None:
-            labels = self.postprocessing(labels, volume.spacing_mm)
+        batch = self._slices_at_once(volume)
+        try:
+            labels, kept = self._segment(volume, batch, probabilities, progress)
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            raise LiverSegError(
+                f"{volume.name}: {rows} x {columns} x {slices} voxels, {batch} slices at a time, need more memory than "
+                f"there is{' with probabilities' if probabilities else ''}; "
+                f"{'take a smaller --batch-size (batch_size)' if batch > 1 else 'take a smaller volume'}, "
+                "close other programs, or leave the GPU out with CUDA_VISIBLE_DEVICES=-1"
+            ) from error
         liver_ml = np.count_nonzero(labels != BACKGROUND) * float(np.prod(volume.spacing_mm)) / 1000
         if liver_ml < SMALLEST_LIVER_ML:
             warnings.warn(
@@ -218,7 +220,51 @@ class Predictor:
                 DataWarning,
                 2,
             )
-        return Prediction(volume, labels, names, kept, time.perf_counter() - start)
+        return Prediction(volume, labels, self.config.class_names, kept, time.perf_counter() - start)
+
+    def _segment(self, volume: CTVolume, batch: int, probabilities: bool, progress: Progress | None):
+        labels = np.zeros(volume.shape, np.uint8)
+        names, slices = self.config.class_names, volume.shape[2]
+        kept = {name: np.zeros(volume.shape, np.uint8) for name in names[1:]} if probabilities else {}
+        smoother = self._smoother(volume)
+        labelled = 0
+
+        def label(found: np.ndarray) -> None:
+            nonlocal labelled
+            labels[..., labelled : labelled + len(found)] = np.moveaxis(found, 0, 2)
+            labelled += len(found)
+
+        for first in range(0, slices, batch):
+            last = min(first + batch, slices)
+            hu = volume.slices(first, last)
+            if probabilities or smoother or len(self.runtimes) > 1:
+                scores = sum(runtime.probabilities(hu) for runtime in self.runtimes) / len(self.runtimes)
+                for name, values in kept.items():
+                    values[..., first:last] = np.moveaxis(np.rint(scores[..., names.index(name)] * 255), 0, 2)
+                label((smoother.add(scores) if smoother else scores).argmax(-1))
+            else:
+                label(self.runtimes[0].labels(hu))
+            if progress is not None:
+                progress(last, slices)
+        if smoother:
+            label(smoother.rest().argmax(-1))
+        if self.postprocessing is not None:
+            labels = self.postprocessing(labels, volume.spacing_mm)
+        return labels, kept
+
+    def _smoother(self, volume: CTVolume) -> SliceSmoother | None:
+        smoothing_mm = self.postprocessing.smoothing_mm if self.postprocessing is not None else 0.0
+        if smoothing_mm <= 0 or volume.shape[2] == 1 or any(getattr(r, "is_remote", False) for r in self.runtimes):
+            return None
+        return SliceSmoother(smoothing_mm / volume.spacing_mm[2])
+
+    def _slices_at_once(self, volume: CTVolume) -> int:
+        rows, columns, slices = volume.shape
+        # a server works on several requests at a time, and gets enough slices for that
+        at_once = max(getattr(runtime, "slices_at_once", 1) for runtime in self.runtimes)
+        # small slices become as large as the network's input
+        pixels = max(rows * columns, *(runtime.config.image_size**2 for runtime in self.runtimes))
+        return min(slices, self.batch_size or max(at_once, _PIXELS_A_BATCH // pixels))
 
     def read(self, source, spacing_mm=None) -> CTVolume:
         """The volume that `predict` would segment."""
@@ -265,6 +311,17 @@ def is_own_result(path: str | Path) -> bool:
     except LiverSegError:
         return False
     return described.startswith(DESCRIPTION.encode())
+
+
+def says_own_result(start: bytes) -> bool:
+    """`is_own_result` of a file's first 2 kB, compressed or not."""
+    if start[:2] == b"\x1f\x8b":
+        try:
+            start = zlib.decompressobj(31).decompress(start, 600)
+        except zlib.error:
+            return False
+    # where NIfTI-1 and NIfTI-2 have their description
+    return any(start[offset:].startswith(DESCRIPTION.encode()) for offset in (148, 240))
 
 
 def _folds(model) -> list:

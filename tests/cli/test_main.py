@@ -58,10 +58,10 @@ def test_predict_a_folder(capsys, tmp_path, write_nifti, small_model_file):
     assert status == 0
     rows = json.loads(captured.out)["volumes"]
     assert {r["output"].rsplit("/", 1)[-1] for r in rows} == {"segmentation-7.nii.gz", "ct scan_seg.nii.gz"}
-    manifest = json.loads((output / "manifest.json").read_text())
-    assert manifest["volumes"] == rows
-    assert manifest["versions"]["liverseg_tf"]
-    assert "medical device" in manifest["note"]
+    first, *lines = map(json.loads, (output / "manifest.jsonl").read_text().splitlines())
+    assert lines == rows
+    assert first["versions"]["liverseg_tf"]
+    assert "medical device" in first["note"]
     (folder / "volume-8.nii").write_text("no CT")
     assert main(["predict", str(folder), "-o", str(output), "--model", str(small_model_file), "--statistics"]) == 1
     captured = capsys.readouterr()

@@ -28,7 +28,7 @@ def test_predict_with_uncertainty(capsys, tmp_path, phantom_folder, small_model_
     arguments = ["predict", str(ct), "-o", str(tmp_path / "out"), "--model", str(small_model_file), "--uncertainty"]
     assert main([*arguments, "--statistics"]) == 0
     assert "over variations: liver" in capsys.readouterr().out
-    (row,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["volumes"]
+    _, row = map(json.loads, (tmp_path / "out" / "manifest.jsonl").read_text().splitlines())
     entropy = nib.load(tmp_path / "out" / "segmentation-1_uncertainty.nii.gz")
     assert row["uncertainty"]["entropy"].endswith("segmentation-1_uncertainty.nii.gz")
     assert entropy.shape == nib.load(ct).shape and np.asarray(entropy.dataobj).max() <= 1 + 1e-6

@@ -1,0 +1,151 @@
+"""Files behind a URL: s3://, gs://, memory:// and whatever else fsspec reaches. Loads fsspec only when one is met."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from liverseg_tf.errors import InputFileError, LiverSegError, MissingDependencyError, OutputError, require
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+# These show an object only when all of it has come. Elsewhere a file grows under its name, and needs a temporary one.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+
+
+def is_url(where: str | Path) -> bool:
+    """Tell whether something lies behind a URL that isn't a local file's."""
+    return isinstance(where, str) and bool(_URL.match(where)) and not where.lower().startswith("file://")
+
+
+def location(where: str | Path) -> str | Path:
+    """A URL as it is, without a slash at its end; anything else, `file://` too, as a path.
+
+    Example:
+        >>> location("s3://bucket/scans/"), location("file:///data/ct.nii").name
+        ('s3://bucket/scans', 'ct.nii')
+    """
+    if is_url(where):
+        return where if where.endswith("://") else where.rstrip("/")
+    text = str(where)
+    return Path(text[len("file://") :] if text.lower().startswith("file://") else text)
+
+
+def join(folder: str | Path, name: str) -> str | Path:
+    """A file in a folder, either of them local or behind a URL."""
+    if isinstance(folder, Path):
+        return folder / name
+    return folder + name if folder.endswith("/") else f"{folder}/{name}"
+
+
+def parent(url: str) -> str:
+    """The folder of a URL's file."""
+    return url.rsplit("/", 1)[0]
+
+
+def listing(url: str) -> dict[str, float]:
+    """Find the files at or below a URL.
+
+    Returns:
+        When each was last written, in seconds since 1970, by its URL, sorted; empty if the folder is missing.
+
+    Raises:
+        InputFileError: if its bucket is missing, or it can't be listed.
+        MissingDependencyError: if fsspec or the protocol's package is missing.
+    """
+    system, path = _open(url)
+    with _told(url, InputFileError, "listed"):
+        system.invalidate_cache()
+        found = system.find(path, detail=True)
+        return {
+            url + name.removeprefix(path) if path else join(url, name): _modified(info or system.info(name))
+            for name, info in sorted(found.items())
+        }
+
+
+def starts(urls: Sequence[str], count: int) -> list[bytes]:
+    """The first bytes of files of one protocol; empty where one can't be read."""
+    if not urls:
+        return []
+    system, _ = _open(urls[0])
+    paths = [_open(url)[1] for url in urls]
+    with _told(urls[0], InputFileError, "read"):
+        found = system.cat_ranges(paths, [0] * len(paths), [count] * len(paths), on_error="return")
+    return [content if isinstance(content, bytes) else b"" for content in found]
+
+
+def fetch(url: str, path: Path) -> None:
+    """Copy a file to a local path; its folder is made.
+
+    Raises:
+        InputFileError: if there is none, or it can't be read.
+    """
+    system, remote = _open(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _told(url, InputFileError, "read"):
+        system.get_file(remote, str(path))
+
+
+def store(path: Path, url: str) -> None:
+    """Copy a local file to a URL, whole or not at all.
+
+    Raises:
+        OutputError: if it can't be written.
+    """
+    system, remote = _open(url)
+    with _told(url, OutputError, "written"):
+        if url.split("://")[0].lower() in _OBJECT_STORES:
+            system.put_file(str(path), remote)
+            return
+        folder, name = remote.rsplit("/", 1)
+        temporary = f"{folder}/.{uuid.uuid4().hex[:8]}.partial.{name}"
+        try:
+            system.makedirs(folder, exist_ok=True)
+            system.put_file(str(path), temporary)
+            system.mv(temporary, remote)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                system.rm_file(temporary)
+            raise
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The URL's file system, which fsspec keeps, and the path in it."""
+    core = require("fsspec.core", "cloud", f"{url}: a URL")
+    try:
+        system, path = core.url_to_fs(url)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{url}: its protocol needs another package ({error}); s3:// and gs:// come with: "
+            "pip install 'liverseg_tf[cloud]'"
+        ) from None
+    except ValueError as error:
+        raise InputFileError(f"{url}: expected a path, s3://, gs:// or another URL of fsspec ({error})") from None
+    return system, path.rstrip("/")
+
+
+def _modified(info: dict[str, Any]) -> float:
+    time = next((info[key] for key in _TIMES if info.get(key) is not None), 0.0)
+    if isinstance(time, str):
+        time = datetime.fromisoformat(time.replace("Z", "+00:00"))
+    return time.timestamp() if isinstance(time, datetime) else float(time)
+
+
+@contextlib.contextmanager
+def _told(url: str, kind: type[LiverSegError], done: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise kind(f"{url}: could not be {done}: no such file, folder or bucket ({error}); check the URL") from None
+    except PermissionError as error:
+        raise kind(f"{url}: could not be {done}: access is denied ({error}); check the credentials") from None
+    except Exception as error:  # each protocol's client has kinds of its own
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        raise kind(
+            f"{url}: could not be {done} ({type(error).__name__}: {text}); check the URL, the credentials, the network"
+        ) from None

@@ -1,0 +1,307 @@
+"""Prediction of many files by Ray: workers that each hold the model, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from liverseg_tf.data.remote import is_url
+from liverseg_tf.errors import ConfigError, LiverSegError, ServerError, require
+from liverseg_tf.inference.cohort import Job, predict_job
+from liverseg_tf.inference.predictor import Predictor, manifest_row
+
+# A worker may wait for a node that a cluster is still starting, but not for ever while no other works.
+_START_SECONDS = 600.0
+_CONNECT_SECONDS = 10.0
+# Rows are all that goes through Ray's shared memory; it takes no less.
+_OBJECT_STORE_BYTES = 80 * 1024**2
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How Ray works on a cohort.
+
+    Attributes:
+        address: of a cluster, as `ray.init` takes it: `auto`, `host:6379`, `ray://host:10001`. By default a Ray of this
+            process's own on this machine, ended with the work.
+        workers: processes that each hold the model and one volume at a time; by default as many as the CPUs allow.
+        threads: CPU threads of a worker, and the CPUs that it takes of the cluster; by default 2, or fewer where
+            `workers` on this machine leave fewer.
+        gpus: GPUs of a worker.
+        attempts: how often a volume is tried whose worker or node dies.
+        timeout_s: seconds after which a worker is given up that hasn't finished its volume.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    threads: int | None = None
+    gpus: int = 0
+    attempts: int = 3
+    timeout_s: float = 3600.0
+
+    def __post_init__(self):
+        for name in ("workers", "threads", "attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: expected at least 1. Received: {value}")
+        if self.gpus < 0 or self.timeout_s <= 0:
+            raise ConfigError(
+                f"expected gpus of at least 0 and timeout_s above 0. Received: {self.gpus}, {self.timeout_s}"
+            )
+
+
+def predict_on_ray(
+    predictor: Predictor, jobs: Mapping[int, Job], options: Mapping[str, Any], ray_options: RayOptions
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Predict volumes with Ray; a row for each, as they are done.
+
+    A worker has one volume at a time, and gets the next when it has told of the last. Where it dies, or the node under
+    it, or it takes too long, another takes its place and the volume is tried again, after those that still wait. A
+    volume that this befalls `attempts` times becomes an error row. Only this process knows what is done: nothing that
+    dies elsewhere can lose a volume or tell of it twice.
+
+    Args:
+        predictor: made from a model's path, which all nodes can read.
+        jobs: by any number; local paths must mean the same on all nodes.
+        options: for `predict_job`.
+        ray_options: `RayOptions`.
+
+    Yields:
+        A job's number and its row; rows have `worker`, host and process, and `attempts` where there were several.
+
+    Raises:
+        MissingDependencyError: if Ray is missing.
+        ServerError: if the cluster can't be reached.
+        ConfigError: if the predictor has no path, or a URL lives in this process alone.
+        LiverSegError: if no worker can be started.
+    """
+    ray = require("ray", "ray", "--engine ray (engine='ray')")
+    if not jobs:
+        return
+    for where in (where for job in jobs.values() for where in (job.source, job.target)):
+        if is_url(where) and where.startswith("memory://"):
+            raise ConfigError(f"{where}: lives in this process, where Ray's workers can't reach it; use another URL")
+    pickled = pickle.dumps(predictor)
+    with _connected(ray, ray_options) as (threads, workers):
+        yield from _Cohort(ray, pickled, jobs, options, ray_options, threads, min(workers, len(jobs))).run()
+
+
+class _Worker:
+    """The process that holds a model. It is Ray's actor, and replaced by a new one when it dies."""
+
+    def __init__(self, folder: str, threads: int):
+        with contextlib.suppress(OSError):
+            os.chdir(folder)  # relative paths mean the same as in the process that asks
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def load(self, pickled: bytes) -> str | None:
+        """Load the model; returns what is wrong with it."""
+        try:
+            self.predictor = pickle.loads(pickled)
+        except LiverSegError as error:
+            return f"{self.name}: {error}"
+        return None
+
+    def predict(self, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {**predict_job(self.predictor, job, **options), "worker": self.name}
+
+
+@dataclass
+class _Slot:
+    """A place for a worker. Its call is to load the model while it has no volume."""
+
+    actor: Any
+    call: Any
+    began: float
+    index: int | None = None
+    ready: bool = False
+
+
+class _Cohort:
+    """The work as this process sees it: what waits, who works on what."""
+
+    def __init__(self, ray, pickled, jobs, options, ray_options: RayOptions, threads: int, workers: int):
+        self.ray, self.pickled, self.jobs, self.options, self.ray_options = (
+            ray,
+            pickled,
+            jobs,
+            dict(options),
+            ray_options,
+        )
+        # no restarts and no repeated calls by Ray itself: then only one knows what became of a volume
+        self.worker_class = ray.remote(_Worker).options(
+            num_cpus=threads,
+            num_gpus=ray_options.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+        )
+        self.threads = threads
+        self.waiting = deque(jobs)
+        self.crashes: Counter[int] = Counter()
+        self.failed_starts = 0
+        self.slots = [self._new_slot() for _ in range(workers)]
+
+    def run(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        left = len(self.jobs)
+        progressed = time.monotonic()
+        try:
+            while left:
+                self._hand_out()
+                calls = {slot.call: slot for slot in self.slots if slot.call is not None}
+                done, _ = self.ray.wait(list(calls), num_returns=1, timeout=1.0)
+                for slot in [calls[call] for call in done] or self._overdue():
+                    if (result := self._end_of(slot)) is not None:
+                        left -= 1
+                        yield result
+                if any(slot.ready for slot in self.slots):
+                    progressed = time.monotonic()
+                elif time.monotonic() - progressed > _START_SECONDS:
+                    raise self._cannot_start(f"none was ready within {_START_SECONDS:.0f} s")
+        finally:
+            for slot in self.slots:
+                self._kill(slot)
+
+    def _new_slot(self) -> _Slot:
+        actor = self.worker_class.remote(os.getcwd(), self.threads)
+        return _Slot(actor, actor.load.remote(self.pickled), time.monotonic())
+
+    def _hand_out(self) -> None:
+        for slot in self.slots:
+            if slot.ready and slot.call is None and self.waiting:
+                slot.index = self.waiting.popleft()
+                slot.call = slot.actor.predict.remote(self.jobs[slot.index], self.options)
+                slot.began = time.monotonic()
+
+    def _overdue(self) -> list[_Slot]:
+        limit = time.monotonic() - self.ray_options.timeout_s
+        return [slot for slot in self.slots if slot.index is not None and slot.began < limit]
+
+    def _end_of(self, slot: _Slot) -> tuple[int, dict[str, Any]] | None:
+        """Take a call's result; gives a row if a volume has come to its end by it."""
+        index = slot.index
+        try:
+            answer = self.ray.get(slot.call, timeout=0)
+        except self.ray.exceptions.RayTaskError as error:
+            answer = f"failed unexpectedly ({_first_line(error.cause or error)})"
+        except self.ray.exceptions.GetTimeoutError:
+            return self._lost(slot, f"took more than {self.ray_options.timeout_s:g} s")
+        except self.ray.exceptions.RayError as error:
+            return self._lost(slot, _reason(error))
+        slot.call, slot.index = None, None
+        if index is None:
+            if answer is not None:
+                raise self._cannot_start(answer)
+            slot.ready, self.failed_starts = True, 0
+            return None
+        row = answer if isinstance(answer, dict) else self._error_row(index, answer)
+        if self.crashes[index]:
+            row["attempts"] = self.crashes[index] + 1
+        return index, row
+
+    def _lost(self, slot: _Slot, reason: str) -> tuple[int, dict[str, Any]] | None:
+        """Replace a worker that is gone; its volume is tried again, or given up."""
+        self._kill(slot)
+        index = slot.index
+        if index is None:
+            self.failed_starts += 1
+            if self.failed_starts >= 3 + len(self.slots):
+                raise self._cannot_start(reason)
+        self.slots[self.slots.index(slot)] = self._new_slot()
+        if index is None:
+            return None
+        self.crashes[index] += 1
+        if self.crashes[index] < self.ray_options.attempts:
+            self.waiting.append(index)
+            return None
+        times = f"{self.crashes[index]} times" if self.crashes[index] > 1 else "once"
+        return index, {
+            **self._error_row(index, f"crashed the worker {times} ({reason})"),
+            "attempts": self.crashes[index],
+        }
+
+    def _error_row(self, index: int, text: str) -> dict[str, Any]:
+        source = self.jobs[index].source
+        return {**manifest_row(source, None, None, f"{source}: {text}"), "warnings": []}
+
+    def _cannot_start(self, reason: str) -> LiverSegError:
+        return LiverSegError(
+            f"Ray can't start a worker with {self.threads} CPUs and {self.ray_options.gpus} GPUs ({reason}); the "
+            f"cluster has {_resources(self.ray)}: every node needs this package, and the model at the same path"
+        )
+
+    def _kill(self, slot: _Slot) -> None:
+        with contextlib.suppress(Exception):  # it may be dead, and Ray with it
+            self.ray.kill(slot.actor, no_restart=True)
+
+
+@contextlib.contextmanager
+def _connected(ray, options: RayOptions) -> Iterator[tuple[int, int]]:
+    """Ray for the time of a cohort; gives threads a worker, and the number of workers."""
+    ours = not ray.is_initialized()
+    if ours:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a hospital's work leaves it
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if options.address is None:
+                cpus = max(os.cpu_count() or 1, (options.workers or 1) * (options.threads or 1))
+                store = _OBJECT_STORE_BYTES
+                ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet)
+            else:
+                _check_reachable(options.address)
+                ray.init(address=options.address, **quiet)
+        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+            raise ServerError(
+                f"Ray could not be started at {options.address or 'this machine'} ({_first_line(error)}); check the "
+                "address, or start a cluster with: ray start --head"
+            ) from error
+    try:
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        threads = options.threads or max(1, min(_THREADS, cpus // (options.workers or 1)))
+        yield threads, options.workers or max(1, cpus // threads)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes.
+
+    Raises:
+        OSError: if nothing listens at host:port.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+
+
+def _resources(ray) -> str:
+    found = ray.cluster_resources()
+    return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs on {len(ray.nodes())} nodes"
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says of a death, without its stack of lines."""
+    text = " ".join(str(error).split())
+    for start in ("Worker exit detail: ", "The actor is dead because ", "creation task"):
+        if start in text:
+            text = text.split(start, 1)[1]
+            break
+    return text.split(" Some common causes", 1)[0].rstrip(" .")[:200]
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

@@ -1,0 +1,83 @@
+"""Many files in one process: rows, the manifest, and a predictor that goes to another process."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+import liverseg_tf as ls
+from liverseg_tf.errors import ConfigError, OutputError
+from liverseg_tf.inference.cohort import plan, predict_files
+from liverseg_tf.inference.run_manifest import RunManifest
+
+pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
+
+
+@pytest.fixture(scope="module")
+def predictor(small_model_file):
+    return ls.Predictor(small_model_file)
+
+
+@pytest.fixture
+def data(tmp_path, phantom_folder):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in (1, 2, 3):
+        shutil.copy(phantom_folder / f"volume-{number}.nii.gz", folder)
+    return folder
+
+
+def test_what_nobody_expected_ends_one_volume_and_not_the_run(predictor, data, tmp_path):
+    def extra(_, prediction, path):
+        if "segmentation-2" in path.name:
+            raise ZeroDivisionError("of\ntwo lines")
+        return {"more": path.name}
+
+    seen = []
+    rows = predict_files(predictor, plan([data], tmp_path / "out"), extra=extra, on_done=seen.append)
+    assert [row["status"] for row in rows] == ["done", "error", "done"] and seen == rows
+    assert rows[1]["error"].endswith("volume-2.nii.gz: failed unexpectedly (ZeroDivisionError: of two lines)")
+    assert rows[0]["more"] == "segmentation-1.nii.gz" and all(row["seconds"] > 0 for row in rows)
+
+
+def test_rows_are_in_the_manifest_as_soon_as_they_are_known(predictor, data, tmp_path):
+    jobs, where = plan([data], tmp_path / "out"), tmp_path / "out" / "manifest.jsonl"
+    with RunManifest(where, "small", {}) as manifest:
+        manifest.write()
+
+        def on_done(row):
+            manifest.add(row)
+            assert json.loads(where.read_text().splitlines()[-1]) == json.loads(json.dumps(row))
+
+        rows = predict_files(predictor, jobs, on_done=on_done)
+    lines = [json.loads(line) for line in where.read_text().splitlines()]
+    assert lines[0]["model"] == "small" and lines[1:] == json.loads(json.dumps(rows))
+
+    # a volume that failed the second time is not done, whatever its first row says
+    with RunManifest(where, "small", {}) as manifest:
+        assert len(manifest.finished(jobs)) == 3
+        manifest.add({"input": str(jobs[0].source), "output": None, "status": "error", "error": "x"})
+        assert list(manifest.finished(jobs)) == [job.target for job in jobs[1:]]
+
+
+def test_a_manifest_that_cannot_be_written_says_so(tmp_path):
+    with pytest.raises(OutputError, match="manifest.jsonl: could not be written"):
+        RunManifest(tmp_path / "missing" / "manifest.jsonl", "small", {}).add({"input": "x"})
+
+
+def test_a_predictor_goes_to_another_process_by_its_models_path(predictor, small_model, phantom_folder):
+    again = pickle.loads(pickle.dumps(predictor))
+    assert again.config == predictor.config and again.postprocessing == predictor.postprocessing
+    path = phantom_folder / "volume-0.nii.gz"
+    np.testing.assert_array_equal(again.predict(path).labels, predictor.predict(path).labels)
+    with pytest.raises(ConfigError, match="model's path"):
+        pickle.dumps(ls.Predictor(small_model))
+
+
+def test_file_urls_are_paths(data, tmp_path):
+    jobs = plan([f"file://{data}"], f"file://{tmp_path}/out")
+    assert jobs == plan([data], tmp_path / "out")
