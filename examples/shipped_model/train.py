@@ -36,6 +36,7 @@ from liverseg_tf.models.unet import build_unet
 
 log = logging.getLogger("train")
 TUMOUR = 2
+RIM_PIXELS = 4
 # All windows begin at 4 HU: the training slices hold nothing below 3.
 CHANNELS = ChannelsConfig(windows=((100, 54), (160, 84), (250, 129)), histogram=False)
 AUGMENTATION = Augmentation(
@@ -73,6 +74,7 @@ class Stage:
 STAGES = (
     Stage("coarse", 128, 1100, 16, 1.5e-3, "open"),
     Stage("fine", 256, 950, 8, 6e-4, "agreed", synthesis=0.6),
+    Stage("long", 256, 1500, 8, 6e-4, "agreed", synthesis=0.6),
 )
 
 
@@ -252,7 +254,8 @@ def agreed_labels(model, size: int, data: dict) -> np.ndarray:
     """Open and dark liver becomes tumour where the network finds one, and stays open elsewhere.
 
     A dark region counts whole once a tenth of it is found: synthetic tumours taught the network to tell tumours from
-    fissures and vessels, but not how large they grow. Clear liver in which it finds tumour is left open.
+    fissures and vessels, but not how large they grow. What is somewhat dark around it (open, within RIM_PIXELS) is its
+    rim, which annotators count in. Clear liver in which the network finds tumour is left open.
     """
     codes = data["labels"]
     finds = probabilities(model, size, data["hu"].astype(np.float32))[..., TUMOUR]
@@ -262,7 +265,10 @@ def agreed_labels(model, size: int, data: dict) -> np.ndarray:
     found = np.asarray(ndimage.mean(finds, regions, np.arange(1, number + 1))) > 0.1
     agreed = np.concatenate([[False], found])[regions]
     labels = np.where((codes >= DARK) | ((codes == LIVER) & (finds > 0.5)), OPEN, codes).astype(np.uint8)
-    labels[agreed | ((codes >= DARK) & (finds > 0.5))] = TUMOUR
+    tumour = agreed | ((codes >= DARK) & (finds > 0.5))
+    # grows through dark and open liver only
+    tumour = ndimage.binary_dilation(tumour, within_slices, iterations=RIM_PIXELS, mask=tumour | (labels == OPEN))
+    labels[tumour] = TUMOUR
     log.info(
         "dark regions: %d of %d agreed (%.0f %% of their pixels); %.1f %% of the liver is tumour, %.1f %% open",
         int(found.sum()),
@@ -340,16 +346,13 @@ def main() -> None:
             average, size = keras.models.load_model(done, compile=False), stage.size
             continue
         if stage.dark == "agreed":
-            cache = options.output / "agreed.npy"
+            cache = options.output / f"agreed_{stage.name}.npy"
             if not cache.exists():
                 np.save(cache, agreed_labels(average, size, train))
-            train["labels"] = np.load(cache)
+            labels = np.load(cache)
         else:
-            train["labels"] = train["labels"].copy()
-        stage_data = {
-            **train,
-            "labels": np.where(train["labels"] == DARK, OPEN, train["labels"]),
-        }
+            labels = np.where(train["labels"] == DARK, OPEN, train["labels"])
+        stage_data = {**train, "labels": labels}
         trainer = Trainer(stage, options.output)
         trainer.start_from(average)
         started, losses = time.time(), []
