@@ -15,6 +15,8 @@ _PACKAGES = (
     "ai-edge-litert",
     "tensorflow-serving-api",
     "ray",
+    "fsspec",
+    "s3fs",
 )
 
 
