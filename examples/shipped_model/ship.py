@@ -1,6 +1,6 @@
 """Turn trained weights into what the package ships: SavedModel, TFLite file and model card, measured on labelled CTs.
 
-python ship.py RUN/fine.keras -o savedmodels/liverseg-resnet34 --report FOLDER_OF_CASES FOLDER_OF_CASES
+python ship.py RUN/long.keras -o savedmodels/liverseg-resnet34 --report FOLDER_OF_CASES FOLDER_OF_CASES
 """
 
 import argparse

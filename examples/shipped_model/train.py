@@ -3,7 +3,7 @@
     python prepare.py --slices MSD_SLICES --negatives NEGATIVES --patients patients.csv -o slices.npz
     python train.py slices.npz -o RUN [--report FOLDER ...]
 
-Two stages: 128 px from random weights, then the same weights at 256 px. Run again to go on where it stopped.
+Three stages: 128 px from random weights, then the same weights twice at 256 px. Run again to go on where it stopped.
 Real tumours hide in the liver's label. In the first stage dark liver is left open: the loss asks for liver or tumour
 there. After it the network, which so far knows synthetic tumours only, is asked about the dark regions: those that it
 finds too become tumour, all others stay open. Volumes named by --report are measured and never influence anything.

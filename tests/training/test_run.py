@@ -212,7 +212,8 @@ recipe = Recipe(name="t", image_size=64, batch_size=8, backbone="resnet18", epoc
 cases = ls.find_cases({str(cases[0].volume.parent)!r})
 weights = []
 for name, strategy in (("one", None), ("two", tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))):
-    run = ls.train(cases, {str(tmp_path)!r} + "/" + name, recipe, steps_per_epoch=2, xla=False, strategy=strategy)
+    output = {str(tmp_path)!r} + "/" + name
+    run = ls.train(cases, output, recipe, steps_per_epoch=2, xla=False, precision="float32", strategy=strategy)
     model = run.model()
     weights.append([[v.numpy() for v in group] for group in (model.trainable_variables, model.non_trainable_variables)])
 for group in zip(*weights):
