@@ -202,7 +202,8 @@ def explain(
     The score that is explained is the sum of the class's logits over the region, slice by slice. Each map is tested:
     deletion and insertion curves against random regions of the same size within the liver, and rank correlation with
     the maps of networks whose decoder was drawn anew (`Explanation.to_dict`). Maps at the bottleneck show context and
-    often fail these tests; maps at decoder3 nearly always pass them, and show little but the lesion itself.
+    often fail these tests; maps at decoder3 pass them more often, and show little but the lesion itself. Neither always
+    does on real CT: go by each map's own figures.
 
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction` that `Predictor` gave.
