@@ -469,7 +469,7 @@ class _Training:
         for epoch in range(first, phase.first_epoch + phase.epochs):
             callbacks.on_epoch_begin(epoch)
             try:
-                with _bfloat16_convolutions(self.precision == "bfloat16"):
+                with bfloat16_convolutions(self.precision == "bfloat16"):
                     figures = trainer.train_epoch(
                         iterator, self.steps, lambda step: callbacks.on_train_batch_end(step, {"phase": phase.name})
                     )
@@ -658,7 +658,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 @contextmanager
-def _bfloat16_convolutions(wanted: bool) -> Iterator[None]:
+def bfloat16_convolutions(wanted: bool) -> Iterator[None]:
     """Let oneDNN compute convolutions in bfloat16 meanwhile; validation is in float32, as prediction will be."""
     if not wanted:
         yield
