@@ -266,6 +266,8 @@ def test_recipe_report_is_the_originals():
         ({"image_size": 100}, "multiple of 32"),
         ({"steps_per_epoch": -1}, "at least 1"),
         ({"folds": 2, "split": "slices"}, "folds choose"),
+        ({"precision": "half"}, "precision: expected one of float32"),
+        ({"precision": "bfloat16", "xla": True}, "XLA takes no bfloat16"),
     ],
 )
 def test_options_that_cant_be_met(cases, tmp_path, changes, words):
