@@ -55,7 +55,7 @@ _PUBLIC = {
     "verify": "data.verification",
     "explain": "explanation.volume_explanation",
     "measure_uncertainty": "explanation.uncertainty",
-    "Variations": "explanation.uncertainty",
+    "Variations": "inference.variations",
     "report": "reporting.html_report",
     "montage": "reporting.montage",
     "describe_cases": "reporting.case_table",

@@ -3,10 +3,11 @@
     python prepare.py --slices MSD_SLICES --negatives NEGATIVES --patients patients.csv -o slices.npz
     python train.py slices.npz -o RUN [--report FOLDER ...]
 
-Three stages: 128 px from random weights, then the same weights twice at 256 px. Run again to go on where it stopped.
-Real tumours hide in the liver's label. In the first stage dark liver is left open: the loss asks for liver or tumour
-there. After it the network, which so far knows synthetic tumours only, is asked about the dark regions: those that it
-finds too become tumour, all others stay open. Volumes named by --report are measured and never influence anything.
+Four stages: 128 px from random weights, then the same weights three times at 256 px. Run again to go on where it
+stopped. Real tumours hide in the liver's label. In the first stage dark liver is left open: the loss asks for liver or
+tumour there. After it the network, which so far knows synthetic tumours only, is asked about the dark regions: those
+that it finds too become tumour, all others stay open. Volumes named by --report are measured and never influence
+anything.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -55,6 +56,16 @@ AUGMENTATION = Augmentation(
 LESIONS = LesionSynthesis(
     diameter_mm=(5.0, 80.0), hypodense_hu=(15.0, 80.0), necrosis_probability=0.4, necrosis_hu=(10.0, 60.0)
 )
+# Radiologists outline a tumour with the pale halo of its dark core, and with its calcifications.
+HALO_LESIONS = replace(
+    LESIONS,
+    diameter_mm=(5.0, 100.0),
+    hypodense_hu=(8.0, 80.0),
+    necrosis_probability=0.6,
+    necrosis_hu=(15.0, 80.0),
+    necrosis_share=(0.3, 0.85),
+    calcified_probability=0.12,
+)
 
 
 @dataclass(frozen=True)
@@ -69,12 +80,15 @@ class Stage:
     dark: str  # what dark liver counts as: "open", or "agreed" (tumour where the last stage's network says so too)
     synthesis: float = 0.7
     warmup: int = 100
+    lesions: LesionSynthesis = LESIONS
+    seed: int = 0  # added to the run's: stages with the same see the same augmentations
 
 
 STAGES = (
     Stage("coarse", 128, 1100, 16, 1.5e-3, "open"),
     Stage("fine", 256, 950, 8, 6e-4, "agreed", synthesis=0.6),
     Stage("long", 256, 1500, 8, 6e-4, "agreed", synthesis=0.6),
+    Stage("halo", 256, 1800, 8, 5e-4, "agreed", synthesis=0.6, lesions=HALO_LESIONS, seed=10),
 )
 
 
@@ -105,7 +119,7 @@ def batches(data: dict, stage: Stage, seed: int, first_step: int) -> tf.data.Dat
         CTChannels.from_channels_config(CHANNELS),
         SquareResize(stage.size),
     )
-    lesions = LesionSynthesis.from_dict({**LESIONS.to_dict(), "probability": stage.synthesis})
+    lesions = replace(stage.lesions, probability=stage.synthesis)
     per_epoch = count // stage.batch
 
     def batch(step):
@@ -158,9 +172,7 @@ def selection_scores(model, size: int, data: dict) -> dict:
     """Measure on held-out patients: liver, synthetic tumours, dark regions found, clear liver called tumour."""
     codes = data["labels"]
     plain = np.where(codes >= DARK, OPEN, codes).astype(np.uint8)
-    hu, truth = LesionSynthesis.from_dict({**LESIONS.to_dict(), "probability": 1.0})(
-        data["hu"], plain, (99, 0), data["spacing_mm"]
-    )
+    hu, truth = replace(LESIONS, probability=1.0)(data["hu"], plain, (99, 0), data["spacing_mm"])
     hu, truth = hu.numpy(), truth.numpy()
     label = probabilities(model, size, hu).argmax(-1)
     real = probabilities(model, size, data["hu"].astype(np.float32)).argmax(-1)
@@ -340,7 +352,7 @@ def main() -> None:
 
     average, size = None, 0
     for stage, steps in zip(STAGES, options.steps or [s.steps for s in STAGES], strict=True):
-        stage = Stage(**{**asdict(stage), "steps": steps})
+        stage = replace(stage, steps=steps)
         done = options.output / f"{stage.name}.keras"
         if done.exists():
             average, size = keras.models.load_model(done, compile=False), stage.size
@@ -357,7 +369,7 @@ def main() -> None:
         trainer.start_from(average)
         started, losses = time.time(), []
         for step, (x, y) in enumerate(
-            batches(stage_data, stage, options.seed, int(trainer.step)),
+            batches(stage_data, stage, options.seed + stage.seed, int(trainer.step)),
             start=int(trainer.step),
         ):
             trainer.optimizer.learning_rate.assign(trainer.learning_rate(step))

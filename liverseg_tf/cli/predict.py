@@ -29,6 +29,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="segment shifted, turned and scaled copies too: entropy as NIfTI, intervals of volumes (8 times as long)",
     )
+    parser.add_argument(
+        "--variations",
+        type=int,
+        metavar="N",
+        help="average over N copies, a little shifted, turned, scaled and denser (N times as long; default: none)",
+    )
     parser.add_argument("--statistics", action="store_true", help="print volumes and lesions")
     parser.add_argument("--overwrite", action="store_true", help="replace files that liverseg did not make")
     parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped (output folders)")
@@ -80,12 +86,14 @@ def run(args: argparse.Namespace) -> int:
         model,
         batch_size=args.batch_size,
         postprocessing=None if args.no_postprocessing else PostProcessing(),
+        variations=args.variations,
         max_bytes=args.max_bytes,
     )
     out = console()
     settings = {
         "model": predictor.config.to_dict(),
         "postprocessing": not args.no_postprocessing,
+        "variations": args.variations,
         "probabilities": args.probabilities,
         "uncertainty": args.uncertainty,
     }

@@ -10,63 +10,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import tensorflow as tf
 from scipy import stats
 
-from liverseg_tf.config import Config
 from liverseg_tf.data.volume import CTVolume
-from liverseg_tf.errors import ConfigError
 from liverseg_tf.files import atomic_write
 from liverseg_tf.inference.predictor import Prediction, Predictor, check_output, describe
+from liverseg_tf.inference.variations import Variations
 from liverseg_tf.labels import BACKGROUND, TUMOUR
 
-_AIR_HU = -1024.0
 _PIXELS_A_BATCH = 8 * 512 * 512
 COVERAGE = 0.95
-
-
-@dataclass(frozen=True)
-class Variations(Config):
-    """How far a volume is varied. No flips: the network never saw one.
-
-    Each amount is the largest; a variation draws from [-amount, amount], the same for all slices of a volume.
-
-    Attributes:
-        count: variations, the unchanged volume among them; at least 3.
-        shift_mm: along rows and columns each.
-        rotation_degrees: in plane.
-        scale: magnification, as a fraction.
-        hu_shift: added to all HU.
-        hu_scale: HU scaled by 1 plus this.
-        seed: decides them.
-
-    Raises:
-        ConfigError: for too few variations or a negative amount.
-    """
-
-    count: int = 8
-    shift_mm: float = 5.0
-    rotation_degrees: float = 6.0
-    scale: float = 0.06
-    hu_shift: float = 10.0
-    hu_scale: float = 0.04
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.count < 3:
-            raise ConfigError(f"variations: expected at least 3. Received: {self.count}")
-        amounts = (self.shift_mm, self.rotation_degrees, self.scale, self.hu_shift, self.hu_scale)
-        if min(amounts) < 0 or self.scale >= 0.5:
-            raise ConfigError(f"variations: expected amounts of at least 0 and a scale below 0.5. Received: {self}")
-
-    def draw(self) -> np.ndarray:
-        """(count, 6) float64: row shift (mm), column shift (mm), rotation (radians), log scale, HU shift, HU factor."""
-        amounts = [self.shift_mm] * 2 + [math.radians(self.rotation_degrees), math.log1p(self.scale)]
-        drawn = np.random.default_rng(self.seed).uniform(-1, 1, (self.count, 6))
-        drawn *= [*amounts, self.hu_shift, self.hu_scale]
-        drawn[0] = 0
-        drawn[:, 5] += 1
-        return drawn
 
 
 @dataclass(eq=False)
@@ -159,29 +112,20 @@ def measure_uncertainty(
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
     variations = variations or Variations()
-    drawn = variations.draw()
     rows, columns, slices = volume.shape
-    there = np.stack([_pixel_matrix(d, volume) for d in drawn])
-    back = np.linalg.inv(there)
     entropy = np.zeros(volume.shape, np.uint8)
-    counts = np.zeros((2, len(drawn)), np.int64)
+    counts = np.zeros((2, variations.count), np.int64)
     batch = max(1, _PIXELS_A_BATCH // (rows * columns))
     for first in range(0, slices, batch):
         last = min(first + batch, slices)
-        hu = volume.slices(first, last)
         total = 0.0
-        for i, parameters in enumerate(drawn):
-            varied = hu * np.float32(parameters[5]) + np.float32(parameters[4])
-            if i:
-                varied = _warp(varied[..., None], there[i], _AIR_HU)[..., 0]
-            found = sum(runtime.probabilities(varied) for runtime in predictor.runtimes) / len(predictor.runtimes)
-            if i:
-                found = _warp(found, back[i], 0.0)
-                found[..., BACKGROUND] += 1 - found.sum(axis=-1)  # what was moved out of the picture
+        for i, found in enumerate(
+            variations.probabilities(predictor.network_probabilities, volume.slices(first, last), volume.spacing_mm)
+        ):
             labels = found.argmax(axis=-1)
             counts[:, i] += np.count_nonzero(labels != BACKGROUND), np.count_nonzero(labels == TUMOUR)
             total = total + found
-        entropy[..., first:last] = np.moveaxis(_entropy(total / len(drawn)), 0, 2)
+        entropy[..., first:last] = np.moveaxis(_entropy(total / variations.count), 0, 2)
         if progress is not None:
             progress(last, slices)
     volumes = counts * float(np.prod(volume.spacing_mm)) / 1000
@@ -224,29 +168,6 @@ def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray, bin
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     gap = np.bincount(index, weights=right - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(truth))
-
-
-def _pixel_matrix(parameters: np.ndarray, volume: CTVolume) -> np.ndarray:
-    """(3, 3) from (column, row, 1) of the varied slice to that of the slice itself, about its center."""
-    row_mm, column_mm, angle, log_scale = parameters[:4]
-    cosine, sine = math.exp(log_scale) * math.cos(angle), math.exp(log_scale) * math.sin(angle)
-    in_mm = np.array([[cosine, -sine, column_mm], [sine, cosine, row_mm], [0, 0, 1]])
-    spacing, size = volume.spacing_mm, volume.shape
-    to_mm = np.diag([spacing[1], spacing[0], 1.0])
-    to_mm[:2, 2] = -(size[1] - 1) / 2 * spacing[1], -(size[0] - 1) / 2 * spacing[0]
-    return np.linalg.inv(to_mm) @ in_mm @ to_mm
-
-
-def _warp(images: np.ndarray, matrix: np.ndarray, fill: float) -> np.ndarray:
-    """(B, rows, columns, C) float32, bilinear, `fill` outside."""
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.convert_to_tensor(images, tf.float32),
-        transforms=tf.constant(matrix.ravel()[None, :8] / matrix[2, 2], tf.float32),
-        output_shape=tf.constant(images.shape[1:3]),
-        fill_value=fill,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    ).numpy()
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSeg
 from liverseg_tf.files import atomic_write
 from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
 from liverseg_tf.inference.runtimes import Runtime, open_runtime
+from liverseg_tf.inference.variations import Variations
 from liverseg_tf.labels import BACKGROUND
 from liverseg_tf.shipped import shipped_model
 
@@ -126,7 +127,8 @@ class Predictor:
             `Runtime`, or a list of these, whose probabilities are averaged. By default the shipped model.
         batch_size: slices at a time; by default as many as fit a fixed budget of pixels.
         postprocessing: 3-D clean-up; None for none.
-        hu_range: HU to clip to; by default the model's.
+        variations: average the probabilities of slices a little shifted, turned, scaled and denser, this many, the
+            unchanged ones among them; or `Variations`. It takes as many times as long. By default none.
         max_bytes: most bytes that a volume may take; see `CTVolume.load`.
 
     Raises:
@@ -143,9 +145,11 @@ class Predictor:
         *,
         batch_size: int | None = None,
         postprocessing: PostProcessing | None = PostProcessing(),  # noqa: B008 (frozen)
+        variations: int | Variations | None = None,
         max_bytes: int | None = None,
     ):
         self._model = model
+        self.variations = Variations(count=variations) if isinstance(variations, int) else variations
         if model is None or model == "shipped":
             model = shipped_model()
         if batch_size is not None and batch_size < 1:
@@ -168,7 +172,11 @@ class Predictor:
             raise ConfigError("only a predictor made from a model's path can go to another process; save the model")
         paths = [m if m in (None, "shipped") else os.path.abspath(m) for m in models]
         made = partial(
-            Predictor, batch_size=self.batch_size, postprocessing=self.postprocessing, max_bytes=self.max_bytes
+            Predictor,
+            batch_size=self.batch_size,
+            postprocessing=self.postprocessing,
+            variations=self.variations,
+            max_bytes=self.max_bytes,
         )
         return made, (paths if isinstance(self._model, (list, tuple)) else paths[0],)
 
@@ -237,8 +245,12 @@ class Predictor:
         for first in range(0, slices, batch):
             last = min(first + batch, slices)
             hu = volume.slices(first, last)
-            if probabilities or smoother or len(self.runtimes) > 1:
-                scores = sum(runtime.probabilities(hu) for runtime in self.runtimes) / len(self.runtimes)
+            if probabilities or smoother or self.variations or len(self.runtimes) > 1:
+                if self.variations:
+                    varied = self.variations.probabilities(self.network_probabilities, hu, volume.spacing_mm)
+                    scores = sum(varied) / self.variations.count
+                else:
+                    scores = self.network_probabilities(hu)
                 for name, values in kept.items():
                     values[..., first:last] = np.moveaxis(np.rint(scores[..., names.index(name)] * 255), 0, 2)
                 label((smoother.add(scores) if smoother else scores).argmax(-1))
@@ -251,6 +263,10 @@ class Predictor:
         if self.postprocessing is not None:
             labels = self.postprocessing(labels, volume.spacing_mm)
         return labels, kept
+
+    def network_probabilities(self, hu: np.ndarray) -> np.ndarray:
+        """(B, rows, columns) HU -> (B, rows, columns, classes) float32, the mean of all models."""
+        return sum(runtime.probabilities(hu) for runtime in self.runtimes) / len(self.runtimes)
 
     def _smoother(self, volume: CTVolume) -> SliceSmoother | None:
         smoothing_mm = self.postprocessing.smoothing_mm if self.postprocessing is not None else 0.0

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 from liverseg_tf.data.volume import CTVolume
-from liverseg_tf.errors import ConfigError
-from liverseg_tf.explanation.uncertainty import (
-    Variations,
-    expected_calibration_error,
-    measure_uncertainty,
-    prediction_interval,
-)
+from liverseg_tf.explanation.uncertainty import expected_calibration_error, measure_uncertainty, prediction_interval
 from liverseg_tf.inference.predictor import Predictor
+from liverseg_tf.inference.variations import Variations
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +100,3 @@ def test_calibration_error_of_a_calibrated_and_an_overconfident_network():
     assert expected_calibration_error(np.stack([sure, 1 - sure], 1), truth) < 0.02
     overconfident = np.stack([np.full(20000, 0.99), np.full(20000, 0.01)], 1)
     assert expected_calibration_error(overconfident, truth) == pytest.approx(0.24, abs=0.02)
-
-
-def test_wrong_amounts_are_errors():
-    with pytest.raises(ConfigError, match="at least 3"):
-        Variations(count=2)
-    with pytest.raises(ConfigError, match="at least 0"):
-        Variations(shift_mm=-1)

@@ -17,8 +17,9 @@ from PIL import Image
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import GeometryError, OutputError
-from liverseg_tf.explanation.uncertainty import Variations, measure_uncertainty
+from liverseg_tf.explanation.uncertainty import measure_uncertainty
 from liverseg_tf.inference.predictor import Predictor
+from liverseg_tf.inference.variations import Variations
 from liverseg_tf.reporting import html_report, page_data
 from liverseg_tf.reporting.html_report import report
 
