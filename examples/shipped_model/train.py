@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,7 +89,7 @@ STAGES = (
     Stage("coarse", 128, 1100, 16, 1.5e-3, "open"),
     Stage("fine", 256, 950, 8, 6e-4, "agreed", synthesis=0.6),
     Stage("long", 256, 1500, 8, 6e-4, "agreed", synthesis=0.6),
-    Stage("halo", 256, 1800, 8, 5e-4, "agreed", synthesis=0.6, lesions=HALO_LESIONS, seed=10),
+    Stage("halo", 256, 3200, 8, 6e-4, "agreed", synthesis=0.6, lesions=HALO_LESIONS, seed=10),
 )
 
 
@@ -218,7 +219,6 @@ class Trainer:
         self.stage, self.decay = stage, ema
         self.model = build_unet(image_size=stage.size, channels=CHANNELS.count)
         self.average = build_unet(image_size=stage.size, channels=CHANNELS.count)
-        self.rate = tf.Variable(0.0, trainable=False)
         self.optimizer = keras.optimizers.AdamW(stage.rate, weight_decay=0.02, global_clipnorm=5.0)
         self.optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         self.optimizer.build(self.model.trainable_variables)
@@ -260,6 +260,24 @@ class Trainer:
             return stage.rate * (step + 1) / stage.warmup
         progress = (step - stage.warmup) / max(stage.steps - stage.warmup, 1)
         return stage.rate * max(0.5 * (1.0 + np.cos(np.pi * progress)), 0.005)
+
+    def run(self, data: dict, seed: int, measure_every: int, measure: Callable[[Trainer], None]) -> None:
+        """Train to the stage's end; save and measure on the way and there."""
+        stage, started, losses = self.stage, time.time(), []
+        for step, (x, y) in enumerate(batches(data, stage, seed, int(self.step)), start=int(self.step)):
+            self.optimizer.learning_rate.assign(self.learning_rate(step))
+            losses.append(float(self.train_step(x, y)))
+            if step % 5 == 4:
+                self.update_average(tf.constant(min(self.decay**2, 1.0 - 5.0 / (step + 10.0)), tf.float32))
+            self.step.assign(step + 1)
+            if step % 25 == 24:
+                rate = 25 * stage.batch / (time.time() - started)
+                log.info("%s %d/%d loss %.4f, %.1f images/s", stage.name, step + 1, stage.steps, np.mean(losses), rate)
+                started, losses = time.time(), []
+            if (step + 1) % measure_every == 0 or step + 1 == stage.steps:
+                self.manager.save()
+                measure(self)
+                started = time.time()
 
 
 def agreed_labels(model, size: int, data: dict) -> np.ndarray:
@@ -367,39 +385,19 @@ def main() -> None:
         stage_data = {**train, "labels": labels}
         trainer = Trainer(stage, options.output)
         trainer.start_from(average)
-        started, losses = time.time(), []
-        for step, (x, y) in enumerate(
-            batches(stage_data, stage, options.seed + stage.seed, int(trainer.step)),
-            start=int(trainer.step),
-        ):
-            trainer.optimizer.learning_rate.assign(trainer.learning_rate(step))
-            losses.append(float(trainer.train_step(x, y)))
-            if step % 5 == 4:
-                trainer.update_average(tf.constant(min(trainer.decay**2, 1.0 - 5.0 / (step + 10.0)), tf.float32))
-            trainer.step.assign(step + 1)
-            if step % 25 == 24:
-                rate = 25 * stage.batch / (time.time() - started)
-                log.info(
-                    "%s %d/%d loss %.4f, %.1f images/s",
-                    stage.name,
-                    step + 1,
-                    steps,
-                    np.mean(losses),
-                    rate,
-                )
-                started, losses = time.time(), []
-            if (step + 1) % options.measure_every == 0 or step + 1 == steps:
-                trainer.manager.save()
-                entry = {
-                    "stage": stage.name,
-                    "step": step + 1,
-                    "selection": selection_scores(trainer.average, stage.size, selection),
-                    "report": report_scores(trainer.average, stage.size, options.report, every=4),
-                }
-                log.info("%s", json.dumps(entry))
-                with history.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-                started = time.time()
+
+        def measure(trainer):
+            entry = {
+                "stage": trainer.stage.name,
+                "step": int(trainer.step),
+                "selection": selection_scores(trainer.average, trainer.stage.size, selection),
+                "report": report_scores(trainer.average, trainer.stage.size, options.report, every=4),
+            }
+            log.info("%s", json.dumps(entry))
+            with history.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+        trainer.run(stage_data, options.seed + stage.seed, options.measure_every, measure)
         average, size = trainer.average, stage.size
         config = ModelConfig(image_size=stage.size, channels=CHANNELS)
         save_model(average, config, done)

@@ -121,16 +121,15 @@ def report(
     output = Path(output)
     _check_page(output, source, overwrite)
     report_progress = progress or (lambda done, total, what: None)
+    reference = truth if truth is None or isinstance(truth, MaskVolume) else MaskVolume.load(truth)
     predictor = Predictor(model)
+    volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
+    if reference is not None:
+        check_same_grid(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
     if isinstance(source, Prediction):
         prediction = source
     else:
-        prediction = predictor.predict(source, progress=lambda done, total: report_progress(done, total, "predicting"))
-    volume = prediction.volume
-    reference = None
-    if truth is not None:
-        reference = truth if isinstance(truth, MaskVolume) else MaskVolume.load(truth)
-        check_same_grid(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
+        prediction = predictor.predict(volume, progress=lambda done, total: report_progress(done, total, "predicting"))
     notes: list[str] = []
     explanation = uncertain = None
     if explanations:
