@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
-from liverseg_tf.errors import GeometryError, OutputError
+from liverseg_tf.errors import GeometryError, InputFileError, OutputError
 from liverseg_tf.explanation.uncertainty import measure_uncertainty
 from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.inference.variations import Variations
@@ -118,8 +118,11 @@ def test_files_that_must_not_be_replaced_and_wrong_names(threshold_model, scan, 
     report(volume, tmp_path / "own.html", threshold_model, explanations=False)
     report(volume, tmp_path / "own.html", threshold_model, explanations=False)
     other = MaskVolume(labels[:-1], CTVolume.from_array(labels[:-1], (1, 1, 1), hu_range=None).geometry)
-    with pytest.raises(GeometryError):
-        report(volume, tmp_path / "q.html", threshold_model, truth=other)
+    steps = []
+    for truth, error in ((other, GeometryError), (tmp_path / "none.nii.gz", InputFileError)):
+        with pytest.raises(error):
+            report(volume, tmp_path / "q.html", threshold_model, truth, progress=lambda *step: steps.append(step))
+    assert not steps  # a bad reference is noticed before anything is predicted
     assert not (tmp_path / "q.html").exists()
 
 
