@@ -17,6 +17,7 @@ from liverseg_tf.models.unet import is_encoder
 # Above this a map looks the same whether the network has learned anything or not.
 MOST_RANK_CORRELATION = 0.5
 _BATCH_PIXELS = 8 * 512 * 512
+_MOST_AT_ONCE = 16  # small slices become as large as the network's input
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +148,7 @@ def deletion_insertion(
         return picture
 
     ends = score(np.stack([flat, image(np.ones(len(places), bool))]))
-    batch = max(1, _BATCH_PIXELS // hu.size)
+    batch = max(1, min(_MOST_AT_ONCE, _BATCH_PIXELS // hu.size))
     scores = []
     for first in range(0, len(jobs), batch):
         part = jobs[first : first + batch]

@@ -77,15 +77,10 @@ def find_regions(
         >>> find_regions(labels, Geometry((8, 8, 8), np.eye(4)))[0].slices
         range(5, 6)
     """
-    if target not in (*TARGETS, "all-tumour"):
-        raise ConfigError(f"explanation target: expected tumour, all-tumour or liver. Received: {target!r}")
+    check_request(geometry, target, lesion, point, radius_mm)
     label = LIVER if target == "liver" else TUMOUR
     if point is not None:
-        if lesion is not None:
-            raise ConfigError("explanation: give a lesion or a point, not both")
         return [_cut("point", label, _ball(point, radius_mm, geometry))]
-    if lesion is not None and target != "tumour":
-        raise ConfigError(f"explanation: lesion {lesion} is a tumour; leave the target at tumour. Received: {target!r}")
     if target == "liver":
         mask = labels >= LIVER
         return [_cut("liver", label, mask)] if mask.any() else []
@@ -104,17 +99,30 @@ def find_regions(
 
     if lesion is None:
         return [region(rank) for rank in range(count)]
-    if not 1 <= lesion <= count:
-        raise ConfigError(f"explanation: expected a lesion from 1 to {count}, the mask's last. Received: {lesion}")
+    if lesion > count:
+        there = f"expected a lesion from 1 to {count}, the mask's last" if count else "the mask has no lesion"
+        raise ConfigError(f"explanation: {there}. Received: {lesion}")
     return [region(lesion - 1)]
 
 
-def _cut(name: str, label: int, mask: np.ndarray) -> Region:
-    held = np.flatnonzero(mask.any(axis=(0, 1)))
-    return Region(name, label, int(held[0]), np.ascontiguousarray(mask[..., held[0] : held[-1] + 1]))
+def check_request(
+    geometry: Geometry, target: str, lesion: int | None, point: Sequence[float] | None, radius_mm: float
+) -> None:
+    """Check what can be checked before there is a mask.
 
-
-def _ball(point: Sequence[float], radius_mm: float, geometry: Geometry) -> np.ndarray:
+    Raises:
+        ConfigError, GeometryError: as `find_regions`.
+    """
+    if target not in (*TARGETS, "all-tumour"):
+        raise ConfigError(f"explanation target: expected tumour, all-tumour or liver. Received: {target!r}")
+    if point is not None and lesion is not None:
+        raise ConfigError("explanation: give a lesion or a point, not both")
+    if lesion is not None and target != "tumour":
+        raise ConfigError(f"explanation: lesion {lesion} is a tumour; leave the target at tumour. Received: {target!r}")
+    if lesion is not None and lesion < 1:
+        raise ConfigError(f"explanation: expected a lesion counted from 1. Received: {lesion}")
+    if point is None:
+        return
     voxel = np.asarray(point, np.float64)
     if voxel.shape != (3,) or not ((voxel >= 0) & (voxel <= np.array(geometry.shape) - 1)).all():
         raise GeometryError(
@@ -123,8 +131,16 @@ def _ball(point: Sequence[float], radius_mm: float, geometry: Geometry) -> np.nd
         )
     if not radius_mm > 0:
         raise ConfigError(f"radius: expected more than 0 mm. Received: {radius_mm}")
+
+
+def _cut(name: str, label: int, mask: np.ndarray) -> Region:
+    held = np.flatnonzero(mask.any(axis=(0, 1)))
+    return Region(name, label, int(held[0]), np.ascontiguousarray(mask[..., held[0] : held[-1] + 1]))
+
+
+def _ball(point: Sequence[float], radius_mm: float, geometry: Geometry) -> np.ndarray:
     to_canonical = np.linalg.inv(geometry.canonical_affine) @ geometry.affine
-    center = np.rint(nib.affines.apply_affine(to_canonical, voxel)).astype(int)
+    center = np.rint(nib.affines.apply_affine(to_canonical, np.asarray(point, np.float64))).astype(int)
     axes = [
         (np.arange(n) - c) * s for n, c, s in zip(geometry.canonical_shape, center, geometry.spacing_mm, strict=True)
     ]

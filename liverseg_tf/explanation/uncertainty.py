@@ -18,7 +18,6 @@ from liverseg_tf.inference.predictor import Prediction, Predictor, check_output,
 from liverseg_tf.inference.variations import Variations
 from liverseg_tf.labels import BACKGROUND, TUMOUR
 
-_PIXELS_A_BATCH = 8 * 512 * 512
 COVERAGE = 0.95
 
 
@@ -112,10 +111,10 @@ def measure_uncertainty(
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
     variations = variations or Variations()
-    rows, columns, slices = volume.shape
+    slices = volume.shape[2]
     entropy = np.zeros(volume.shape, np.uint8)
     counts = np.zeros((2, variations.count), np.int64)
-    batch = max(1, _PIXELS_A_BATCH // (rows * columns))
+    batch = predictor.slices_at_once(volume)
     for first in range(0, slices, batch):
         last = min(first + batch, slices)
         total = 0.0

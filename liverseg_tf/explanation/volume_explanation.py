@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,11 @@ from liverseg_tf.explanation.faithfulness import (
     randomized_model,
     rank_correlation,
 )
-from liverseg_tf.explanation.regions import Region, find_regions
+from liverseg_tf.explanation.regions import Region, check_request, find_regions
 from liverseg_tf.explanation.seg_grad_cam import SegGradCam
 from liverseg_tf.files import atomic_write, write_text
 from liverseg_tf.inference.predictor import Prediction, Predictor, check_output, describe
-from liverseg_tf.inference.runtimes import KerasRuntime
+from liverseg_tf.inference.runtimes import KerasRuntime, keras_runtime
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
 
 if TYPE_CHECKING:
@@ -172,7 +173,11 @@ class Explanation:
             with atomic_write(path) as temporary:
                 nib.save(self.image(index), temporary)
             save_figure(self.figure(index, safe_colors), figure)
+        earlier = _regions_of(folder / SUMMARY)
         write_text(folder / SUMMARY, json.dumps({"made_by": "liverseg_tf", **self.to_dict()}, indent=2) + "\n")
+        for name in earlier - set(names):  # of an earlier explanation with more regions
+            for path in (folder / f"{name}_heatmap.nii.gz", folder / f"{name}.png"):
+                path.unlink(missing_ok=True)
         return [*maps, *figures, folder / SUMMARY]
 
 
@@ -200,16 +205,16 @@ def explain(
     """Show which places made the network see a lesion, the liver, or what it says about a point (Seg-Grad-CAM).
 
     The score that is explained is the sum of the class's logits over the region, slice by slice. Each map is tested:
-    deletion and insertion curves against random regions of the same size within the liver, and rank correlation with
-    the maps of networks whose decoder was drawn anew (`Explanation.to_dict`). Maps at the bottleneck show context and
-    often fail these tests; maps at decoder3 pass them more often, and show little but the lesion itself. Neither always
-    does on real CT: go by each map's own figures.
+    deletion and insertion curves against random regions of the same size within the liver (for the liver itself, within
+    the body), and rank correlation with the maps of networks whose decoder was drawn anew (`Explanation.to_dict`). Maps
+    at the bottleneck show context and often fail these tests; maps at decoder3 pass them more often, and show little
+    but the lesion itself. Neither always does on real CT: go by each map's own figures.
 
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction` that `Predictor` gave.
         output: folder for heatmaps (NIfTI, in the input's grid), figures (PNG) and figures' numbers (JSON); or None.
-        model: a run folder, a `.keras` file or a Keras model of this library, or a `Predictor` of one; by default
-            the shipped one. Of an ensemble the first member is explained.
+        model: a run folder, a `.keras` file, a SavedModel or a Keras model of this library, or a `Predictor` of one;
+            by default the shipped one. Of an ensemble the first member is explained.
         target: "tumour" explains each lesion by itself, "all-tumour" all together, "liver" the liver.
         lesion: only this one, counted from 1, the largest first.
         point: voxel (x, y, z) of the file, from 0: its surroundings, whatever was predicted there.
@@ -244,15 +249,21 @@ def explain(
             f"most_lesions={most_lesions}, random_maps={random_maps}, randomized_models={randomized_models}"
         )
     predictor = model if isinstance(model, Predictor) else Predictor(model)
-    runtime = next((r for r in predictor.runtimes if isinstance(r, KerasRuntime)), None)
+    runtime = next((found for found in map(keras_runtime, predictor.runtimes) if found is not None), None)
     if runtime is None:
-        raise ModelError("explanations look inside the network: they need a run folder or a .keras file as the model")
+        raise ModelError(
+            "explanations look inside the network: they need a run folder, a .keras file or a SavedModel as the model"
+        )
     network = runtime.slice_function.model
     cam = SegGradCam(network, runtime.config, method, layer)
     if output is not None:
         check_folder(Path(output), [Path(output) / SUMMARY], overwrite)
     report = progress or (lambda done, total, what: None)
-    volume, labels = _volume_and_labels(source, mask, predictor, report)
+    if not isinstance(source, Prediction):
+        source = predictor.read(source)
+    volume = source.volume if isinstance(source, Prediction) else source
+    check_request(volume.geometry, target, lesion, point, radius_mm)
+    labels = _labels(source, mask, predictor, report)
     found = find_regions(labels, volume.geometry, target, lesion, point, radius_mm)
     if not found:
         warnings.warn(
@@ -289,6 +300,17 @@ def explain(
     return explanation
 
 
+def _regions_of(summary: Path) -> set[str]:
+    """Names of the regions that an earlier explanation in this folder wrote."""
+    try:
+        content = json.loads(summary.read_text("utf-8"))
+        if content["made_by"] != "liverseg_tf":
+            return set()
+        return {row["region"] for row in content["regions"] if re.fullmatch(r"lesion-\d+|[a-z]+", row["region"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def check_folder(folder: Path, files: Sequence[Path], overwrite: bool) -> None:
     """Check that files may be written into a folder: they are new, or an explanation of ours lies there.
 
@@ -309,16 +331,14 @@ def check_folder(folder: Path, files: Sequence[Path], overwrite: bool) -> None:
             )
 
 
-def _volume_and_labels(source, mask, predictor: Predictor, report: Progress) -> tuple[CTVolume, np.ndarray]:
-    if isinstance(source, Prediction):
-        volume, labels = source.volume, source.canonical_labels
-    elif mask is None:
-        prediction = predictor.predict(source, progress=lambda done, total: report(done, total, "predicting"))
-        volume, labels = prediction.volume, prediction.canonical_labels
-    else:
-        volume, labels = predictor.read(source), None
+def _labels(source: CTVolume | Prediction, mask, predictor: Predictor, report: Progress) -> np.ndarray:
     if mask is None:
-        return volume, labels
+        if isinstance(source, Prediction):
+            return source.canonical_labels
+        return predictor.predict(
+            source, progress=lambda done, total: report(done, total, "predicting")
+        ).canonical_labels
+    volume = source.volume if isinstance(source, Prediction) else source
     if isinstance(mask, np.ndarray):
         if mask.shape != volume.shape:
             raise GeometryError(f"{volume.name}: expected a mask of shape {volume.shape}, got {mask.shape}")
@@ -326,7 +346,7 @@ def _volume_and_labels(source, mask, predictor: Predictor, report: Progress) -> 
     elif not isinstance(mask, MaskVolume):
         mask = MaskVolume.load(mask)
     check_same_grid(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
-    return volume, mask.labels
+    return mask.labels
 
 
 def _maps(cam: SegGradCam, volume: CTVolume, region: Region) -> np.ndarray:

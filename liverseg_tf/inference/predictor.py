@@ -55,6 +55,7 @@ class Prediction:
         probabilities: for each class but the background (rows, columns, slices) uint8, probability times 255; empty
             unless asked for. Of the network, before post-processing.
         seconds: time taken, reading included.
+        model_name: what the `Predictor` was made of, as text; None where it is not known.
     """
 
     volume: CTVolume
@@ -62,6 +63,7 @@ class Prediction:
     class_names: tuple[str, ...]
     probabilities: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
+    model_name: str | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -165,6 +167,25 @@ class Predictor:
                 )
         self.batch_size, self.postprocessing, self.max_bytes = batch_size, postprocessing, max_bytes
 
+    @property
+    def name(self) -> str:
+        """The model's file or folder, "shipped", or "given in memory"; of several, all."""
+        models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
+        names = [
+            Path(m).name if isinstance(m, (str, os.PathLike)) else "given in memory" for m in models if m is not None
+        ]
+        return ", ".join(names) or "shipped"
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the first model's files lie: its own folder, and the one around it; none for a model in memory."""
+        first = self._model[0] if isinstance(self._model, (list, tuple)) else self._model
+        if first is None or first == "shipped":
+            return [shipped_model()]
+        if not isinstance(first, (str, os.PathLike)):
+            return []
+        return [Path(first), Path(first).absolute().parent] if Path(first).is_dir() else [Path(first).absolute().parent]
+
     def __reduce__(self):
         """Pickled as what it was made of: another process opens the model itself, by the same path."""
         models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
@@ -210,7 +231,7 @@ class Predictor:
                 f"{volume.name}: expected slices of at most {_MOST_PIXELS_A_SLICE} pixels, got {rows} x {columns}; "
                 "is this a CT?"
             )
-        batch = self._slices_at_once(volume)
+        batch = self.slices_at_once(volume)
         try:
             labels, kept = self._segment(volume, batch, probabilities, progress)
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
@@ -228,7 +249,8 @@ class Predictor:
                 DataWarning,
                 2,
             )
-        return Prediction(volume, labels, self.config.class_names, kept, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Prediction(volume, labels, self.config.class_names, kept, seconds, self.name)
 
     def _segment(self, volume: CTVolume, batch: int, probabilities: bool, progress: Progress | None):
         labels = np.zeros(volume.shape, np.uint8)
@@ -274,7 +296,8 @@ class Predictor:
             return None
         return SliceSmoother(smoothing_mm / volume.spacing_mm[2])
 
-    def _slices_at_once(self, volume: CTVolume) -> int:
+    def slices_at_once(self, volume: CTVolume) -> int:
+        """How many slices of a volume go through the network together."""
         rows, columns, slices = volume.shape
         # a server works on several requests at a time, and gets enough slices for that
         at_once = max(getattr(runtime, "slices_at_once", 1) for runtime in self.runtimes)
@@ -357,9 +380,10 @@ def describe(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
     image.header["descrip"] = f"{DESCRIPTION} {__version__}".encode()
     # what scanners and converters write there may name the patient
-    for name in ("db_name", "aux_file"):
+    for name in ("db_name", "aux_file", "intent_name"):
         if name in image.header:  # NIfTI-2 has no db_name
             image.header[name] = b""
+    image.header.extensions.clear()
     return image
 
 

@@ -207,6 +207,16 @@ def open_runtime(model: str | os.PathLike | keras.Model | Runtime) -> Runtime:
     return KerasRuntime(load_model(path))
 
 
+def keras_runtime(runtime: Runtime) -> KerasRuntime | None:
+    """The runtime with a network whose layers can be looked at: itself, or rebuilt from a SavedModel's weights.
+
+    None for what keeps no such network: a TFLite file, a server.
+    """
+    if isinstance(runtime, SavedModelRuntime):
+        return KerasRuntime(load_model(runtime.path))
+    return runtime if isinstance(runtime, KerasRuntime) else None
+
+
 def _versions(folder: Path) -> list[Path]:
     """The version folders of a model, oldest first."""
     found = [p for p in folder.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir()]

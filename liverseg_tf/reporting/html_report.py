@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
-from liverseg_tf.errors import ModelError, OutputError
+from liverseg_tf.errors import ConfigError, ModelError, OutputError
 from liverseg_tf.evaluation.case import CaseScores, score_case
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
 from liverseg_tf.files import write_text
@@ -25,11 +25,10 @@ from liverseg_tf.reporting.page_data import (
     LOWEST_HU,
     PICTURE_BYTES,
     Grid,
-    choose_grid,
     encode_full_slices,
     encode_labels,
-    encode_strength,
-    encode_volume,
+    encode_layers,
+    packed_bytes,
 )
 from liverseg_tf.reporting.provenance import versions
 from liverseg_tf.windows import WINDOWS, resolve_window
@@ -98,7 +97,8 @@ def report(
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction`.
         output: the page, ending in .html or .htm.
-        model: as `Predictor` takes it; by default the shipped one.
+        model: as `Predictor` takes it, or a `Predictor`; by default the shipped one. With a `Prediction`, the model
+            that made it.
         truth: a reference mask on the same grid: scores and a further overlay.
         title: heading; by default the file's name.
         explanations: add Seg-Grad-CAM heatmaps and their tests, if the model is a Keras one.
@@ -122,7 +122,9 @@ def report(
     _check_page(output, source, overwrite)
     report_progress = progress or (lambda done, total, what: None)
     reference = truth if truth is None or isinstance(truth, MaskVolume) else MaskVolume.load(truth)
-    predictor = Predictor(model)
+    if model is None and isinstance(source, Prediction) and source.model_name not in (None, "shipped"):
+        raise ConfigError(f"this prediction was made by {source.model_name}: give that model too (model=)")
+    predictor = model if isinstance(model, Predictor) else Predictor(model)
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
     if reference is not None:
         check_same_grid(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
@@ -150,8 +152,8 @@ def report(
         scores,
         explanation,
         uncertain,
-        _model_facts(predictor, model),
-        _model_card(model),
+        _model_facts(predictor),
+        _model_card(predictor),
         notes,
     )
     write_text(output, build_page(content, title or _title(volume), safe_colors))
@@ -168,35 +170,31 @@ def build_page(content: ReportContent, title: str, safe_colors: bool = False) ->
         safe_colors: begin with color-blind-safe colors.
 
     Returns:
-        HTML, at most about 25 MB.
+        HTML, below 25 MB for a CT of 512 x 512 x 400.
     """
     volume, labels = content.prediction.volume, content.prediction.canonical_labels
-    grid, hu_text = encode_volume(volume, choose_grid(volume))
-    blobs = {"hu": hu_text}
     masks = {"mask": labels}
-    if content.truth is not None:
-        masks["truth"] = content.truth.labels
-    for key, mask in masks.items():
-        blobs[key] = encode_labels(mask, grid.factor)
-    full: list[int] = []
-    if grid.factor > 1:
-        wanted = _slices_with_lesions(list(masks.values()))
-        full, blobs["full-hu"] = encode_full_slices(volume, grid, wanted, PICTURE_BYTES - len(hu_text) * 3 // 4)
-        for key, mask in masks.items():
-            blobs[f"full-{key}"] = encode_labels(mask[..., full], 1)
     layers = [_layer("mask", "Mask", "m", "labels", 0.6)]
     if content.truth is not None:
+        masks["truth"] = content.truth.labels
         layers.append(_layer("truth", "Truth (dotted)", "t", "labels", 0.8))
-    tables = {}
+    strengths, tables = {}, {}
     if content.explanation is not None and content.explanation.regions:
-        blobs["heatmap"] = encode_strength(_heat(content.explanation), grid.factor)
+        strengths["heatmap"] = _heat(content.explanation)
         layers.append(_layer("heatmap", "Heatmap", "h", "strength", 0.7, on=False))
         tables["heatmap"] = _color_table("inferno")
     if content.uncertainty is not None:
-        blobs["uncertainty"] = encode_strength(content.uncertainty.entropy, grid.factor)
+        strengths["uncertainty"] = content.uncertainty.entropy
         layers.append(_layer("uncertainty", "Uncertainty", "u", "strength", 0.7, on=False))
         tables["uncertainty"] = _color_table("cool")
-    lesions = [_center(volume, lesion) for lesion in content.statistics.lesions]
+    grid, blobs = encode_layers(volume, masks, strengths)
+    full: list[int] = []
+    if grid.factor > 1:
+        wanted = _slices_with_lesions(list(masks.values()))
+        full, blobs["full-hu"] = encode_full_slices(volume, grid, wanted, PICTURE_BYTES - packed_bytes(blobs))
+        for key, mask in masks.items():
+            blobs[f"full-{key}"] = encode_labels(mask[..., full], 1)
+    lesions = [_place(volume, labels, one.slice, one.center_mm) for one in content.statistics.lesions]
     data = {
         "grid": {
             "shape": grid.shape,
@@ -333,10 +331,11 @@ def _scores(content: ReportContent, volume: CTVolume) -> str:
         ),
         ("Lesions that touch none of the reference", str(row["lesions_false_positive_overlap_above_0"])),
     ]
+    truth = content.truth.labels
     missed = [r for r in content.scores.lesions if r["mask"] == "truth" and not r["matched_overlap_above_0"]]
     parts = []
     for lesion in missed[:50]:
-        place = ",".join(map(str, _canonical_index(volume, lesion["center_mm"])))
+        place = "{row},{column},{slice}".format(**_place(volume, truth, lesion["slice"], lesion["center_mm"]))
         parts.append(
             f'<tr><td><button type="button" data-place="{place}" aria-label="Go to missed lesion {lesion["lesion"]}">'
             f'go</button></td><td class="number">{lesion["volume_ml"]:.2f}</td>'
@@ -345,7 +344,8 @@ def _scores(content: ReportContent, volume: CTVolume) -> str:
     table = ""
     if parts:
         table = (
-            '<div class="table"><table id="missed"><caption>Reference lesions that were missed</caption><thead><tr>'
+            '<div class="table" tabindex="0" role="region" aria-label="Missed lesions"><table id="missed">'
+            "<caption>Reference lesions that were missed</caption><thead><tr>"
             '<th></th><th scope="col">ml</th><th scope="col">Diameter (mm)</th><th scope="col">Slice</th></tr></thead>'
             f"<tbody>{''.join(parts)}</tbody></table></div>"
         )
@@ -395,7 +395,8 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> str:
         text.append(
             f"Uncertainty: entropy of the mean of {count} predictions on the volume slightly shifted, turned, scaled "
             "and changed in HU. Intervals of volumes are 95 % prediction intervals over these: they say how far the "
-            "result depends on what should not matter, not how far it is from the truth, which often lies outside."
+            "result depends on what should not matter, not how far it is from the truth, which often lies outside. "
+            "They are of the network alone: the volumes themselves come after 3-D clean-up and may lie outside too."
         )
     body = "".join(f"<p>{html.escape(t)}</p>" for t in text)
     return f'<section aria-labelledby="shown"><h2 id="shown">What is shown</h2>{body}</section>'
@@ -468,12 +469,11 @@ def _explained(
     return found
 
 
-def _model_facts(predictor: Predictor, model: Any) -> list[tuple[str, str]]:
+def _model_facts(predictor: Predictor) -> list[tuple[str, str]]:
     config = predictor.config
     windows = [w if isinstance(w, str) else f"{w[0]:g}/{w[1]:g}" for w in config.channels.windows]
-    name = "shipped" if model is None else Path(model).name if isinstance(model, (str, Path)) else "given in memory"
     facts = [
-        ("Model", name),
+        ("Model", predictor.name),
         ("Network", f"U-Net, {config.backbone}, {config.image_size} x {config.image_size}"),
         ("Channels", ", ".join([*windows, *["histogram"] * config.channels.histogram])),
         ("Classes", ", ".join(config.class_names)),
@@ -483,21 +483,15 @@ def _model_facts(predictor: Predictor, model: Any) -> list[tuple[str, str]]:
     return facts
 
 
-def _model_card(model: Any) -> str | None:
-    from liverseg_tf.shipped import shipped_model
-
-    if model is None:
-        folder = shipped_model()
-    elif isinstance(model, (str, Path)):
-        folder = Path(model) if Path(model).is_dir() else Path(model).parent
-    else:
-        return None
-    for name in ("model_card.md", "assets.extra/model_card.md"):
+def _model_card(predictor: Predictor) -> str | None:
+    """The text beside the model's files, else what the export wrote into them."""
+    for folder in predictor.folders:
         try:
-            return (folder / name).read_text("utf-8")
+            return (folder / "model_card.md").read_text("utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-    return None
+    card = getattr(predictor.runtimes[0], "card", None)
+    return json.dumps(card, indent=2, ensure_ascii=False) if card else None
 
 
 def _title(volume: CTVolume) -> str:
@@ -535,10 +529,12 @@ def _windows() -> list[str]:
     return [*_FIRST_WINDOWS, *(name for name in WINDOWS if name not in _FIRST_WINDOWS)]
 
 
-def _center(volume: CTVolume, lesion: LesionStatistics) -> dict[str, int]:
-    """Where a lesion's largest slice is, and its center; counted from 0."""
-    row, column, _ = _canonical_index(volume, lesion.center_mm)
-    return {"slice": lesion.slice - 1, "row": row, "column": column}
+def _place(volume: CTVolume, labels: np.ndarray, number: int, center_mm: Sequence[float]) -> dict[str, int]:
+    """Where to look at a lesion, counted from 0: on its slice `number`, the tumour's pixel nearest to its center."""
+    row, column, _ = _canonical_index(volume, center_mm)
+    pixels = np.argwhere(labels[..., number - 1] == TUMOUR)
+    row, column = pixels[((pixels - (row, column)) ** 2).sum(axis=1).argmin()].tolist()
+    return {"slice": number - 1, "row": row, "column": column}
 
 
 def _canonical_index(volume: CTVolume, point_mm: Sequence[float]) -> tuple[int, int, int]:

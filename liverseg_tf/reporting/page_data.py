@@ -91,6 +91,31 @@ def encode_volume(volume: CTVolume, grid: Grid, budget_bytes: int = VOLUME_BYTES
     return candidate, to_text(packed)
 
 
+def encode_layers(
+    volume: CTVolume, masks: dict[str, np.ndarray], strengths: dict[str, np.ndarray], budget_bytes: int = VOLUME_BYTES
+) -> tuple[Grid, dict[str, str]]:
+    """Encode HU and what is laid over them, on one grid; a coarser one where all of it turns out too large.
+
+    Returns:
+        The grid, and base64 texts by name; of the HU: "hu".
+    """
+    most_bytes = budget_bytes + PICTURE_BYTES - VOLUME_BYTES
+    while True:
+        grid, hu = encode_volume(volume, choose_grid(volume, budget_bytes), budget_bytes)
+        texts = {"hu": hu}
+        texts |= {key: encode_labels(mask, grid.factor) for key, mask in masks.items()}
+        texts |= {key: encode_strength(values, grid.factor) for key, values in strengths.items()}
+        excess = packed_bytes(texts) - most_bytes
+        if excess <= 0 or grid == _grids(volume)[-1]:
+            return grid, texts
+        budget_bytes = min(budget_bytes, len(hu) * 3 // 4) - excess
+
+
+def packed_bytes(texts: dict[str, str]) -> int:
+    """Bytes behind base64 texts."""
+    return sum(map(len, texts.values())) * 3 // 4
+
+
 def encode_full_slices(volume: CTVolume, grid: Grid, indices: list[int], budget_bytes: int) -> tuple[list[int], str]:
     """Encode slices at full resolution, in the order given, as many as fit.
 

@@ -124,3 +124,32 @@ def test_figure_tells_what_the_map_means(explained):
         "deletion: lower is better",
         "insertion: higher is better",
     ]
+
+
+def test_the_shipped_model_is_explained_by_default(lesions):
+    volume, labels = lesions
+    found = explain(volume, mask=labels, lesion=1, faithfulness=False)
+    assert found.regions[0].maps.shape[1:] == volume.shape[:2] and found.regions[0].maps.max() > 0
+
+
+def test_wrong_questions_are_noticed_before_anything_is_predicted(dark_is_tumour, lesions):
+    steps = []
+    for question, words in (
+        ({"point": (99, 0, 0)}, "point"),
+        ({"lesion": 0}, "counted from 1"),
+        ({"point": (1, 1, 1), "radius_mm": 0}, "radius"),
+        ({"target": "spleen"}, "target"),
+    ):
+        with pytest.raises(LiverSegError, match=words):
+            explain(lesions[0], model=dark_is_tumour, progress=lambda *step: steps.append(step), **question)
+    assert not steps
+
+
+def test_files_of_an_earlier_explanation_go(dark_is_tumour, lesions, tmp_path):
+    volume, labels = lesions
+    options = {"model": dark_is_tumour, "mask": labels, "faithfulness": False}
+    explain(volume, tmp_path, **options)
+    (tmp_path / "notes.png").write_text("mine")
+    explain(volume, tmp_path, lesion=2, **options)
+    names = ["explanation.json", "lesion-2.png", "lesion-2_heatmap.nii.gz", "notes.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names

@@ -79,7 +79,7 @@
   const at = { axial: page.start.slice, coronal: page.start.row, sagittal: page.start.column }; // counted from 0
   const lengths = { axial: slices, coronal: rows, sagittal: columns };
   const shown = {};
-  let safe = page.safe_colors, cross = true, lesion = -1;
+  let safe = page.safe_colors, cross = true, lesion = page.lesions.length ? 0 : -1;
   let windowing = { width: page.windows[0].width, level: page.windows[0].level };
   let gray = null;
 
@@ -232,7 +232,7 @@
         + (sharp ? columns + " x " + rows + " (full resolution)" : coarse.columns + " x " + coarse.rows) + ", "
         + grid.step_hu + " HU steps; width " + windowing.width + ", level " + windowing.level + " HU";
       document.querySelectorAll("tr[data-lesion]").forEach((row) =>
-        row.classList.toggle("current", Number(row.dataset.lesion) === lesion));
+        row.classList.toggle("current", Number(row.dataset.lesion) === lesion && page.lesions[lesion].slice === at.axial));
       document.body.dataset.ready = "true";
     });
   }
@@ -254,10 +254,13 @@
     const sign = view === "axial" ? -1 : 1;
     let turned = 0;
     canvas.addEventListener("wheel", (event) => {
+      if (event.ctrlKey) return; // zooms the page
       event.preventDefault();
-      turned += event.deltaMode ? 80 * Math.sign(event.deltaY) : event.deltaY;
-      const steps = Math.trunc(turned / 80);
-      turned -= 80 * steps;
+      // a wheel's notch is one slice; a touchpad's small steps add up to one
+      const notch = event.deltaMode || Math.abs(event.deltaY) >= 50;
+      turned = notch ? 50 * Math.sign(event.deltaY) : turned + event.deltaY;
+      const steps = Math.trunc(turned / 50);
+      turned -= 50 * steps;
       if (steps) move(view, at[view] + sign * steps);
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => {
@@ -270,8 +273,10 @@
       event.preventDefault();
     });
     const point = (event) => {
-      const box = canvas.getBoundingClientRect();
-      return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]
+      // the picture fills its box in one direction and is centered in the other
+      const box = canvas.getBoundingClientRect(), scale = Math.min(box.width / canvas.width, box.height / canvas.height);
+      return [(event.clientX - box.left - box.width / 2) / (scale * canvas.width) + 0.5,
+        (event.clientY - box.top - box.height / 2) / (scale * canvas.height) + 0.5]
         .map((v) => Math.max(0, Math.min(0.999999, v)));
     };
     const voxel = (event) => {
@@ -341,6 +346,14 @@
       mark.style.setProperty("--color", "rgb(" + (safe ? one.safe_color : one.color).join(",") + ")");
       $("legend").append(mark);
     }
+    for (const layer of page.layers.filter((l) => l.kind === "strength")) {
+      const scale = document.createElement("span");
+      scale.className = "scale";
+      scale.textContent = layer.name + ", low to high";
+      const stops = page.tables[layer.key].map((color) => "rgb(" + color.join(",") + ")");
+      scale.style.setProperty("--scale", "linear-gradient(to right, " + stops.join(",") + ")");
+      $("legend").append(scale);
+    }
   }
   $("crosshair").addEventListener("change", () => { cross = $("crosshair").checked; refresh(); });
   $("safe-colors").checked = safe;
@@ -353,8 +366,9 @@
     Object.assign(at, { axial: found.slice, coronal: found.row, sagittal: found.column });
     refresh();
   }
-  document.querySelectorAll("button[data-lesion]").forEach((button) => button.addEventListener("click", () => {
-    goTo(Number(button.dataset.lesion));
+  // a click anywhere in its row; the row's button is there for the keyboard
+  document.querySelectorAll("tr[data-lesion]").forEach((row) => row.addEventListener("click", () => {
+    goTo(Number(row.dataset.lesion));
     $("axial").focus({ preventScroll: true });
     $("viewer").scrollIntoView({ block: "start" });
   }));
