@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from liverseg_tf.errors import LabelError
+
 
 @dataclass(frozen=True)
 class LabelClass:
@@ -46,9 +48,38 @@ def color_mask(labels: np.ndarray, safe: bool = False) -> np.ndarray:
     Returns:
         The shape of `labels` plus a last axis of 3, uint8 RGB.
 
+    Raises:
+        LabelError: for other values.
+
     Example:
         >>> color_mask(np.array([[0, 1, 2]])).shape
         (1, 3, 3)
     """
     table = np.array([c.safe_color if safe else c.color for c in CLASSES], np.uint8)
-    return table[np.asarray(labels)]
+    return table[to_labels(np.asarray(labels), "mask")]
+
+
+def to_labels(values: np.ndarray, name: str) -> np.ndarray:
+    """Turn stored mask values into uint8 class indices.
+
+    Args:
+        values: any shape and real dtype; within 0.001 of 0, 1 or 2.
+        name: what errors call it.
+
+    Raises:
+        LabelError: with the values that are no class, and how often they occur.
+    """
+    if values.dtype.kind in "iub":
+        if values.size and values.min() >= 0 and values.max() < len(CLASSES):  # no copies of a large mask
+            return values.astype(np.uint8, copy=False)
+        rounded, wrong = values, (values < 0) | (values >= len(CLASSES))
+    else:
+        with np.errstate(invalid="ignore"):
+            rounded = np.rint(values)
+            wrong = ~((np.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < len(CLASSES)))
+    if wrong.any():
+        found, counts = np.unique(values[wrong], return_counts=True)
+        listed = ", ".join(f"{v:g} ({c} voxels)" for v, c in zip(found[:5].tolist(), counts[:5].tolist(), strict=True))
+        expected = ", ".join(f"{c.index} {c.name}" for c in CLASSES)
+        raise LabelError(f"{name}: expected labels {expected}; got {listed}{', ...' if len(found) > 5 else ''}")
+    return rounded.astype(np.uint8)

@@ -1,6 +1,6 @@
 """Turn trained weights into what the package ships: SavedModel, TFLite file and model card, measured on labelled CTs.
 
-python ship.py RUN/long.keras -o savedmodels/liverseg-resnet34 --report FOLDER_OF_CASES FOLDER_OF_CASES
+python ship.py RUN/halo.keras -o savedmodels/liverseg-resnet34 --report FOLDER_OF_CASES FOLDER_OF_CASES
 """
 
 import argparse
@@ -51,9 +51,10 @@ Two patients that it was not trained on, all slices, default post-processing. Me
 
 ## Known failures
 
-- Tumours with a wide pale rim come out too small: their dark core is found, the rim is missed.
-- The liver's left lobe beside heart and stomach, and the last slices of its dome, are where outlines are worst.
-- Small false lesions occur where vessels, fissures or the gallbladder's bed are dark.
+- Tumours come out too small (two thirds of the volume in case 44): pale rims are found in part, calcified ones hardly.
+- Focal fat beside the falciform ligament can pass for a tumour (2 ml in case 44); so can dark vessels and fissures.
+- Outlines are worst at the left lobe beside heart and stomach, which can be taken for liver, and in the dome.
+- Whether the inferior vena cava beside the liver is counted in differs between data sets; here it mostly is.
 """
 
 

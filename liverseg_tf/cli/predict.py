@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from liverseg_tf.errors import ConfigError
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.data.remote import join, location
     from liverseg_tf.inference.cohort import plan, predict_files
     from liverseg_tf.inference.postprocessing import PostProcessing
-    from liverseg_tf.inference.predictor import Predictor
+    from liverseg_tf.inference.predictor import Predictor, check_output
     from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
 
     if args.server and args.model:
@@ -77,6 +78,10 @@ def run(args: argparse.Namespace) -> int:
     ray_options["timeout_s"] = args.timeout
     ray_options = {name: value for name, value in ray_options.items() if value is not None}
     jobs = plan(args.inputs, args.output, args.overwrite)
+    if args.uncertainty:
+        for job in jobs:
+            if isinstance(job.target, Path):
+                check_output(_entropy_path(job.target), [], args.overwrite)
     model = args.model
     if args.server:
         from liverseg_tf.exporting.client import ServingClient
@@ -158,10 +163,13 @@ def _uncertainty(predictor, prediction, target, overwrite: bool) -> dict:
     from liverseg_tf.explanation.uncertainty import measure_uncertainty
 
     found = measure_uncertainty(prediction, predictor)
-    name = target.name.removesuffix(".gz").removesuffix(".nii")
-    path = target.with_name(f"{name}_uncertainty.nii.gz")
+    path = _entropy_path(target)
     found.save(path, overwrite)
     return {"uncertainty": {"entropy": str(path), **found.to_dict()}}
+
+
+def _entropy_path(target: Path) -> Path:
+    return target.with_name(target.name.removesuffix(".gz").removesuffix(".nii") + "_uncertainty.nii.gz")
 
 
 def _range(interval: list[float]) -> str:

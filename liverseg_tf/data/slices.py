@@ -19,9 +19,9 @@ from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.data.cases import Case, with_masks
 from liverseg_tf.data.nifti import NiftiFile, open_nifti, read_voxels
-from liverseg_tf.data.volume import HU_RANGE, Geometry, check_same_grid, to_labels
+from liverseg_tf.data.volume import HU_RANGE, Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LiverSegError
-from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
+from liverseg_tf.labels import CLASSES, LIVER, TUMOUR, to_labels
 
 # What a slice shows, in the order of `proportions`.
 CATEGORIES = ("tumour", "liver only", "neither")

@@ -18,9 +18,9 @@ from scipy import ndimage
 
 from liverseg_tf.data.cases import CaseFiles, find_files, no_volumes, read_patients
 from liverseg_tf.data.nifti import NiftiFile, check_nifti, doubts_about_affine, read_voxels
-from liverseg_tf.data.volume import HU_RANGE, Geometry, check_same_grid, doubt_about_hu, to_labels
+from liverseg_tf.data.volume import HU_RANGE, Geometry, check_same_grid, doubt_about_hu
 from liverseg_tf.errors import ConfigError, LiverSegError
-from liverseg_tf.labels import BACKGROUND, CLASS_NAMES, LIVER, TUMOUR
+from liverseg_tf.labels import BACKGROUND, CLASS_NAMES, LIVER, TUMOUR, to_labels
 
 SEVERITIES = ("error", "warning")
 # Between neighbors within a slice, and between slices.

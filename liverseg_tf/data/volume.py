@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_tf.data.nifti import NiftiFile, check_affine, open_nifti, read_voxels
-from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, LabelError, NotHounsfieldWarning
-from liverseg_tf.labels import CLASSES
+from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning
+from liverseg_tf.labels import to_labels
 
 HU_RANGE = (-1024.0, 3071.0)
 AFFINE_TOLERANCE = 1e-3
@@ -348,32 +348,6 @@ class MaskVolume:
     def affine(self) -> np.ndarray:
         """(4, 4) float64 affine of the file."""
         return self.geometry.affine
-
-
-def to_labels(values: np.ndarray, name: str) -> np.ndarray:
-    """Turn stored mask values into uint8 class indices.
-
-    Args:
-        values: any shape and real dtype; within 0.001 of 0, 1 or 2.
-        name: what errors call it.
-
-    Raises:
-        LabelError: with the values that are no class, and how often they occur.
-    """
-    if values.dtype.kind in "iub":
-        if values.size and values.min() >= 0 and values.max() < len(CLASSES):  # no copies of a large mask
-            return values.astype(np.uint8, copy=False)
-        rounded, wrong = values, (values < 0) | (values >= len(CLASSES))
-    else:
-        with np.errstate(invalid="ignore"):
-            rounded = np.rint(values)
-            wrong = ~((np.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < len(CLASSES)))
-    if wrong.any():
-        found, counts = np.unique(values[wrong], return_counts=True)
-        listed = ", ".join(f"{v:g} ({c} voxels)" for v, c in zip(found[:5].tolist(), counts[:5].tolist(), strict=True))
-        expected = ", ".join(f"{c.index} {c.name}" for c in CLASSES)
-        raise LabelError(f"{name}: expected labels {expected}; got {listed}{', ...' if len(found) > 5 else ''}")
-    return rounded.astype(np.uint8)
 
 
 def doubt_about_hu(stored: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> str | None:

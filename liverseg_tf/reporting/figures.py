@@ -28,6 +28,7 @@ from liverseg_tf.labels import (
     TUMOUR,
     LabelClass,
     color_mask,
+    to_labels,
 )
 from liverseg_tf.windows import resolve_window, window_bounds
 
@@ -154,6 +155,8 @@ def batch_figure(
 
     Raises:
         GeometryError: if the shapes don't fit together.
+        LabelError: for other labels.
+        ConfigError: for fewer than one picture.
 
     Example:
         >>> figure = batch_figure(np.zeros((2, 32, 32, 3)), np.zeros((2, 32, 32), np.uint8))
@@ -164,6 +167,9 @@ def batch_figure(
             "batch_figure: expected channels (B, S, S, C) and labels (B, S, S), "
             f"got shapes {channels.shape} and {labels.shape}"
         )
+    if columns < 1 or limit < 1:
+        raise ConfigError(f"batch_figure: expected columns and limit of at least 1. Received: {columns}, {limit}")
+    labels = to_labels(labels, "labels")
     count = min(limit, len(channels))
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -206,6 +212,7 @@ def prediction_figure(
 
     Raises:
         GeometryError: if the shapes differ.
+        LabelError: for other values in a mask.
 
     Example:
         >>> mask = np.eye(32, dtype=np.uint8)
@@ -218,6 +225,7 @@ def prediction_figure(
             "prediction_figure: expected HU, truth and prediction of one shape, (rows, columns) or (N, rows, columns), "
             f"got {hu.shape}, {truth.shape} and {prediction.shape}"
         )
+    truth, prediction = to_labels(truth, "truth"), to_labels(prediction, "prediction")
     hu, truth, prediction = (a.reshape(-1, *a.shape[-2:]) for a in (hu, truth, prediction))
     aspect = slice_aspect(spacing_mm)
     figure, axes = new_figure(len(hu), 4, hu.shape[1] * aspect / hu.shape[2])
@@ -344,6 +352,9 @@ def counts_figure(
         title: above it.
         safe_colors: use the color-blind-safe colors.
 
+    Raises:
+        LabelError: if a mask holds other values.
+
     Example:
         >>> [t.get_text() for t in counts_figure(np.array([0, 0, 0, 1])).axes[0].texts]
         ['3 (75.00 %)', '1 (25.00 %)', '0 (0.00 %)']
@@ -351,7 +362,7 @@ def counts_figure(
     if isinstance(counts, Mapping):
         numbers = np.array([counts.get(c.name, 0) for c in CLASSES])
     else:
-        numbers = np.bincount(np.asarray(counts).ravel(), minlength=len(CLASSES))
+        numbers = np.bincount(to_labels(np.asarray(counts), "mask").ravel(), minlength=len(CLASSES))
     figure, axis = new_figure(1, 1, 0.45, panel_inches=6.5, picture=False)
     colors = [class_color(c, safe_colors) for c in CLASSES]
     bars = axis.barh(
@@ -547,13 +558,14 @@ def mask_array(mask: MaskVolume | np.ndarray | None, volume: CTVolume) -> np.nda
 
     Raises:
         GeometryError: if it doesn't.
+        LabelError: if it holds other values than classes.
     """
     if mask is None:
         return None
     labels = np.asarray(mask.labels if isinstance(mask, MaskVolume) else mask)
     if labels.shape != volume.shape:
         raise GeometryError(f"{_name(volume)}: expected a mask of shape {volume.shape}, got {labels.shape}")
-    return labels
+    return to_labels(labels, "mask")
 
 
 def best_slice(labels: np.ndarray | None, slices: int) -> int:

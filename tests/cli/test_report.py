@@ -34,6 +34,11 @@ def test_predict_with_uncertainty(capsys, tmp_path, phantom_folder, small_model_
     assert entropy.shape == nib.load(ct).shape and np.asarray(entropy.dataobj).max() <= 1 + 1e-6
     low, high = row["uncertainty"]["liver_interval_ml"]
     assert 0 <= low <= high and len(row["uncertainty"]["liver_volumes_ml"]) == 8
+    # a file of somebody else is noticed before anything is predicted
+    (tmp_path / "x_uncertainty.nii.gz").write_bytes(b"mine")
+    arguments[3] = str(tmp_path / "x.nii.gz")
+    assert main(arguments) == 1
+    assert "was not made by this library" in capsys.readouterr().err and not (tmp_path / "x.nii.gz").exists()
     # masks and their companions are no CTs
     assert (
         main(["predict", str(tmp_path / "out"), "-o", str(tmp_path / "again"), "--model", str(small_model_file)]) == 1

@@ -60,7 +60,15 @@ def test_batches_change_nothing(small_model, hu, expected):
 
 def test_header_fields_survive(predictor, hu, tmp_path, write_nifti):
     array, affine = stored_as(hu, SPACING, "LAS")
-    path = write_nifti(tmp_path / "ct.nii", array, affine, descrip=b"Mustermann, Max", xyzt_units=2, qform_code=1)
+    path = write_nifti(
+        tmp_path / "ct.nii",
+        array,
+        affine,
+        descrip=b"Mustermann, Max",
+        intent_name=b"Mustermann",
+        xyzt_units=2,
+        qform_code=1,
+    )
     predictor.predict(path).save(tmp_path / "mask.nii.gz")
     source, mask = nib.load(path), nib.load(tmp_path / "mask.nii.gz")
     assert mask.get_data_dtype() == np.uint8
@@ -70,6 +78,9 @@ def test_header_fields_survive(predictor, hu, tmp_path, write_nifti):
         np.testing.assert_array_equal(mask.header[field], source.header[field])
     assert b"Mustermann" not in (tmp_path / "mask.nii.gz").read_bytes()
     assert b"Mustermann" not in mask.header.binaryblock
+    source.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Mustermann, Max"))
+    predictor.predict(source).save(tmp_path / "again.nii")
+    assert b"Mustermann" not in (tmp_path / "again.nii").read_bytes()
 
 
 def test_probabilities_are_the_labels_reasons(predictor, hu, expected, tmp_path):

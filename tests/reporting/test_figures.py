@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from liverseg_tf.data.volume import CTVolume
-from liverseg_tf.errors import ConfigError, GeometryError, OutputError
-from liverseg_tf.labels import CLASSES
+from liverseg_tf.errors import ConfigError, GeometryError, LabelError, OutputError
+from liverseg_tf.labels import CLASSES, color_mask
 from liverseg_tf.reporting import figures
 
 
@@ -159,6 +159,27 @@ def test_wrong_shapes_are_named(volume, labels):
         figures.prediction_figure(np.zeros((8, 8)), np.zeros((8, 8)), np.zeros((8, 9)))
     with pytest.raises(GeometryError, match="one slice"):
         figures.channels_figure(volume.hu)
+
+
+@pytest.mark.parametrize("wrong", [3, 255, -1, 0.5])
+def test_labels_that_are_no_class_are_named(volume, labels, wrong):
+    bad = np.where(labels == 2, wrong, labels)
+    plane = bad[..., 3]
+    for draw in (
+        lambda: figures.sample_figure(volume, bad),
+        lambda: figures.batch_figure(np.zeros((1, *plane.shape, 3)), plane[None]),
+        lambda: figures.prediction_figure(np.zeros(plane.shape), plane, labels[..., 3]),
+        lambda: figures.counts_figure(bad),
+        lambda: color_mask(plane),
+    ):
+        with pytest.raises(LabelError, match="expected labels 0 background, 1 liver, 2 tumour"):
+            draw()
+
+
+def test_no_pictures_at_all_are_an_error():
+    for options in ({"columns": 0}, {"limit": 0}):
+        with pytest.raises(ConfigError, match="at least 1"):
+            figures.batch_figure(np.zeros((1, 8, 8, 3)), np.zeros((1, 8, 8), np.uint8), **options)
 
 
 def test_a_saved_figure_is_whole_and_a_failed_one_leaves_nothing(volume, tmp_path):

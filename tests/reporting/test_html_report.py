@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
-from liverseg_tf.errors import GeometryError, InputFileError, OutputError
+from liverseg_tf.errors import ConfigError, GeometryError, InputFileError, OutputError
 from liverseg_tf.explanation.uncertainty import measure_uncertainty
 from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.inference.variations import Variations
@@ -86,6 +86,16 @@ def test_nothing_from_the_header_gets_onto_the_page(threshold_model, scan, tmp_p
     assert "ct.nii.gz" in text
     for word in ("DOE", "JANE", "1970", "20200101", str(tmp_path)):
         assert word not in text
+
+
+def test_a_page_names_the_model_that_made_the_prediction(scan, small_model_file, tmp_path):
+    prediction = Predictor(small_model_file).predict(scan[0])
+    with pytest.raises(ConfigError, match=f"{small_model_file.name}.*model="):
+        report(prediction, tmp_path / "p.html", explanations=False)
+    text = report(prediction, tmp_path / "p.html", Predictor(small_model_file), explanations=False).read_text()
+    assert f"<td>{small_model_file.name}</td>" in text and "Model card" not in text
+    shipped = report(scan[0], tmp_path / "q.html", explanations=False).read_text()
+    assert "<td>shipped</td>" in shipped and "Model card" in shipped and "CC BY-SA 4.0" in shipped
 
 
 def test_a_page_without_tumour_or_liver(threshold_model, tmp_path):
