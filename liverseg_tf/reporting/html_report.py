@@ -83,7 +83,7 @@ def report(
     explanations: bool = True,
     uncertainty: bool = False,
     method: str = "gradcam",
-    layer: str = "decoder3",
+    layer: str = "bottleneck",
     most_lesions: int = 10,
     safe_colors: bool = False,
     overwrite: bool = False,
@@ -103,7 +103,7 @@ def report(
         title: heading; by default the file's name.
         explanations: add Seg-Grad-CAM heatmaps and their tests, if the model is a Keras one.
         uncertainty: add test-time variation: takes about eight times as long as predicting.
-        method, layer: of the heatmaps; see `explain`. A fine decoder stage is taken here because its maps held up.
+        method, layer: of the heatmaps; see `explain`.
         most_lesions: explain at most so many, the largest.
         safe_colors: begin with color-blind-safe colors; the page can switch.
         overwrite: replace a file that this library did not make.
