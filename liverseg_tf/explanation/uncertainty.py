@@ -98,8 +98,9 @@ def measure_uncertainty(
 
     Returns:
         The `Uncertainty`. Its intervals tell how far the result depends on what should not matter; errors that all
-        variations share are not in them, so they are no confidence intervals of the true volume (on 20 phantoms they
-        held it in 5, measured with a network trained on CT). Entropy was three times as high where labels were wrong.
+        variations share are not in them, so they are no confidence intervals of the true volume (on 20 phantoms, with
+        the shipped model, which learned from CT: they held the liver's in 6, the tumours' in 1). Entropy was 2.4 times
+        as high where labels were wrong.
 
     Raises:
         LiverSegError: for a volume or model that can't be used.

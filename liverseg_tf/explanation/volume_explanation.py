@@ -207,8 +207,8 @@ def explain(
     The score that is explained is the sum of the class's logits over the region, slice by slice. Each map is tested:
     deletion and insertion curves against random regions of the same size within the liver (for the liver itself, within
     the body), and rank correlation with the maps of networks whose decoder was drawn anew (`Explanation.to_dict`). With
-    the shipped model Grad-CAM at the bottleneck held up on real CT and often not on phantoms, where Grad-CAM++ at decoder1
-    did (docs/explanations.md): go by each map's own figures.
+    the shipped model Grad-CAM at the bottleneck held up on real CT and often not on phantoms; what else was tried stands
+    in docs/explanations.md. Go by each map's own figures.
 
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction` that `Predictor` gave.
