@@ -206,9 +206,9 @@ def explain(
 
     The score that is explained is the sum of the class's logits over the region, slice by slice. Each map is tested:
     deletion and insertion curves against random regions of the same size within the liver (for the liver itself, within
-    the body), and rank correlation with the maps of networks whose decoder was drawn anew (`Explanation.to_dict`). With
-    the shipped model Grad-CAM at the bottleneck held up on real CT and often not on phantoms; what else was tried stands
-    in docs/explanations.md. Go by each map's own figures.
+    the body), and rank correlation with the maps of networks whose decoder was drawn anew (`Explanation.to_dict`). Go
+    by each map's own figures: with the shipped model Grad-CAM at the bottleneck held up on real CT and often not on
+    phantoms (docs/explanations.md).
 
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction` that `Predictor` gave.
