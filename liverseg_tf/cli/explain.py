@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.output}/{row['region']}.png  {_in_words(row)}")
     little = sum(bool(row["means_little"]) for row in rows)
     if little and args.layer == "bottleneck":
-        print(f"{little} of {len(rows)} maps mean little; others may hold up: --method gradcam++ --layer decoder1")
+        print(f"{little} of {len(rows)} maps mean little; another stage may hold up: --layer decoder3, for one")
     if explanation.left_out:
         print(f"{explanation.left_out} smaller lesions were left out (--most-lesions)")
     return 0

@@ -282,7 +282,7 @@ def _lesion_table(content: ReportContent) -> str:
         body.append(f'<tr data-lesion="{index}">{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     return (
-        '<p class="note">Lesions, the largest first; the button goes there. Slices count from the feet.</p>'
+        '<p class="note">Lesions, the largest first; a click goes there. Slices count from the feet.</p>'
         '<div class="table" tabindex="0" role="region" aria-label="Lesions"><table id="lesions">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )

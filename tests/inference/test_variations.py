@@ -22,8 +22,8 @@ def bright_is_class_1(hu):
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    size=st.tuples(st.integers(40, 70), st.integers(40, 70)),
-    center=st.tuples(st.floats(0.35, 0.65), st.floats(0.35, 0.65)),
+    size=st.tuples(st.integers(70, 90), st.integers(60, 90)),  # so large that no variation moves the disk out of it
+    center=st.tuples(st.floats(0.4, 0.6), st.floats(0.4, 0.6)),
 )
 def test_a_disk_is_found_where_it_was(seed, size, center):
     y, x = np.indices(size)
