@@ -263,7 +263,7 @@ def explain(
         source = predictor.read(source)
     volume = source.volume if isinstance(source, Prediction) else source
     check_request(volume.geometry, target, lesion, point, radius_mm)
-    labels = _labels(source, mask, predictor, report)
+    labels = _labels(source, volume, mask, predictor, report)
     found = find_regions(labels, volume.geometry, target, lesion, point, radius_mm)
     if not found:
         warnings.warn(
@@ -331,14 +331,12 @@ def check_folder(folder: Path, files: Sequence[Path], overwrite: bool) -> None:
             )
 
 
-def _labels(source: CTVolume | Prediction, mask, predictor: Predictor, report: Progress) -> np.ndarray:
+def _labels(source, volume: CTVolume, mask, predictor: Predictor, report: Progress) -> np.ndarray:
     if mask is None:
         if isinstance(source, Prediction):
             return source.canonical_labels
-        return predictor.predict(
-            source, progress=lambda done, total: report(done, total, "predicting")
-        ).canonical_labels
-    volume = source.volume if isinstance(source, Prediction) else source
+        prediction = predictor.predict(volume, progress=lambda done, total: report(done, total, "predicting"))
+        return prediction.canonical_labels
     if isinstance(mask, np.ndarray):
         if mask.shape != volume.shape:
             raise GeometryError(f"{volume.name}: expected a mask of shape {volume.shape}, got {mask.shape}")

@@ -44,3 +44,17 @@ def test_predict_with_uncertainty(capsys, tmp_path, phantom_folder, small_model_
         main(["predict", str(tmp_path / "out"), "-o", str(tmp_path / "again"), "--model", str(small_model_file)]) == 1
     )
     assert "the folder holds none" in capsys.readouterr().err
+
+
+def test_predict_with_variations(capsys, tmp_path, phantom_folder, small_model_file):
+    arguments = ["predict", str(phantom_folder / "volume-1.nii.gz"), "--model", str(small_model_file)]
+    arguments += ["--no-postprocessing", "-o"]
+    masks = []
+    for name, more in (("plain", []), ("varied", ["--variations", "3"])):
+        assert main([*arguments, str(tmp_path / name), *more]) == 0
+        masks.append(np.asarray(nib.load(tmp_path / name / "segmentation-1.nii.gz").dataobj))
+    first = json.loads((tmp_path / "varied" / "manifest.jsonl").read_text().splitlines()[0])
+    assert first["settings"]["variations"] == 3
+    assert 0.5 < np.mean(masks[0] == masks[1]) < 1
+    assert main([*arguments, str(tmp_path / "few"), "--variations", "2"]) == 1
+    assert "at least 3" in capsys.readouterr().err and not (tmp_path / "few").exists()

@@ -84,3 +84,15 @@ def test_rank_correlation_looks_at_the_domain_alone():
     domain[2:] = False
     assert rank_correlation(a, b, domain) == pytest.approx(1)
     assert rank_correlation(a, np.zeros((4, 4)), domain) == 0
+
+
+def test_small_slices_do_not_make_large_batches():
+    sizes = []
+
+    def bright(hu):
+        sizes.append(len(hu))
+        return np.stack([hu > 60, hu <= 60], -1).astype(float)
+
+    hu = np.where(np.eye(16, dtype=bool), 20.0, 100.0)
+    deletion_insertion(bright, hu, np.eye(16), np.eye(16) > 0, np.ones((16, 16), bool), label=1, grid=(4, 4))
+    assert max(sizes) <= 16 and sum(sizes) == 2 + 2 * 7 * 11

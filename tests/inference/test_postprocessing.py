@@ -107,3 +107,11 @@ def test_a_finding_in_one_thin_slice_alone_is_dropped_and_one_in_several_or_a_th
     assert found([4], 1.0, postprocessing=PostProcessing(smoothing_mm=0)) == [4]
     assert found([4], 5.0) == [4]
     assert found([2, 3, 4, 5, 6], 1.0) == [2, 3, 4, 5, 6]
+
+
+def test_findings_below_a_ball_of_5_mm_are_liver_by_default():
+    labels = np.ones((30, 30, 30), np.uint8)
+    labels[2:6, 2:6, 2:6] = 2  # 64 voxels of 1 mm: smaller than 65.4
+    labels[10:15, 10:15, 10:13] = 2  # 75
+    cleaned = PostProcessing()(labels, (1.0, 1.0, 1.0))
+    assert (cleaned == 2).sum() == 75 and cleaned[12, 12, 11] == 2
