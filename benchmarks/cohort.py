@@ -40,7 +40,7 @@ def main() -> int:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     import liverseg_tf as ls
-    from liverseg_tf.inference.cohort import plan
+    from liverseg_tf.inference.jobs import plan
 
     with tempfile.TemporaryDirectory(prefix="liverseg-") as temporary:
         folder = Path(temporary)
@@ -116,7 +116,7 @@ def by_steps(predictor, jobs) -> dict:
 def cohort(predictor, folder: Path, jobs, workers: int, threads: int) -> dict:
     """Throughput of a cohort on Ray, and whether its masks are those of this process."""
     from liverseg_tf.data.volume import MaskVolume
-    from liverseg_tf.inference.cohort import plan, predict_files
+    from liverseg_tf.inference.jobs import plan, predict_files
 
     output = folder / f"{workers}-{threads}"
     done = []

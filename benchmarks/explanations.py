@@ -31,7 +31,7 @@ from liverseg_tf.explanation.seg_grad_cam import LAYERS, METHODS, SegGradCam
 from liverseg_tf.explanation.uncertainty import expected_calibration_error, measure_uncertainty
 from liverseg_tf.files import write_text
 from liverseg_tf.inference.predictor import Predictor
-from liverseg_tf.inference.variations import Variations
+from liverseg_tf.inference.test_time_augmentation import Variations
 from liverseg_tf.labels import LIVER, TUMOUR
 
 log = logging.getLogger("explanations")

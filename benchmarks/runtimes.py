@@ -35,8 +35,8 @@ def main() -> int:
     args = parser.parse_args()
 
     from liverseg_tf.data.volume import CTVolume, MaskVolume
-    from liverseg_tf.exporting.measure import measure
     from liverseg_tf.exporting.parity import megabytes
+    from liverseg_tf.exporting.timing import measure
     from liverseg_tf.models.saving import load_config, model_file
 
     config = load_config(args.model)

@@ -31,7 +31,7 @@ def main() -> int:
     args = parser.parse_args()
 
     from liverseg_tf.data.volume import CTVolume
-    from liverseg_tf.exporting.client import ServingClient
+    from liverseg_tf.inference.serving_client import ServingClient
 
     volume = CTVolume.load(args.ct)
     hu = np.concatenate([volume.slices(i, i + 1) for i in range(0, volume.shape[2], args.every)])

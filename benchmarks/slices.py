@@ -32,7 +32,7 @@ from PIL import Image
 from liverseg_tf.channels import CTChannels
 from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.data.cases import Case
-from liverseg_tf.data.lesions import LesionSynthesis
+from liverseg_tf.data.lesion_synthesis import LesionSynthesis
 from liverseg_tf.data.phantom import write_phantoms
 from liverseg_tf.data.slices import slice_dataset
 from liverseg_tf.windows import window_bounds

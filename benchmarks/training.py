@@ -28,7 +28,7 @@ from liverseg_tf.models.losses import build_loss
 from liverseg_tf.models.saving import build_model
 from liverseg_tf.training.loop import Trainer, phases
 from liverseg_tf.training.recipes import get_recipe
-from liverseg_tf.training.run import bfloat16_convolutions
+from liverseg_tf.training.train import bfloat16_convolutions
 
 
 def make_trainer(size: int, steps: int, xla: bool) -> Trainer:

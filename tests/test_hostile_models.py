@@ -15,8 +15,8 @@ import tensorflow as tf
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ModelError
 from liverseg_tf.inference.allowed_operations import check_operations
-from liverseg_tf.inference.manifest import SAVEDMODEL_MANIFEST
 from liverseg_tf.inference.runtimes import open_runtime
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST
 from liverseg_tf.models.saving import CONFIG_ENTRY, load_model
 
 

@@ -3,8 +3,8 @@
 A process is killed (SIGKILL) by itself just before its n-th step that touches the output folder: opening, renaming or
 removing a file, making a folder. LIVERSEG_KILL_POINTS sets how many such points are tried for each job, spread from the
 first step to the last (10 for the full matrix). Without it each job is killed once: prediction and evaluation halfway,
-training and export, which take long, at their most delicate step; `tests/training/test_run.py` compares the weights of
-a resumed training in any case.
+training and export, which take long, at their most delicate step; `tests/training/test_train.py` compares the weights
+of a resumed training in any case.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def nursery(name: str, data: str, model: str, folder: str, points: int) -> None:
 
     if name != "evaluate":
         import liverseg_tf.exporting.export
-        import liverseg_tf.inference.cohort
-        import liverseg_tf.training.run  # noqa: F401
+        import liverseg_tf.inference.jobs
+        import liverseg_tf.training.train  # noqa: F401
 
     count_file = Path(folder, "count")
 

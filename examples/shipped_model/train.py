@@ -30,7 +30,7 @@ from liverseg_tf.channels import CTChannels, SquareResize
 from liverseg_tf.config import ChannelsConfig, ModelConfig
 from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.data.cases import find_cases
-from liverseg_tf.data.lesions import LesionSynthesis
+from liverseg_tf.data.lesion_synthesis import LesionSynthesis
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.saving import save_model

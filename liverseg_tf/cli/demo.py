@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     stage("2. Training a ResNet34 U-Net")
     from liverseg_tf.cli.training_progress import TrainingProgress
     from liverseg_tf.training.recipes import get_recipe
-    from liverseg_tf.training.run import train
+    from liverseg_tf.training.train import train
 
     recipe = replace(get_recipe("default"), image_size=_IMAGE_SIZE, epochs=args.epochs, augmentation=False)
     result = train(
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
     stage("3. Segmenting patients that it never saw")
-    from liverseg_tf.inference.cohort import plan, predict_files
+    from liverseg_tf.inference.jobs import plan, predict_files
     from liverseg_tf.inference.predictor import Predictor
     from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
 
@@ -150,12 +150,12 @@ def _extras(args, output, model, jobs) -> dict:
     """The stages that are asked for by option."""
     made = {}
     if args.explain:
-        from liverseg_tf.explanation.volume_explanation import explain
+        from liverseg_tf.explanation.explain import explain
 
         explain(jobs[0].source, output / "explanation", model=model)
         made["explanation"] = output / "explanation"
     if args.report:
-        from liverseg_tf.reporting.html_report import report
+        from liverseg_tf.reporting.report import report
 
         report(jobs[0].source, output / "report.html", model=model, truth=jobs[0].source.with_name(jobs[0].target.name))
         made["report"] = output / "report.html"

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from liverseg_tf.cli.progress import progress_bar
-    from liverseg_tf.explanation.volume_explanation import explain
+    from liverseg_tf.explanation.explain import explain
 
     with progress_bar() as bar:
         task = bar.add_task("explain", total=None)

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.data.cases import find_cases, with_masks
     from liverseg_tf.files import write_text
     from liverseg_tf.reporting.figures import learning_rate_figure, save_figure
-    from liverseg_tf.training.lr_finder import find_learning_rate
+    from liverseg_tf.training.find_learning_rate import find_learning_rate
     from liverseg_tf.training.recipes import get_recipe
 
     changes = {"image_size": args.image_size, "batch_size": args.batch_size, "encoder_weights": args.encoder_weights}

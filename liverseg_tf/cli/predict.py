@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.data.remote import join, location
-    from liverseg_tf.inference.cohort import plan, predict_files
+    from liverseg_tf.inference.jobs import plan, predict_files
     from liverseg_tf.inference.postprocessing import PostProcessing
     from liverseg_tf.inference.predictor import Predictor, check_output
     from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
                 check_output(_entropy_path(job.target), [], args.overwrite)
     model = args.model
     if args.server:
-        from liverseg_tf.exporting.client import ServingClient
+        from liverseg_tf.inference.serving_client import ServingClient
 
         model = ServingClient(args.server)
     predictor = Predictor(

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from liverseg_tf.cli.progress import progress_bar
-    from liverseg_tf.reporting.html_report import report
+    from liverseg_tf.reporting.report import report
 
     with progress_bar() as bar:
         task = bar.add_task("report", total=None)

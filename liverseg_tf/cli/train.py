@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.training_progress import TrainingProgress
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.shipped import shipped_model
-    from liverseg_tf.training.run import train
     from liverseg_tf.training.strategies import create_strategy, place
+    from liverseg_tf.training.train import train
 
     out = console()
     cases = find_cases(*args.folders, patients=args.patients)

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from liverseg_tf.cli.progress import progress_bar
-    from liverseg_tf.data.verification import verify
+    from liverseg_tf.data.verify import verify
 
     with progress_bar() as bar:
         task = bar.add_task("verify", total=None)

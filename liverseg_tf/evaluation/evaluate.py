@@ -16,7 +16,7 @@ from liverseg_tf import __version__
 from liverseg_tf.data.volume import MaskVolume
 from liverseg_tf.errors import ConfigError, GeometryWarning
 from liverseg_tf.evaluation.bootstrap import bootstrap_ratios
-from liverseg_tf.evaluation.case import OVERLAPS, REGIONS, SCENARIOS, TOLERANCES_MM, CaseScores, dice, score_case
+from liverseg_tf.evaluation.case_scores import OVERLAPS, REGIONS, SCENARIOS, TOLERANCES_MM, CaseScores, dice, score_case
 from liverseg_tf.evaluation.lesions import SIZES
 from liverseg_tf.evaluation.lits import lits_scores, lits_terms
 from liverseg_tf.evaluation.pairs import find_pairs

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.evaluation.case import REGIONS
+from liverseg_tf.evaluation.case_scores import REGIONS
 from liverseg_tf.evaluation.lesions import SIZES
 from liverseg_tf.files import atomic_write
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR

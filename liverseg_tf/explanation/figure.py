@@ -24,7 +24,7 @@ from liverseg_tf.reporting.figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from liverseg_tf.explanation.volume_explanation import RegionExplanation
+    from liverseg_tf.explanation.explain import RegionExplanation
 
 HEAT_COLORS = "inferno"
 

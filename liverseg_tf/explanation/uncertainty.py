@@ -15,7 +15,7 @@ from scipy import stats
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.files import atomic_write
 from liverseg_tf.inference.predictor import Prediction, Predictor, check_output, describe
-from liverseg_tf.inference.variations import Variations
+from liverseg_tf.inference.test_time_augmentation import Variations
 from liverseg_tf.labels import BACKGROUND, TUMOUR
 
 COVERAGE = 0.95

@@ -11,8 +11,8 @@ import numpy as np
 
 from liverseg_tf.data.cases import Case
 from liverseg_tf.errors import CaseError
-from liverseg_tf.exporting.measure import measure
 from liverseg_tf.exporting.samples import Sample, samples
+from liverseg_tf.exporting.timing import measure
 
 # In-plane sizes that are compared: what TFLite files are made for, and one that is odd and not square.
 SIZES = ((512, 512), (476, 290))

@@ -25,7 +25,7 @@ from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSeg
 from liverseg_tf.files import atomic_write
 from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
 from liverseg_tf.inference.runtimes import Runtime, open_runtime
-from liverseg_tf.inference.variations import Variations
+from liverseg_tf.inference.test_time_augmentation import Variations
 from liverseg_tf.labels import BACKGROUND
 from liverseg_tf.shipped import shipped_model
 

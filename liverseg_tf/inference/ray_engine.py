@@ -15,7 +15,7 @@ from typing import Any
 
 from liverseg_tf.data.remote import is_url
 from liverseg_tf.errors import ConfigError, LiverSegError, ServerError, require
-from liverseg_tf.inference.cohort import Job, predict_job
+from liverseg_tf.inference.jobs import Job, predict_job
 from liverseg_tf.inference.predictor import Predictor, manifest_row
 
 # A worker may wait for a node that a cluster is still starting, but not for ever while no other works.

@@ -17,7 +17,7 @@ from liverseg_tf.files import write_text
 from liverseg_tf.inference.predictor import is_own_result
 
 if TYPE_CHECKING:
-    from liverseg_tf.inference.cohort import Job
+    from liverseg_tf.inference.jobs import Job
 
 MANIFEST = "manifest.jsonl"
 # Objects can't grow: behind a URL the whole file is written again, not more often than this and a twentieth of the time

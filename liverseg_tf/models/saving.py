@@ -107,7 +107,7 @@ def load_config(path: str | Path) -> ModelConfig:
     """
     savedmodel = _savedmodel(path)
     if savedmodel:
-        from liverseg_tf.inference.manifest import SAVEDMODEL_MANIFEST, Manifest
+        from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
 
         manifest = Manifest.load(savedmodel / SAVEDMODEL_MANIFEST)
         manifest.check_files(savedmodel)

@@ -600,7 +600,7 @@ def _histogram(axis: Axes, values: np.ndarray, bins: int, label: str) -> None:
 
 
 def _overlap_lines(truth: np.ndarray, prediction: np.ndarray) -> list[str]:
-    from liverseg_tf.evaluation.case import dice, jaccard
+    from liverseg_tf.evaluation.case_scores import dice, jaccard
 
     lines = []
     for name, regions in (

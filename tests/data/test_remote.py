@@ -13,7 +13,7 @@ import liverseg_tf as ls
 from liverseg_tf.cli.main import main
 from liverseg_tf.data import remote
 from liverseg_tf.errors import InputFileError, LiverSegError, MissingDependencyError, OutputError
-from liverseg_tf.inference.cohort import plan, predict_files
+from liverseg_tf.inference.jobs import plan, predict_files
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 
@@ -177,7 +177,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 def test_local_paths_load_no_fsspec(tmp_path, phantom_folder):
     code = (
-        "import sys; from liverseg_tf.inference.cohort import plan; "
+        "import sys; from liverseg_tf.inference.jobs import plan; "
         f"assert plan([{str(phantom_folder)!r}], 'file://{tmp_path}/out'); assert 'fsspec' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from liverseg_tf.evaluation.case import score_case
+from liverseg_tf.evaluation.case_scores import score_case
 from liverseg_tf.evaluation.lesions import match_lesions
 from liverseg_tf.evaluation.lits import challenge_detections, lits_scores
 

@@ -10,7 +10,7 @@ import pytest
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.explanation.uncertainty import expected_calibration_error, measure_uncertainty, prediction_interval
 from liverseg_tf.inference.predictor import Predictor
-from liverseg_tf.inference.variations import Variations
+from liverseg_tf.inference.test_time_augmentation import Variations
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from liverseg_tf.cli.main import main
 from liverseg_tf.data.cases import Case
 from liverseg_tf.errors import ConfigError, DataWarning, ModelError, OutputError
 from liverseg_tf.exporting import parity
-from liverseg_tf.exporting.measure import Figures
 from liverseg_tf.exporting.samples import UNKNOWN, Sample, samples
+from liverseg_tf.exporting.timing import Figures
 from liverseg_tf.models.saving import build_model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 
-from liverseg_tf.exporting.client import DEFAULT_MODEL, SLICES_A_REQUEST
+from liverseg_tf.inference.serving_client import DEFAULT_MODEL, SLICES_A_REQUEST
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "serving"
 

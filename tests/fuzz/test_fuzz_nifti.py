@@ -139,7 +139,7 @@ def load(path, predictor) -> None:
 
 
 def predict(path, predictor) -> None:
-    from liverseg_tf.inference.cohort import plan
+    from liverseg_tf.inference.jobs import plan
 
     (job,) = plan([path], path.with_name("mask.nii.gz"), overwrite=True)
     prediction = predictor.predict(job.source)

@@ -6,7 +6,7 @@ import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.errors import ConfigError, DataWarning, ModelError, OutputError
-from liverseg_tf.inference.cohort import plan, predict_files
+from liverseg_tf.inference.jobs import plan, predict_files
 from liverseg_tf.inference.postprocessing import PostProcessing
 from tests.data.test_volume import ORIENTATIONS, stored_as
 

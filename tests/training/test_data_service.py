@@ -9,7 +9,7 @@ import tensorflow as tf
 import liverseg_tf as ls
 from liverseg_tf.data.slices import training_batches
 from liverseg_tf.errors import ConfigError, ServerError
-from liverseg_tf.training import run
+from liverseg_tf.training import train as run
 from liverseg_tf.training.feeding import through_service
 from tests.training import worker
 

@@ -13,7 +13,7 @@ import pytest
 import liverseg_tf as ls
 from liverseg_tf.cli.main import main
 from liverseg_tf.errors import CaseError, ConfigError, LiverSegError
-from liverseg_tf.training import run
+from liverseg_tf.training import train as run
 from liverseg_tf.training.feeding import patient_shards
 from liverseg_tf.training.strategies import create_strategy
 from tests.training import worker

@@ -12,7 +12,7 @@ import numpy as np
 
 import liverseg_tf as ls
 from liverseg_tf.errors import LiverSegError
-from liverseg_tf.training import run
+from liverseg_tf.training import train as run
 from liverseg_tf.training.recipes import Recipe
 
 RECIPE = Recipe(name="tiny", image_size=32, batch_size=4, epochs=3, learning_rate=3e-3, ema=0.9)

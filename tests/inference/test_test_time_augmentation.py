@@ -10,7 +10,7 @@ from scipy import ndimage
 
 import liverseg_tf as ls
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.inference.variations import Variations
+from liverseg_tf.inference.test_time_augmentation import Variations
 
 SPACING = (0.8, 1.1, 3.0)
 

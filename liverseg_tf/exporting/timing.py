@@ -1,6 +1,6 @@
 """Runs one artefact in a process of its own, so that time and memory are its alone.
 
-`python -m liverseg_tf.exporting.measure MODEL SLICES.npz RESULT.npz`: slices are arrays (N, rows, columns) under any
+`python -m liverseg_tf.exporting.timing MODEL SLICES.npz RESULT.npz`: slices are arrays (N, rows, columns) under any
 names; the result has `<name>_labels` and `<name>_probabilities`, and `figures`, JSON of `Figures`.
 """
 
@@ -58,7 +58,7 @@ def measure(
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
         process = subprocess.run(
-            [sys.executable, "-m", "liverseg_tf.exporting.measure", str(model), str(given), str(result)],
+            [sys.executable, "-m", "liverseg_tf.exporting.timing", str(model), str(given), str(result)],
             env=os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
             capture_output=True,
             text=True,

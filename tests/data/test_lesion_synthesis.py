@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from scipy import ndimage
 
-from liverseg_tf.data.lesions import LesionSynthesis
+from liverseg_tf.data.lesion_synthesis import LesionSynthesis
 from liverseg_tf.errors import ConfigError
 
 PLAIN = {

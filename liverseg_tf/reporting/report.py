@@ -16,11 +16,12 @@ import numpy as np
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
 from liverseg_tf.errors import ConfigError, ModelError, OutputError
-from liverseg_tf.evaluation.case import CaseScores, score_case
+from liverseg_tf.evaluation.case_scores import CaseScores, score_case
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
 from liverseg_tf.files import write_text
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.labels import CLASSES, TUMOUR
+from liverseg_tf.provenance import versions
 from liverseg_tf.reporting.page_data import (
     LOWEST_HU,
     PICTURE_BYTES,
@@ -30,12 +31,11 @@ from liverseg_tf.reporting.page_data import (
     encode_layers,
     packed_bytes,
 )
-from liverseg_tf.reporting.provenance import versions
 from liverseg_tf.windows import WINDOWS, resolve_window
 
 if TYPE_CHECKING:
+    from liverseg_tf.explanation.explain import Explanation
     from liverseg_tf.explanation.uncertainty import Uncertainty
-    from liverseg_tf.explanation.volume_explanation import Explanation
 
 logger = logging.getLogger(__name__)
 
@@ -446,7 +446,7 @@ def _explained(
     notes: list[str],
     progress: Progress,
 ) -> Explanation | None:
-    from liverseg_tf.explanation.volume_explanation import explain
+    from liverseg_tf.explanation.explain import explain
 
     if not (prediction.canonical_labels == TUMOUR).any():
         return None

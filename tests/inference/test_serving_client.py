@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from liverseg_tf.errors import ConfigError, ServerError
-from liverseg_tf.exporting.client import ServingClient
 from liverseg_tf.inference.postprocessing import PostProcessing
 from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.inference.runtimes import Runtime
+from liverseg_tf.inference.serving_client import ServingClient
 
 pytest.importorskip("tensorflow_serving")
 
@@ -27,7 +27,7 @@ class Endpoint:
     """A server process: URLs by scheme, and how it is told to misbehave."""
 
     def __init__(self, folder):
-        command = [sys.executable, Path(__file__).with_name("serving_endpoint.py"), folder]
+        command = [sys.executable, Path(__file__).parents[1] / "serving_endpoint.py", folder]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, text=True, **pipes)
         ports = json.loads(self.process.stdout.readline())
@@ -241,7 +241,7 @@ def test_strange_answers_are_errors(body_hu, content, told):
 
 def test_compact_requests_are_smaller(body_hu):
     """What the PNG signature is for: the same two slices, as REST takes them, both ways."""
-    from liverseg_tf.exporting import client
+    from liverseg_tf.inference import serving_client as client
 
     hu = body_hu((2, 512, 512))
     plain = len(json.dumps(client._to_json(hu)))

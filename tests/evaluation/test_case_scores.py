@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg_tf.evaluation.case import score_case
+from liverseg_tf.evaluation.case_scores import score_case
 
 LPS = np.diag([-0.8, -0.8, 2.5, 1.0])
 

@@ -11,7 +11,7 @@ import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.errors import ConfigError, OutputError
-from liverseg_tf.inference.cohort import plan, predict_files
+from liverseg_tf.inference.jobs import plan, predict_files
 from liverseg_tf.inference.run_manifest import RunManifest
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")

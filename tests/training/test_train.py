@@ -227,7 +227,7 @@ for group in zip(*weights):
 
 
 def test_a_loss_that_is_no_number_names_step_and_cases(cases, tmp_path, monkeypatch):
-    from liverseg_tf.training import run as module
+    from liverseg_tf.training import train as module
 
     def build(name, classes, class_weights):
         step = tf.Variable(0)

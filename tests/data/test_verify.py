@@ -9,7 +9,7 @@ import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.cli.main import main
-from liverseg_tf.data.verification import _Memory, verify
+from liverseg_tf.data.verify import _Memory, verify
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError
 
 SHAPE = (40, 36, 8)

@@ -10,7 +10,7 @@ import pytest
 
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, OutputError
-from liverseg_tf.explanation.volume_explanation import explain
+from liverseg_tf.explanation.explain import explain
 from liverseg_tf.inference.predictor import Predictor
 
 

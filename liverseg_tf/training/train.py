@@ -24,7 +24,7 @@ import tensorflow as tf
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.data.cases import Case, folds_by_patient, split_by_patient, with_masks
-from liverseg_tf.data.lesions import LesionSynthesis
+from liverseg_tf.data.lesion_synthesis import LesionSynthesis
 from liverseg_tf.data.slices import SlicePart, SliceSelection, explain_read_error, slice_dataset, training_batches
 from liverseg_tf.data.volume import HU_RANGE
 from liverseg_tf.errors import ConfigError, DataWarning, LiverSegError, ModelError, OutputError, TrainingError

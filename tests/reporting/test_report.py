@@ -19,9 +19,10 @@ from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import ConfigError, GeometryError, InputFileError, OutputError
 from liverseg_tf.explanation.uncertainty import measure_uncertainty
 from liverseg_tf.inference.predictor import Predictor
-from liverseg_tf.inference.variations import Variations
-from liverseg_tf.reporting import html_report, page_data
-from liverseg_tf.reporting.html_report import report
+from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.reporting import page_data
+from liverseg_tf.reporting import report as html_report
+from liverseg_tf.reporting.report import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
