@@ -92,7 +92,7 @@ def by_steps(predictor, jobs) -> dict:
         labels = prediction.canonical_labels.copy()
         began = time.perf_counter()
         if predictor.postprocessing is not None:
-            predictor.postprocessing(labels, volume.spacing_mm)
+            predictor.postprocessing(labels, volume.spacing_mm, volume.voxel_volume_ml)
         took("post-processing", began)
         row["network"] -= row["channels"] + row["post-processing"]  # they are within `predict`
         began = time.perf_counter()

@@ -83,7 +83,7 @@ def _explanations(args: argparse.Namespace, predictor: Predictor) -> dict:
     for name, volume, truth in _cases(args):
         labels = truth if args.regions == "truth" else predictor.predict(volume).canonical_labels
         for region in find_regions(labels, volume.geometry)[: args.most_lesions]:
-            mm3 = np.count_nonzero(region.mask) * float(np.prod(volume.spacing_mm))
+            mm3 = 1000 * np.count_nonzero(region.mask) * volume.voxel_volume_ml
             if mm3 < np.pi / 6 * args.smallest_mm**3:
                 continue
             index = region.largest_slice
@@ -142,7 +142,7 @@ def _calibration(args: argparse.Namespace, predictor: Predictor) -> dict:
         wrong = predictor.predict(volume).canonical_labels != truth
         near = truth >= LIVER
         sure = found.entropy.astype(float) / 255
-        ml = float(np.prod(volume.spacing_mm)) / 1000
+        ml = volume.voxel_volume_ml
         probabilities = np.concatenate(
             [predictor.runtimes[0].probabilities(volume.slices(i, i + 1)) for i in range(volume.shape[2])]
         )

@@ -16,6 +16,8 @@ from liverseg_tf.labels import to_labels
 
 HU_RANGE = (-1024.0, 3071.0)
 AFFINE_TOLERANCE = 1e-3
+# Axes whose cosine is larger are not perpendicular: a gantry's tilt, not the rounding of a header.
+_SHEAR_TOLERANCE = 1e-4
 _CANONICAL = nib.orientations.axcodes2ornt(("P", "L", "S"))
 
 
@@ -74,6 +76,26 @@ class Geometry:
         """Distance between neighbours along (rows, columns, slices) of the canonical view, in mm."""
         sizes = nib.affines.voxel_sizes(self.affine)
         return tuple(float(sizes[int(a)]) for a in np.argsort(self.transform[:, 0]))
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of a voxel in ml: the affine's determinant. In a sheared grid the spacings' product is too large."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @property
+    def steps_mm(self) -> np.ndarray:
+        """(3, 3) float64: its columns are the steps along (rows, columns, slices) of the canonical view, in mm.
+
+        They are turned so that rows run along the first axis, and columns within the first two. Index differences
+        times this are differences in mm, so lengths are right in a sheared grid (a tilted gantry's) too; without shear
+        it is the diagonal matrix of `spacing_mm`.
+        """
+        steps = self.canonical_affine[:3, :3]
+        unit = steps / self.spacing_mm
+        if np.abs(unit.T @ unit - np.eye(3)).max() <= _SHEAR_TOLERANCE:
+            return np.diag(self.spacing_mm)
+        upper = np.linalg.qr(steps).R
+        return upper * np.sign(np.diag(upper))[:, None]
 
     @property
     def canonical_affine(self) -> np.ndarray:
@@ -244,6 +266,11 @@ class CTVolume:
         return self.geometry.spacing_mm
 
     @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of a voxel in ml, right for a sheared grid too."""
+        return self.geometry.voxel_volume_ml
+
+    @property
     def affine(self) -> np.ndarray:
         """(4, 4) float64 affine of the file."""
         return self.geometry.affine
@@ -343,6 +370,11 @@ class MaskVolume:
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distances along (rows, columns, slices), in mm."""
         return self.geometry.spacing_mm
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of a voxel in ml, right for a sheared grid too."""
+        return self.geometry.voxel_volume_ml
 
     @property
     def affine(self) -> np.ndarray:

@@ -76,7 +76,7 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
         >>> score_case(mask, mask).row["liver_volume_truth_ml"]
         0.064
     """
-    spacing_mm, geometry = truth.spacing_mm, truth.geometry
+    geometry, steps_mm, voxel_ml = truth.geometry, truth.geometry.steps_mm, truth.voxel_volume_ml
     # All that follows happens in the box around what either mask marks; it is far smaller than the volume.
     boxes = [box for box in (bounding_box(m.labels != BACKGROUND) for m in (truth, prediction)) if box]
     box = enclosing_box(boxes) if boxes else (slice(0, 1),) * 3
@@ -86,24 +86,22 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
     for region, lowest in zip(REGIONS, (LIVER, TUMOUR), strict=True):  # one after the other, to save memory
         masks = [m >= lowest for m in labels]
         per_slice[region] = _slice_counts(*masks)
-        distances[region] = surface_distances(*masks, spacing_mm)
+        distances[region] = surface_distances(*masks, steps_mm)
     voxels = {name: tuple(int(n) for n in counts.sum(axis=1)) for name, counts in per_slice.items()}
 
     numbered = [_lesions_numbered_as_in_file(mask == TUMOUR, geometry) for mask in labels]
     match = match_lesions(*numbered)
-    measures = [measure_lesions(lesions, spacing_mm) for lesions in numbered]
+    measures = [measure_lesions(lesions, voxel_ml) for lesions in numbered]
     detected = {name: _detected(match, overlap) for name, overlap in OVERLAPS.items()}
     counts = {name: _count_by_size(measures, found) for name, found in detected.items()}
 
-    lits = _lits_case(
-        numbered, match, measures, spacing_mm, distances["liver"], voxels, bool((labels[1] == LIVER).any())
-    )
+    lits = _lits_case(numbered, match, measures, steps_mm, distances["liver"], voxels, bool((labels[1] == LIVER).any()))
     row = {
         "case": case,
-        "spacing_mm": [round(s, 6) for s in spacing_mm],
+        "spacing_mm": [round(s, 6) for s in truth.spacing_mm],
         "identity_affine": geometry.is_identity_affine,
-        **_region_row("liver", voxels["liver"], distances["liver"], spacing_mm),
-        **_region_row("lesion", voxels["lesion"], distances["lesion"], spacing_mm),
+        **_region_row("liver", voxels["liver"], distances["liver"], voxel_ml),
+        **_region_row("lesion", voxels["lesion"], distances["lesion"], voxel_ml),
         **_burden_row(voxels),
         "lesions_truth": len(match.truth_voxels),
         "lesions_prediction": len(match.prediction_voxels),
@@ -156,7 +154,7 @@ def _lits_case(
     numbered: list[np.ndarray],
     match: LesionMatch,
     measures: list[LesionMeasures],
-    spacing_mm: tuple[float, float, float],
+    steps_mm: np.ndarray,
     liver_distances: SurfaceDistances | None,
     voxels: dict[str, Counts],
     liver_predicted: bool,
@@ -168,7 +166,7 @@ def _lits_case(
         liver_predicted=liver_predicted,
         # The program scores detected lesions only where its count of them is above 0.
         detected_lesions=tuple(
-            _group_scores(numbered, measures, (match.truth_group == g, match.prediction_group == g), spacing_mm)
+            _group_scores(numbered, measures, (match.truth_group == g, match.prediction_group == g), steps_mm)
             for g in groups
             if count > 0
         ),
@@ -183,7 +181,7 @@ def _group_scores(
     numbered: list[np.ndarray],
     measures: list[LesionMeasures],
     selected: tuple[np.ndarray, np.ndarray],
-    spacing_mm: tuple[float, float, float],
+    steps_mm: np.ndarray,
 ) -> ObjectScores:
     """Score the selected reference lesions, (G,) bool, as one object against the selected predicted ones, (P,) bool."""
     boxes = [m.boxes[i] for m, chosen in zip(measures, selected, strict=True) for i in np.flatnonzero(chosen)]
@@ -191,13 +189,13 @@ def _group_scores(
     # a table over lesion numbers, background first
     masks = [np.append(False, chosen)[lesions[box]] for lesions, chosen in zip(numbered, selected, strict=True)]
     voxels = [int(np.count_nonzero(mask)) for mask in (*masks, masks[0] & masks[1])]
-    return object_scores(*voxels, surface_distances(*masks, spacing_mm))
+    return object_scores(*voxels, surface_distances(*masks, steps_mm))
 
 
 def _region_row(
-    name: str, voxels: Counts, distances: SurfaceDistances | None, spacing_mm: tuple[float, float, float]
+    name: str, voxels: Counts, distances: SurfaceDistances | None, voxel_ml: float
 ) -> dict[str, float | None]:
-    truth_ml, prediction_ml = (n * float(np.prod(spacing_mm)) / 1000 for n in voxels[:2])
+    truth_ml, prediction_ml = (n * voxel_ml for n in voxels[:2])
 
     def measured(figure):
         return None if distances is None else figure(distances)

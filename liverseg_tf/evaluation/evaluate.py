@@ -30,7 +30,8 @@ RULES: dict[str, str] = {
     "where both masks are empty and 0 where one is.",
     "distances": "Outside lits, distances and surface Dice are null where a mask is empty; 'missing' counts those. "
     "Surface voxels have a neighbor by face or edge outside the mask. HD95 is the larger of the two directions' 95th "
-    "percentiles; surface Dice counts surface voxels within tolerance. Lengths use the mask's spacing.",
+    "percentiles; surface Dice counts surface voxels within tolerance. Lengths and volumes use the mask's "
+    "affine, a sheared one's too.",
     "detection": "Sizes go by equivalent diameter: small under 10 mm, large over 20 mm. A reference lesion is a true "
     "positive if a predicted voxel lies in it (overlap_above_0), or if, matched and merged as in the challenge, its "
     "intersection over union is above 0.5 (overlap_above_0.5). False positives have the predicted lesion's size.",

@@ -152,21 +152,21 @@ class LesionMeasures:
     largest_slice: np.ndarray
 
 
-def measure_lesions(lesions: np.ndarray, spacing_mm: tuple[float, float, float]) -> LesionMeasures:
+def measure_lesions(lesions: np.ndarray, voxel_volume_ml: float) -> LesionMeasures:
     """Measure numbered lesions.
 
     Args:
         lesions: (I, J, K) int, 1 to N for lesions, each at least one voxel, and 0 for background.
-        spacing_mm: voxel size along each axis.
+        voxel_volume_ml: of the grid, as `Geometry.voxel_volume_ml`.
 
     Example:
-        >>> measure_lesions(np.array([[[0, 1, 1]]]), (1.0, 1.0, 3.0)).volume_ml
+        >>> measure_lesions(np.array([[[0, 1, 1]]]), 0.003).volume_ml
         array([0.006])
     """
     places = np.nonzero(lesions)
     number = lesions[places] - 1
     voxels = np.bincount(number)
-    volume_ml = voxels * np.prod(spacing_mm) / 1000
+    volume_ml = voxels * voxel_volume_ml
     centroid = np.stack([np.bincount(number, weights=place) for place in places], axis=1) / voxels[:, None]
     slices = lesions.shape[2]
     area = np.bincount(number * slices + places[2], minlength=len(voxels) * slices).reshape(len(voxels), slices)

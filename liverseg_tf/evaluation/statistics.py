@@ -29,7 +29,8 @@ class LesionStatistics:
         volume_ml: its volume.
         diameter_mm: diameter of the ball of the same volume.
         size: `small` under 10 mm, `medium`, `large` over 20 mm.
-        extent_mm: size of its bounding box, front to back, side to side, bottom to top.
+        extent_mm: size of its bounding box, front to back, side to side, bottom to top; in a sheared grid of the
+            box with perpendicular edges, whose first two lie in the slices.
         slice: number from 1, counted from the feet, of the slice where it is largest.
         slices: first and last slice that it is on, counted alike.
         side: `right`, `central` or `left` third of the liver's width (patient's right).
@@ -120,7 +121,7 @@ def statistics(
         volume = CTVolume.load(volume)
     _check_fits(volume, mask)
     box = bounding_box(mask.labels != BACKGROUND)
-    voxel_ml = float(np.prod(mask.spacing_mm)) / 1000
+    voxel_ml = mask.voxel_volume_ml
     labels = mask.labels[box or (slice(0, 1),) * 3]
     tissue, tumour = labels == LIVER, labels == TUMOUR
     tissue_voxels, tumour_voxels = int(np.count_nonzero(tissue)), int(np.count_nonzero(tumour))
@@ -188,8 +189,9 @@ def _hu_sums(
 def _lesions(
     numbered: np.ndarray, hu_sums: np.ndarray | None, box: tuple[slice, slice, slice], mask: MaskVolume
 ) -> tuple[LesionStatistics, ...]:
-    measures = measure_lesions(numbered, mask.spacing_mm)
+    measures = measure_lesions(numbered, mask.voxel_volume_ml)
     offset = np.array([s.start for s in box])
+    steps_mm = mask.geometry.steps_mm
     to_file = np.linalg.inv(mask.affine) @ mask.geometry.canonical_affine
     found = []
     for rank, lesion in enumerate(np.argsort(-measures.voxels, kind="stable")):
@@ -197,7 +199,7 @@ def _lesions(
         inside = numbered[own] == lesion + 1
         center = measures.centroid[lesion]
         voxels = np.argwhere(inside) + [s.start for s in own]
-        nearest = voxels[np.square((voxels - center) * mask.spacing_mm).sum(axis=1).argmin()] + offset
+        nearest = voxels[np.square((voxels - center) @ steps_mm.T).sum(axis=1).argmin()] + offset
         at = int(measures.largest_slice[lesion] + offset[2] + 1)
         # the liver's box has the crop's shape: tumour counts as liver
         front, side, height = (
@@ -209,7 +211,7 @@ def _lesions(
                 volume_ml=float(measures.volume_ml[lesion]),
                 diameter_mm=float(measures.diameter_mm[lesion]),
                 size=size_class(measures.diameter_mm[lesion]),
-                extent_mm=tuple(float(n * s) for n, s in zip(inside.shape, mask.spacing_mm, strict=True)),
+                extent_mm=_extent_mm(voxels, steps_mm),
                 slice=at,
                 slices=(int(own[2].start + offset[2] + 1), int(own[2].stop + offset[2])),
                 side=side,
@@ -222,3 +224,9 @@ def _lesions(
             )
         )
     return tuple(found)
+
+
+def _extent_mm(voxels: np.ndarray, steps_mm: np.ndarray) -> tuple[float, float, float]:
+    """Edges of the box around voxels, (N, 3) indices, whose corners count."""
+    places = voxels @ steps_mm.T
+    return tuple((np.ptp(places, axis=0) + np.abs(steps_mm).sum(axis=1)).tolist())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from edt import edt
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
@@ -102,17 +102,19 @@ class SurfaceDistances:
 
 
 def surface_distances(
-    truth: np.ndarray, prediction: np.ndarray, spacing_mm: tuple[float, float, float]
+    truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float] | np.ndarray
 ) -> SurfaceDistances | None:
     """Measure two masks' surfaces against each other.
 
     Works on the box around both masks, with an exact Euclidean distance transform (the `edt` package: about four times
-    as fast as SciPy's and in less memory; unlike a k-d tree over surface voxels it stays so for masks far apart).
+    as fast as SciPy's and in less memory; unlike a k-d tree over surface voxels it stays so for masks far apart). A
+    sheared grid has no such transform and takes the k-d tree.
 
     Args:
         truth: (I, J, K) bool.
         prediction: (I, J, K) bool.
-        spacing_mm: voxel size along each axis.
+        spacing_mm: voxel size along each axis; or (3, 3), whose columns are the steps along the axes in mm, as
+            `Geometry.steps_mm` gives them.
 
     Returns:
         The distances, or None if one of the masks is empty: then there is nothing to measure.
@@ -134,5 +136,10 @@ def surface_distances(
     )
 
 
-def _distances_mm(start: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    return edt(~target, anisotropy=spacing_mm, parallel=0)[start].astype(np.float64)
+def _distances_mm(start: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+    steps_mm = np.asarray(spacing_mm, np.float64)
+    if steps_mm.ndim == 2 and np.count_nonzero(steps_mm) > 3:
+        places, targets = (np.argwhere(mask) @ steps_mm.T for mask in (start, target))
+        return spatial.KDTree(targets).query(places)[0]
+    spacing = np.diag(steps_mm) if steps_mm.ndim == 2 else steps_mm
+    return edt(~target, anisotropy=tuple(map(float, spacing)), parallel=0)[start].astype(np.float64)

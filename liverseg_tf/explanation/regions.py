@@ -141,8 +141,5 @@ def _cut(name: str, label: int, mask: np.ndarray) -> Region:
 def _ball(point: Sequence[float], radius_mm: float, geometry: Geometry) -> np.ndarray:
     to_canonical = np.linalg.inv(geometry.canonical_affine) @ geometry.affine
     center = np.rint(nib.affines.apply_affine(to_canonical, np.asarray(point, np.float64))).astype(int)
-    axes = [
-        (np.arange(n) - c) * s for n, c, s in zip(geometry.canonical_shape, center, geometry.spacing_mm, strict=True)
-    ]
-    squared = axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2
-    return squared <= radius_mm**2
+    away = np.ogrid[tuple(slice(-c, n - c) for n, c in zip(geometry.canonical_shape, center, strict=True))]
+    return sum(sum(s * a for s, a in zip(row, away, strict=True)) ** 2 for row in geometry.steps_mm) <= radius_mm**2

@@ -128,7 +128,7 @@ def measure_uncertainty(
         entropy[..., first:last] = np.moveaxis(_entropy(total / variations.count), 0, 2)
         if progress is not None:
             progress(last, slices)
-    volumes = counts * float(np.prod(volume.spacing_mm)) / 1000
+    volumes = counts * volume.voxel_volume_ml
     return Uncertainty(volume, entropy, volumes[0], volumes[1], variations)
 
 

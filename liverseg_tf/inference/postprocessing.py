@@ -34,12 +34,15 @@ class PostProcessing(Config):
     fill_holes: bool = True
     smallest_lesion_ml: float = 0.065
 
-    def __call__(self, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    def __call__(
+        self, labels: np.ndarray, spacing_mm: tuple[float, float, float], voxel_volume_ml: float | None = None
+    ) -> np.ndarray:
         """Clean labels up; smoothing comes before, where the labels are made.
 
         Args:
             labels: (rows, columns, slices) uint8, changed in place.
             spacing_mm: distances along those axes, in mm.
+            voxel_volume_ml: of the grid, as `Geometry.voxel_volume_ml`; by default that of perpendicular axes.
 
         Returns:
             `labels`.
@@ -58,8 +61,8 @@ class PostProcessing(Config):
             background.relabel(~background.is_outer, LIVER)
         if self.smallest_lesion_ml > 0:
             lesions = _Pieces(labels_there, lambda slab: slab == TUMOUR)
-            volumes_ml = lesions.voxels * float(np.prod(spacing_mm)) / 1000
-            lesions.relabel(volumes_ml < self.smallest_lesion_ml, LIVER)
+            voxel_ml = math.prod(spacing_mm) / 1000 if voxel_volume_ml is None else voxel_volume_ml
+            lesions.relabel(lesions.voxels * voxel_ml < self.smallest_lesion_ml, LIVER)
         return labels
 
 

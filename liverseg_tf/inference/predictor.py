@@ -241,7 +241,7 @@ class Predictor:
                 f"{'take a smaller --batch-size (batch_size)' if batch > 1 else 'take a smaller volume'}, "
                 "close other programs, or leave the GPU out with CUDA_VISIBLE_DEVICES=-1"
             ) from error
-        liver_ml = np.count_nonzero(labels != BACKGROUND) * float(np.prod(volume.spacing_mm)) / 1000
+        liver_ml = np.count_nonzero(labels != BACKGROUND) * volume.voxel_volume_ml
         if liver_ml < SMALLEST_LIVER_ML:
             warnings.warn(
                 f"{volume.name}: only {liver_ml:.0f} ml of liver found (expected {SMALLEST_LIVER_ML:.0f} ml and more); "
@@ -283,7 +283,7 @@ class Predictor:
         if smoother:
             label(smoother.rest().argmax(-1))
         if self.postprocessing is not None:
-            labels = self.postprocessing(labels, volume.spacing_mm)
+            labels = self.postprocessing(labels, volume.spacing_mm, volume.voxel_volume_ml)
         return labels, kept
 
     def network_probabilities(self, hu: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def _describe(case: Case) -> dict[str, Any]:
         labels = mask.labels
     counts = None if labels is None else np.bincount(labels.ravel(), minlength=len(CLASSES))
     row |= {f"{c.name}_voxels": None if counts is None else int(counts[c.index]) for c in CLASSES}
-    ml = float(np.prod(volume.spacing_mm)) / 1000
+    ml = volume.voxel_volume_ml
     for name, lowest_label in (("liver", LIVER), ("tumour", TUMOUR)):
         row[f"{name}_slices"] = None if labels is None else int((labels >= lowest_label).any(axis=(0, 1)).sum())
     for name, lowest_label in (("liver", LIVER), ("tumour", TUMOUR)):

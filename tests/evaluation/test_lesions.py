@@ -34,7 +34,7 @@ def test_measures_of_lesions():
     lesions[0, 0, 0] = 1
     lesions[1:3, 1:4, 2] = 2
     lesions[1, 1, 3] = 2
-    measures = measure_lesions(lesions, (1.0, 2.0, 5.0))
+    measures = measure_lesions(lesions, 0.01)
     assert measures.voxels.tolist() == [1, 7]
     assert measures.volume_ml == pytest.approx([0.01, 0.07])
     assert measures.centroid[1] == pytest.approx([(3 * 1 + 3 * 2 + 1) / 7, (2 * (1 + 2 + 3) + 1) / 7, (6 * 2 + 3) / 7])
