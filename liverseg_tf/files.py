@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from liverseg_tf.errors import OutputError
 _PARTIAL_NAME = re.compile(r"\.[0-9a-f]{8}\.partial\.")
 # Nobody writes to a file for so long without touching it.
 _ABANDONED_SECONDS = 3600
+# of a file's name, on every file system in common use
+_NAME_BYTES = 255
 
 
 @contextlib.contextmanager
@@ -33,14 +36,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ...     _ = temporary.write_text("{}")
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         yield temporary
         if temporary.is_dir():
             if path.is_dir():
-                old = path.with_name(f".{uuid.uuid4().hex[:8]}.old.{path.name}")
+                old = path.with_name(temporary_name(path.name, "old"))
                 os.replace(path, old)
                 os.replace(temporary, path)
                 shutil.rmtree(old)
@@ -62,6 +65,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def temporary_name(name: str, what: str = "partial") -> str:
+    """A hidden name for a file that is to be called `name`: unique, with its suffixes, and no longer than allowed."""
+    return f".{uuid.uuid4().hex[:8]}.{what}.{_tail(name)}"
+
+
+def _tail(name: str) -> str:
+    """As much of a name's end as the temporary name has room for."""
+    encoded, room = os.fsencode(name), _NAME_BYTES - len(".01234567.partial.")
+    return name if len(encoded) <= room else encoded[-room:].decode("utf-8", "ignore")
+
+
 def is_partial(path: Path) -> bool:
     """Tell whether a file is one that `atomic_write` is writing, or was when its process was killed."""
     return bool(_PARTIAL_NAME.match(path.name))
@@ -69,10 +83,23 @@ def is_partial(path: Path) -> bool:
 
 def _sweep(path: Path) -> None:
     """Remove what killed processes left of earlier tries at `path`."""
-    for partial in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
+    for partial in path.parent.glob(f".*.partial.{glob.escape(_tail(path.name))}"):
         with contextlib.suppress(FileNotFoundError):  # another process that writes to `path` has just finished
             if is_partial(partial) and time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        OSError: if it can't be read.
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_text(path: str | Path, text: str) -> None:

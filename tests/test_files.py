@@ -1,7 +1,7 @@
 import pytest
 
 from liverseg_tf.errors import OutputError
-from liverseg_tf.files import atomic_write, write_text
+from liverseg_tf.files import atomic_write, is_partial, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -34,3 +34,15 @@ def test_what_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="could not be written"):
         write_text(tmp_path / "file" / "below", "x")
+
+
+@pytest.mark.parametrize("letter", ["x", "ä", "字"])
+def test_names_as_long_as_the_file_system_allows_are_written(tmp_path, letter):
+    size = len(letter.encode())
+    name = "a" * ((255 - 7) % size) + letter * ((255 - 7) // size) + ".nii.gz"
+    assert len(name.encode()) == 255
+    write_text(tmp_path / name, "old")
+    with atomic_write(tmp_path / name) as temporary:
+        assert temporary.name.endswith(".nii.gz") and is_partial(temporary)
+        temporary.write_text("new")
+    assert (tmp_path / name).read_text() == "new" and len(list(tmp_path.iterdir())) == 1

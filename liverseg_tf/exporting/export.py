@@ -20,9 +20,9 @@ from liverseg_tf.exporting.parity import REFERENCE, Parity, check_parity, megaby
 from liverseg_tf.exporting.samples import samples
 from liverseg_tf.exporting.savedmodel import has_warmup_requests, write_savedmodel
 from liverseg_tf.exporting.tflite import DESCRIPTION, PRECISIONS, check_builtin_only, convert
-from liverseg_tf.files import atomic_write, write_text
+from liverseg_tf.files import atomic_write, sha256_of, write_text
 from liverseg_tf.inference.slice_function import SliceFunction
-from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, sha256_of
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
 from liverseg_tf.models.saving import load_model, save_model
 
 FORMATS = ("savedmodel", "tflite")

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import OutputError
+from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.slice_function import SliceFunction
-from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, sha256_of
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
 
 # PNG holds unsigned 16-bit numbers: this is added to HU before, and taken away after.
 PNG_OFFSET = 32768

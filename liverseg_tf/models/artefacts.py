@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError
+from liverseg_tf.files import sha256_of
 
 # Where it lies inside a SavedModel. TensorFlow Serving leaves this folder alone.
 SAVEDMODEL_MANIFEST = Path("assets.extra", "liverseg_model.json")
@@ -80,16 +80,3 @@ class Manifest:
                     f"{path}: is not the file that was exported (SHA-256 {got[:12]}, expected {str(expected)[:12]}): "
                     "cut or exchanged; copy or export it again"
                 )
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        OSError: if it can't be read.
-    """
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

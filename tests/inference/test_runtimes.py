@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from liverseg_tf.errors import ModelError
 from liverseg_tf.exporting.export import export
+from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.allowed_operations import check_operations
 from liverseg_tf.inference.runtimes import KerasRuntime, Runtime, SavedModelRuntime, TFLiteRuntime, open_runtime
-from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, sha256_of
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
 
 
 @pytest.fixture(scope="module")
