@@ -350,6 +350,9 @@ class _HashingSink:
             raise OSError("only written to from start to end")  # nibabel then fills gaps by itself
         return place
 
+    def read(self, count: int = -1) -> bytes:
+        raise OSError("only written to")  # nibabel takes nothing without it for a file
+
 
 def _line_digest(content: dict[str, Any], kind: str) -> str:
     return hashlib.sha256(f"{kind} {json.dumps(content)}".encode()).hexdigest()[:_DIGITS]
