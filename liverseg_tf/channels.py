@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.hounsfield import AIR_HU
 from liverseg_tf.windows import resolve_window, window_bounds
 
-AIR_HU = -1024.0
 # Integer HU in this range take the histogram by counting; everything else by sorting.
 _LOWEST_BIN, _BINS = -4096, 8192
 # Fractions at which the sorted pixels are broken, in float32 as fastai's `freqhist_bins` computes them.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.labels import CLASS_NAMES
 from liverseg_tf.windows import resolve_window
 
@@ -151,7 +152,7 @@ class ModelConfig(Config):
     backbone: str = "resnet34"
     class_names: tuple[str, ...] = CLASS_NAMES
     channels: ChannelsConfig = field(default_factory=ChannelsConfig)
-    hu_range: tuple[float, float] | None = (-1024.0, 3071.0)
+    hu_range: tuple[float, float] | None = HU_RANGE
 
     def __post_init__(self):
         if not 32 <= self.image_size <= LARGEST_IMAGE_SIZE or self.image_size % 32:

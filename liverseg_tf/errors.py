@@ -65,6 +65,11 @@ class DataWarning(LiverSegWarning):
     """Data that is usable but suspicious: NaN, orphan masks, no liver found, patients on both sides."""
 
 
+def first_line(error: object) -> str:
+    """The first line of another library's message, at most 200 characters, to quote within one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def require(module: str, extra: str, purpose: str):
     """Import an optional `module`, or say which extra of this package brings it.
 

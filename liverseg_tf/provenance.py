@@ -1,4 +1,4 @@
-"""Where a figure or a page comes from: versions, without anything that names a patient or a place."""
+"""Where a result comes from: versions and software, without anything that names a patient or a place."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import platform
 
 from liverseg_tf import __version__
 
-_PACKAGES = ("numpy", "nibabel", "tensorflow", "keras", "tf-keras-vis", "matplotlib")
+SOFTWARE = f"liverseg_tf {__version__}"
+NOT_A_MEDICAL_DEVICE = "Not a medical device: for research only."
+
+_PACKAGES = ("numpy", "nibabel", "tensorflow", "keras", "segmentation-models", "tf-keras-vis", "matplotlib", "pillow")
 
 
-def versions() -> dict[str, str]:
-    """Versions of this package, Python and what figures depend on; loads none of them.
+def versions() -> dict[str, str | None]:
+    """Versions of this package, of Python and of what results depend on, None where one is missing; loads none of them.
 
     Example:
         >>> sorted(versions())[:2]
-        ['Python', 'keras']
+        ['keras', 'liverseg_tf']
     """
-    found = {"liverseg_tf": __version__, "Python": platform.python_version()}
+    found: dict[str, str | None] = {"liverseg_tf": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue
+            found[package] = None
     return found

@@ -4,21 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-_PACKAGES = (
-    "tensorflow",
-    "keras",
-    "segmentation-models",
-    "nibabel",
-    "numpy",
-    "scipy",
-    "tf-keras-vis",
-    "ai-edge-litert",
-    "tensorflow-serving-api",
-    "ray",
-    "fsspec",
-    "s3fs",
-)
-
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -35,24 +20,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what there is."""
     import json
-    from importlib import metadata
 
     from rich.console import Console
     from rich.table import Table
 
-    from liverseg_tf import __version__
     from liverseg_tf.labels import CLASSES
+    from liverseg_tf.provenance import versions
     from liverseg_tf.shipped import shipped_models
     from liverseg_tf.windows import WINDOWS, window_bounds
 
-    versions = {"liverseg_tf": __version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     found = {
-        "versions": versions,
+        "versions": versions(),
         "models": {name: str(path) for name, path in shipped_models().items()},
         "classes": [{"index": c.index, "name": c.name, "color": c.color, "meaning": c.meaning} for c in CLASSES],
         "windows": {name: {"width": w, "level": level} for name, (w, level) in WINDOWS.items()},
@@ -69,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console = Console()
     table = Table("package", "version", box=None)
-    for package, version in versions.items():
+    for package, version in found["versions"].items():
         table.add_row(package, version or "not installed")
     console.print(table)
     models = ", ".join(f"{n} ({p})" for n, p in found["models"].items()) or "none in this installation"

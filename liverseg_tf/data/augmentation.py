@@ -11,12 +11,11 @@ import tensorflow as tf
 
 from liverseg_tf.config import Config
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.hounsfield import AIR_HU, BODY_HU
 from liverseg_tf.labels import BACKGROUND
 
-AIR_HU = -1024.0
 # Soft tissue takes up contrast agent above about this density; unenhanced parenchyma lies near it.
 _UNENHANCED_HU = 40.0
-_BODY_HU = -250.0
 _BLUR_TAPS = 3
 
 
@@ -324,7 +323,7 @@ def _body(hu):
         mask = tf.nn.max_pool2d(mask, (size, 1), 1, "SAME")
         return tf.nn.max_pool2d(mask, (1, size), 1, "SAME")
 
-    tissue = tf.cast(hu > _BODY_HU, tf.float32)[..., None]
+    tissue = tf.cast(hu > BODY_HU, tf.float32)[..., None]
     # Lungs and bowel gas inside the body must not be taken for outside: dilate, fill by rows and columns, erode.
     closed = 1.0 - dilated(1.0 - tissue, 9)
     core = dilated(closed, 13) > 0.5

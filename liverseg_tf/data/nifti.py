@@ -15,7 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from liverseg_tf.errors import ConfigError, GeometryError, GeometryWarning, InputFileError
+from liverseg_tf.errors import ConfigError, GeometryError, GeometryWarning, InputFileError, first_line
 
 SUFFIXES = (".nii", ".nii.gz")
 DEFAULT_MAX_BYTES = 8 * 1024**3
@@ -230,7 +230,7 @@ def _read_header(path: Path) -> nib.Nifti1Header:
         header.check_fix(logger=_silent)  # what it can't fix it raises
         return header
     except Exception as error:  # nibabel raises many kinds for a broken header
-        raise InputFileError(f"{path}: its NIfTI header is broken ({_first_line(error)})") from None
+        raise InputFileError(f"{path}: its NIfTI header is broken ({first_line(error)})") from None
 
 
 def _header_class(start: bytes) -> type[nib.Nifti1Header] | None:
@@ -245,7 +245,7 @@ def _check_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
     try:
         dtype = header.get_data_dtype()
     except Exception as error:
-        raise InputFileError(f"{path}: its voxels are of an unknown type ({_first_line(error)})") from None
+        raise InputFileError(f"{path}: its voxels are of an unknown type ({first_line(error)})") from None
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         kind = "complex" if dtype.kind == "c" else "RGB" if dtype.names else str(dtype)
         raise InputFileError(f"{path}: expected one integer or float value a voxel, got {kind}; export the CT as int16")
@@ -256,7 +256,7 @@ def _check_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]:
     try:
         shape = tuple(int(n) for n in header.get_data_shape())
     except Exception as error:
-        raise GeometryError(f"{path}: its dimensions are broken ({_first_line(error)})") from None
+        raise GeometryError(f"{path}: its dimensions are broken ({first_line(error)})") from None
     full = shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -274,7 +274,7 @@ def _affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), np.float64)
     except Exception as error:
-        raise GeometryError(f"{path}: its affine is broken ({_first_line(error)})") from None
+        raise GeometryError(f"{path}: its affine is broken ({first_line(error)})") from None
     check_affine(affine, str(path))
     return affine
 
@@ -314,7 +314,7 @@ def _scaling(path: Path, header: nib.Nifti1Header) -> tuple[float, float]:
     try:
         slope, intercept = header.get_slope_inter()
     except Exception as error:
-        raise InputFileError(f"{path}: its scl_slope and scl_inter are broken ({_first_line(error)})") from None
+        raise InputFileError(f"{path}: its scl_slope and scl_inter are broken ({first_line(error)})") from None
     return (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
 
 
@@ -342,7 +342,3 @@ def _size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} bytes"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -22,6 +22,7 @@ from liverseg_tf.data.nifti import open_nifti
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.errors import ConfigError, LiverSegError, OutputError
 from liverseg_tf.files import atomic_write
+from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.labels import LIVER, TUMOUR
 
 DEFAULT_SHAPE = (128, 128, 40)
@@ -97,7 +98,7 @@ def make_phantom(seed: int | Sequence[int], shape: tuple[int, int, int] = DEFAUL
         tumour_voxels += _draw_liver(canvas, patient, cavity, labels[slab])
         _draw_spine(canvas, patient)
         canvas.hu += scan.noise_hu * _detector_noise(rng, canvas.hu.shape)
-        hu[slab] = np.rint(np.clip(canvas.hu, -1024, 3071))
+        hu[slab] = np.rint(np.clip(canvas.hu, *HU_RANGE))
     if scan.padding_hu is not None:
         hu[:, scan.outside(grid)[0]] = scan.padding_hu
 

@@ -19,8 +19,9 @@ from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.data.cases import Case, with_masks
 from liverseg_tf.data.nifti import NiftiFile, open_nifti, read_voxels
-from liverseg_tf.data.volume import HU_RANGE, Geometry, check_same_grid
+from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LiverSegError
+from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR, to_labels
 
 # What a slice shows, in the order of `proportions`.
@@ -536,7 +537,7 @@ class _Source:
             plane = plane if plane.dtype == self.hu_dtype else tf.cast(plane, tf.int32)
         else:
             plane = tf.cast(plane, tf.float32)
-            plane = tf.where(tf.math.is_finite(plane), plane, HU_RANGE[0])  # as CTVolume has it
+            plane = tf.where(tf.math.is_finite(plane), plane, AIR_HU)  # as CTVolume has it
         if self.hu_range is not None:
             plane = tf.clip_by_value(plane, *(tf.cast(edge, plane.dtype) for edge in self.hu_range))
         return tf.cast(plane, self.hu_dtype)

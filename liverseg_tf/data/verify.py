@@ -18,15 +18,15 @@ from scipy import ndimage
 
 from liverseg_tf.data.cases import CaseFiles, find_files, no_volumes, read_patients
 from liverseg_tf.data.nifti import NiftiFile, check_nifti, doubts_about_affine, read_voxels
-from liverseg_tf.data.volume import HU_RANGE, Geometry, check_same_grid, doubt_about_hu
+from liverseg_tf.data.volume import Geometry, check_same_grid, doubt_about_hu
 from liverseg_tf.errors import ConfigError, LiverSegError
+from liverseg_tf.hounsfield import AIR_HU, BODY_HU
 from liverseg_tf.labels import BACKGROUND, CLASS_NAMES, LIVER, TUMOUR, to_labels
 
 SEVERITIES = ("error", "warning")
 # Between neighbors within a slice, and between slices.
 PLAUSIBLE_SPACING_MM = ((0.2, 4.0), (0.2, 10.0))
 # Above this lies tissue, below it air, lung and fat.
-_BODY_HU = -300
 # The liver's center of mass lies about a fifth of the body's width to the right of its middle.
 _LEFT_SHARE = 0.05
 # Most voxels whose files are held at a time: this share of the machine's memory.
@@ -287,7 +287,7 @@ class _CaseCheck:
         self._check_intensities(file, stored)
         with np.errstate(all="ignore"):
             thinned = geometry.to_canonical(stored)[::4, :, ::4] * file.slope + file.intercept
-            columns = np.count_nonzero(thinned > _BODY_HU, axis=(0, 2))
+            columns = np.count_nonzero(thinned > BODY_HU, axis=(0, 2))
         return float(np.average(np.arange(len(columns)), weights=columns)) if columns.any() else None
 
     def _check_intensities(self, file: NiftiFile, stored: np.ndarray) -> None:
@@ -307,10 +307,10 @@ class _CaseCheck:
         if doubt:
             self._add("warning", "intensities", file.path, doubt)
         lowest = min(ends)
-        if lowest < HU_RANGE[0]:
+        if lowest < AIR_HU:
             with np.errstate(all="ignore"):
-                outside = int(np.count_nonzero(stored * file.slope + file.intercept < HU_RANGE[0]))
-            message = f"{outside} voxels lie below {HU_RANGE[0]:g} HU (lowest {lowest:g}), taken as air"
+                outside = int(np.count_nonzero(stored * file.slope + file.intercept < AIR_HU))
+            message = f"{outside} voxels lie below {AIR_HU:g} HU (lowest {lowest:g}), taken as air"
             self._add("warning", "padding", file.path, message)
 
     def _check_mask(self, file: NiftiFile, body_column: float | None) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 
 from liverseg_tf.data.nifti import NiftiFile, check_affine, open_nifti, read_voxels
 from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning
+from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import to_labels
 
-HU_RANGE = (-1024.0, 3071.0)
 AFFINE_TOLERANCE = 1e-3
 # Axes whose cosine is larger are not perpendicular: a gantry's tilt, not the rounding of a header.
 _SHEAR_TOLERANCE = 1e-4
@@ -321,7 +321,7 @@ class CTVolume:
             else:
                 hu = stored.astype(np.float32)
         if is_scaled or stored.dtype.kind == "f":
-            air = HU_RANGE[0]
+            air = AIR_HU
             np.nan_to_num(hu, copy=False, nan=air, posinf=air, neginf=air)
         if self.hu_range is not None:
             np.clip(hu, *self.hu_range, out=hu)

@@ -26,6 +26,7 @@ from liverseg_tf.explanation.faithfulness import (
 from liverseg_tf.explanation.regions import Region, check_request, find_regions
 from liverseg_tf.explanation.seg_grad_cam import SegGradCam
 from liverseg_tf.files import atomic_write, write_text
+from liverseg_tf.hounsfield import BODY_HU
 from liverseg_tf.inference.predictor import Prediction, Predictor, check_output, describe
 from liverseg_tf.inference.runtimes import KerasRuntime, keras_runtime
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 SUMMARY = "explanation.json"
 # Between lung and fat: what is denser is the body or the couch
-_BODY_HU = -300
 
 Progress = Callable[[int, int, str], None]
 
@@ -379,13 +379,13 @@ def _tested(
         for i, one in enumerate(explained):
             small = other(hu[i][None], masks[i][None], one.region.label)
             again = other.enlarge(small, *hu[i].shape)[0]
-            correlations[number, i] = abs(rank_correlation(one.slice_map(at[i]), again, hu[i] > _BODY_HU))
+            correlations[number, i] = abs(rank_correlation(one.slice_map(at[i]), again, hu[i] > BODY_HU))
     grid = tuple(int(n) for n in cam.model.get_layer(cam.layer).output.shape[1:3])
     tested = []
     for i, one in enumerate(explained):
         report(i, len(explained), f"testing {one.region.name}")
         plane = labels[..., at[i]]
-        domain = plane >= LIVER if one.region.label == TUMOUR else hu[i] > _BODY_HU
+        domain = plane >= LIVER if one.region.label == TUMOUR else hu[i] > BODY_HU
         curves = deletion_insertion(
             runtime.probabilities,
             hu[i],

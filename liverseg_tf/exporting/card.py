@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from liverseg_tf.config import ModelConfig
-
-_PACKAGES = ("liverseg_tf", "tensorflow", "keras", "segmentation-models", "numpy")
+from liverseg_tf.provenance import versions
 
 
 def model_card(
@@ -41,7 +39,7 @@ def model_card(
         "weights_sha256": weights_sha256(model),
         "parameters": int(model.count_params()),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": versions(),
     }
     markdown = _markdown_beside(source)
     return card | ({"model_card.md": markdown} if markdown else {})
@@ -60,15 +58,3 @@ def _markdown_beside(source: Path | None) -> str | None:
         return None
     path = (source if source.is_dir() else source.parent) / "model_card.md"
     return path.read_text("utf-8", errors="replace") if path.is_file() else None
-
-
-def _versions() -> dict[str, str]:
-    from liverseg_tf import __version__
-
-    found = {"liverseg_tf": __version__}
-    for package in _PACKAGES[1:]:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -22,7 +22,7 @@ from liverseg_tf.exporting.savedmodel import has_warmup_requests, write_savedmod
 from liverseg_tf.exporting.tflite import DESCRIPTION, PRECISIONS, check_builtin_only, convert
 from liverseg_tf.files import atomic_write, sha256_of, write_text
 from liverseg_tf.inference.slice_function import SliceFunction
-from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, version_folders
 from liverseg_tf.models.saving import load_model, save_model
 
 FORMATS = ("savedmodel", "tflite")
@@ -177,8 +177,7 @@ def _compare(model: keras.Model, config: ModelConfig, folder: Path, cases) -> Pa
 
 def _artefacts_of(weights: str, folder: Path) -> Iterator[tuple[str, Path]]:
     """Name and path of the artefacts in a folder that have these weights; of SavedModels the newest version."""
-    numbered = [p for p in folder.iterdir() if p.name.isascii() and p.name.isdigit()]
-    places = [(p, p / SAVEDMODEL_MANIFEST) for p in sorted(numbered, key=lambda p: int(p.name), reverse=True)[:1]]
+    places = [(p, p / SAVEDMODEL_MANIFEST) for p in version_folders(folder)[-1:]]
     places += [(p, p.with_suffix(".json")) for p in sorted(folder.glob("*.tflite"))]
     for path, manifest in places:
         try:

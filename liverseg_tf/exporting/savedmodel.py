@@ -15,11 +15,11 @@ import tensorflow as tf
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import OutputError
 from liverseg_tf.files import sha256_of
+from liverseg_tf.hounsfield import AIR_HU, PNG_OFFSET_HU
 from liverseg_tf.inference.slice_function import SliceFunction
-from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, version_folders
 
 # PNG holds unsigned 16-bit numbers: this is added to HU before, and taken away after.
-PNG_OFFSET = 32768
 WARMUP_REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
 # Batch sizes and slice size that the server runs once before it takes requests.
 WARMUP_BATCHES = (1, 8)
@@ -129,7 +129,7 @@ def _signatures(function: SliceFunction) -> dict[str, Any]:
     def compact(png):
         def decode(content):
             image = tf.io.decode_png(content, channels=1, dtype=tf.uint16)[..., 0]
-            return tf.cast(image, tf.int32) - PNG_OFFSET
+            return tf.cast(image, tf.int32) - PNG_OFFSET_HU
 
         hu = tf.map_fn(decode, png, fn_output_signature=tf.TensorSpec((None, None), tf.int32))
         labels = function.labels(tf.cast(hu, tf.float32))
@@ -146,8 +146,7 @@ def _signatures(function: SliceFunction) -> dict[str, Any]:
 
 
 def _rename_to_next_version(temporary: Path, folder: Path) -> Path:
-    numbers = [int(p.name) for p in folder.iterdir() if p.name.isascii() and p.name.isdigit()]
-    version = max(numbers, default=0) + 1
+    version = max((int(p.name) for p in version_folders(folder)), default=0) + 1
     while True:
         target = folder / str(version)
         if not target.exists():
@@ -177,8 +176,7 @@ def _write_warmup_requests(
         return
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    air = -1024.0
-    png = tf.io.encode_png(tf.fill((size, size, 1), tf.constant(int(air) + PNG_OFFSET, tf.uint16))).numpy()
+    png = tf.io.encode_png(tf.fill((size, size, 1), tf.constant(int(AIR_HU) + PNG_OFFSET_HU, tf.uint16))).numpy()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature in ("serving_default", "probabilities", "compact"):
             for batch in batches:
@@ -188,7 +186,7 @@ def _write_warmup_requests(
                     request.inputs["png"].CopyFrom(tf.make_tensor_proto([png] * batch))
                 else:
                     hu = request.inputs["hu"]
-                    hu.CopyFrom(tf.make_tensor_proto(air, shape=()))
+                    hu.CopyFrom(tf.make_tensor_proto(AIR_HU, shape=()))
                     # one value and a shape mean that value everywhere: the file stays small
                     hu.tensor_shape.CopyFrom(tf.TensorShape((batch, size, size)).as_proto())
                 log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

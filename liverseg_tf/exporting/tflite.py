@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.errors import ConfigError, ModelError
+from liverseg_tf.errors import ConfigError, ModelError, first_line
 from liverseg_tf.inference.slice_function import SliceFunction
 
 # Stands in every file: tells our own from others.
@@ -129,7 +129,6 @@ def _convert_part(
         try:
             content = converter.convert()
         except Exception as error:
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(
                 f"the model could not be converted to TFLite builtin operators ({first_line:.200})"
             ) from error

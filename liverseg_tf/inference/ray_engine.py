@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from liverseg_tf.data.remote import is_url
-from liverseg_tf.errors import ConfigError, LiverSegError, ServerError, require
+from liverseg_tf.errors import ConfigError, LiverSegError, ServerError, first_line, require
 from liverseg_tf.inference.jobs import Job, predict_job
 from liverseg_tf.inference.predictor import Predictor, manifest_row
 
@@ -196,7 +196,7 @@ class _Cohort:
         try:
             answer = self.ray.get(slot.call, timeout=0)
         except self.ray.exceptions.RayTaskError as error:
-            answer = f"failed unexpectedly ({_first_line(error.cause or error)})"
+            answer = f"failed unexpectedly ({type(error.cause or error).__name__}: {first_line(error.cause or error)})"
         except self.ray.exceptions.GetTimeoutError:
             return self._lost(slot, f"took more than {self.ray_options.timeout_s:g} s")
         except self.ray.exceptions.RayError as error:
@@ -265,8 +265,8 @@ def _connected(ray, options: RayOptions) -> Iterator[tuple[int, int]]:
                 ray.init(address=options.address, **quiet)
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             raise ServerError(
-                f"Ray could not be started at {options.address or 'this machine'} ({_first_line(error)}); check the "
-                "address, or start a cluster with: ray start --head"
+                f"Ray could not be started at {options.address or 'this machine'} ({type(error).__name__}: "
+                f"{first_line(error)}); check the address, or start a cluster with: ray start --head"
             ) from error
     try:
         cpus = int(ray.cluster_resources().get("CPU", 0))
@@ -301,7 +301,3 @@ def _reason(error: Exception) -> str:
             text = text.split(start, 1)[1]
             break
     return text.split(" Some common causes", 1)[0].rstrip(" .")[:200]
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

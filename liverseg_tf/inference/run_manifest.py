@@ -15,6 +15,7 @@ from liverseg_tf.data.remote import fetch, is_url, listing, location, parent, st
 from liverseg_tf.errors import LiverSegError, OutputError
 from liverseg_tf.files import write_text
 from liverseg_tf.inference.predictor import is_own_result
+from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 
 if TYPE_CHECKING:
     from liverseg_tf.inference.jobs import Job
@@ -88,16 +89,11 @@ class RunManifest:
         Raises:
             OutputError: if it can't be written.
         """
-        import keras
-        import tensorflow as tf
-
-        from liverseg_tf import __version__
-
         first = {
-            "versions": {"liverseg_tf": __version__, "tensorflow": tf.__version__, "keras": keras.__version__},
+            "versions": versions(),
             "model": self.model,
             "settings": self.settings,
-            "note": "Not a medical device: for research only.",
+            "note": NOT_A_MEDICAL_DEVICE,
         }
         write_text(self._path, "".join(_line(content) for content in (first, *rows)))
         self._store()

@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.errors import ModelError
+from liverseg_tf.errors import ModelError, first_line
 from liverseg_tf.inference.allowed_operations import check_operations
 from liverseg_tf.inference.slice_function import SliceFunction
-from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
 from liverseg_tf.models.saving import load_model
 
 
@@ -94,7 +94,7 @@ class SavedModelRuntime:
             self._model = tf.saved_model.load(str(folder))
             self._signatures = {name: self._model.signatures[name] for name in ("serving_default", "probabilities")}
         except Exception as error:
-            raise ModelError(f"{folder}: expected a SavedModel that can be loaded ({_first_line(error)})") from error
+            raise ModelError(f"{folder}: expected a SavedModel that can be loaded ({first_line(error)})") from error
         classes = self._signatures["probabilities"].structured_outputs["probabilities"].shape[-1]
         if classes != len(self.config.class_names):
             raise ModelError(f"{folder}: gives {classes} classes, its configuration names {self.config.class_names}")
@@ -180,7 +180,7 @@ class TFLiteRuntime:
             interpreter = _interpreter_class()(model_content=content, num_threads=self._threads)
             return interpreter.get_signature_runner("serving_default")
         except (ValueError, RuntimeError) as error:
-            raise ModelError(f"{self.path}: expected a TFLite file that can be run ({_first_line(error)})") from error
+            raise ModelError(f"{self.path}: expected a TFLite file that can be run ({first_line(error)})") from error
 
 
 def open_runtime(model: str | os.PathLike | keras.Model | Runtime) -> Runtime:
@@ -217,24 +217,6 @@ def keras_runtime(runtime: Runtime) -> KerasRuntime | None:
     return runtime if isinstance(runtime, KerasRuntime) else None
 
 
-def _versions(folder: Path) -> list[Path]:
-    """The version folders of a model, oldest first."""
-    found = [p for p in folder.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name))
-
-
-def looks_like_savedmodel(folder: Path) -> bool:
-    return (folder / "saved_model.pb").exists() or (folder / SAVEDMODEL_MANIFEST).exists() or bool(_versions(folder))
-
-
-def version_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise ModelError(f"{path}: expected the folder of a SavedModel; there is none")
-    if (path / "saved_model.pb").is_file() or not _versions(path):
-        return path
-    return _versions(path)[-1]
-
-
 def _interpreter_class():
     """LiteRT's interpreter where it is installed, else the one that TensorFlow still brings."""
     try:
@@ -262,7 +244,3 @@ def _network_of(content: bytes) -> bytes:
     for entry, name, index in zip((*signature.inputs, *signature.outputs), ("channels", "logits"), ends, strict=True):
         entry.name, entry.tensorIndex = name, index
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

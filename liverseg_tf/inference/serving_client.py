@@ -19,14 +19,14 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.errors import ConfigError, ServerError, require
+from liverseg_tf.errors import ConfigError, ServerError, first_line, require
+from liverseg_tf.hounsfield import PNG_OFFSET_HU
 
 DEFAULT_MODEL = "liverseg"
 # What gRPC clients accept in one reply unless told otherwise; a little is left for names and shapes.
 REPLY_BYTES = 4 * 1024**2 - 4096
 # The largest batch of the example's batching configuration.
 SLICES_A_REQUEST = 8
-PNG_OFFSET = 32768
 # A single slice of probabilities may be larger than REPLY_BYTES; no more than this is accepted.
 _LARGEST_REPLY_BYTES = 256 * 1024**2
 _FIRST_WAIT_S = 0.25
@@ -146,9 +146,7 @@ class ServingClient:
         try:
             labels = np.stack([tf.io.decode_png(reply, channels=1).numpy()[..., 0] for reply in replies])
         except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
-            raise ServerError(
-                f"{self.url}: expected labels as PNG, got something else ({_first_line(error)})"
-            ) from None
+            raise ServerError(f"{self.url}: expected labels as PNG, got something else ({first_line(error)})") from None
         return self._checked(labels, hu.shape, np.uint8)
 
     def _probabilities(self, hu, stop):
@@ -226,7 +224,7 @@ class _Grpc:
         try:
             reply = self._stub.Predict(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
-            code, details = error.code(), _first_line(error.details())
+            code, details = error.code(), first_line(error.details())
             if code == grpc.StatusCode.UNAVAILABLE:
                 raise _BusyError(f"the server can't be reached or is busy ({details})") from None
             if code == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -264,7 +262,7 @@ class _Rest:
             reason = getattr(error, "reason", None) or error
             if isinstance(reason, TimeoutError):
                 raise ServerError(_too_slow(self._url, self._timeout_s)) from None
-            raise _BusyError(f"the server can't be reached or broke off ({_first_line(reason)})") from None
+            raise _BusyError(f"the server can't be reached or broke off ({first_line(reason)})") from None
         try:
             # with a single output TensorFlow Serving leaves out its name
             values = json.loads(content)["outputs"]
@@ -272,7 +270,7 @@ class _Rest:
             return _from_json(values, output)
         except (KeyError, TypeError, ValueError) as error:
             raise ServerError(
-                f"{self._url}: expected the output {output!r} as JSON, got something else ({_first_line(error)})"
+                f"{self._url}: expected the output {output!r} as JSON, got something else ({first_line(error)})"
             ) from None
 
     def _read(self, request) -> bytes:
@@ -323,7 +321,7 @@ def _pixels(hu: np.ndarray) -> int:
 
 
 def _is_int16(hu: np.ndarray) -> bool:
-    low, high = -PNG_OFFSET, PNG_OFFSET - 1
+    low, high = -PNG_OFFSET_HU, PNG_OFFSET_HU - 1
     return bool(hu.size) and bool(((hu >= low) & (hu <= high) & (np.floor(hu) == hu)).all())
 
 
@@ -331,7 +329,7 @@ def _png(hu: np.ndarray) -> np.ndarray:
     """(B, H, W) whole HU of int16's range -> (B,) objects, each the bytes of a 16-bit PNG."""
     import tensorflow as tf
 
-    shifted = (hu + PNG_OFFSET).astype(np.uint16)[..., None]
+    shifted = (hu + PNG_OFFSET_HU).astype(np.uint16)[..., None]
     return np.array([tf.io.encode_png(image, compression=1).numpy() for image in shifted], object)
 
 
@@ -357,14 +355,10 @@ def _error_text(error: urllib.error.HTTPError) -> str:
     except (OSError, http.client.HTTPException):
         return error.reason
     try:
-        return _first_line(json.loads(text)["error"])
+        return first_line(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):
-        return _first_line(text or error.reason)
+        return first_line(text or error.reason)
 
 
 def _too_slow(url: str, timeout_s: float) -> str:
     return f"{url}: no reply within {timeout_s:g} s; allow more time, or send less at a time"
-
-
-def _first_line(text: Any) -> str:
-    return (str(text).strip().splitlines() or [type(text).__name__])[0][:200]

@@ -11,9 +11,8 @@ import tensorflow as tf
 
 from liverseg_tf.config import Config
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.hounsfield import AIR_HU
 from liverseg_tf.labels import BACKGROUND
-
-_AIR_HU = -1024.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Variations(Config):
                 yield network(varied)
                 continue
             matrix = _pixel_matrix(parameters, hu.shape[1:3], spacing_mm)
-            found = _warp(network(_warp(varied[..., None], matrix, _AIR_HU)[..., 0]), np.linalg.inv(matrix), 0.0)
+            found = _warp(network(_warp(varied[..., None], matrix, AIR_HU)[..., 0]), np.linalg.inv(matrix), 0.0)
             found[..., BACKGROUND] += 1 - found.sum(axis=-1)  # what was moved out of the picture
             yield found
 

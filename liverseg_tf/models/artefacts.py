@@ -80,3 +80,29 @@ class Manifest:
                     f"{path}: is not the file that was exported (SHA-256 {got[:12]}, expected {str(expected)[:12]}): "
                     "cut or exchanged; copy or export it again"
                 )
+
+
+def version_folders(folder: Path) -> list[Path]:
+    """The version folders of a model, oldest first."""
+    found = [p for p in folder.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name))
+
+
+def looks_like_savedmodel(folder: Path) -> bool:
+    """Tell whether a folder is a SavedModel, or a model with version folders of them."""
+    return (
+        (folder / "saved_model.pb").exists() or (folder / SAVEDMODEL_MANIFEST).exists() or bool(version_folders(folder))
+    )
+
+
+def version_folder(path: Path) -> Path:
+    """The SavedModel that `path` means: itself, or its newest version.
+
+    Raises:
+        ModelError: if there is no such folder.
+    """
+    if not path.is_dir():
+        raise ModelError(f"{path}: expected the folder of a SavedModel; there is none")
+    if (path / "saved_model.pb").is_file() or not version_folders(path):
+        return path
+    return version_folders(path)[-1]

@@ -8,8 +8,9 @@ from pathlib import Path
 import keras
 
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.errors import ConfigError, ModelError
+from liverseg_tf.errors import ConfigError, ModelError, first_line
 from liverseg_tf.files import atomic_write
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
 from liverseg_tf.models.unet import build_unet
 
 CONFIG_ENTRY = "liverseg_config.json"
@@ -58,15 +59,13 @@ def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
     except Exception as error:
         raise ModelError(
             f"{path}: expected the weights of {model.name} at {config.image_size} px, but they can't be loaded "
-            f"({(str(error).splitlines() or [type(error).__name__])[0]:.200}); is the file complete?"
+            f"({first_line(error)}); is the file complete?"
         ) from error
     return model
 
 
 def _savedmodel(path: str | Path) -> Path | None:
     """The version folder that `path` means, if it is a SavedModel."""
-    from liverseg_tf.inference.runtimes import looks_like_savedmodel, version_folder
-
     path = Path(path)
     if path.is_dir() and not (path / "model.keras").is_file() and looks_like_savedmodel(path):
         return version_folder(path)
@@ -107,8 +106,6 @@ def load_config(path: str | Path) -> ModelConfig:
     """
     savedmodel = _savedmodel(path)
     if savedmodel:
-        from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
-
         manifest = Manifest.load(savedmodel / SAVEDMODEL_MANIFEST)
         manifest.check_files(savedmodel)
         return manifest.config

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-from liverseg_tf.errors import ConfigError, ModelError
+from liverseg_tf.errors import ConfigError, ModelError, first_line
 
 # Built and tried under Keras 3; others of segmentation-models may fail there.
 BACKBONES = (
@@ -79,7 +79,7 @@ def build_unet(
         if str(encoder_weights) != "imagenet":
             raise
         raise ModelError(
-            f"the ImageNet weights of {backbone} could not be downloaded ({_first_line(error)}): connect this machine "
+            f"the ImageNet weights of {backbone} could not be downloaded ({first_line(error)}): connect this machine "
             "to the internet once, or give encoder weights as a file, or train from random ones: --encoder-weights none"
         ) from error
     finally:
@@ -115,10 +115,6 @@ def _fetchable(encoder_weights) -> str | None:
     return "imagenet" if str(encoder_weights) == "imagenet" else None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _rescale_input_normalization(model: keras.Model) -> None:
     """Make an encoder trained on 0..255 take channels in [0, 1], by its first BatchNorm's statistics."""
     try:
@@ -140,7 +136,7 @@ def _load_encoder(model: keras.Model, path: Path) -> None:
             encoder.load_weights(path)
         except Exception as error:
             raise ModelError(
-                f"{path}: expected weights of the encoder of {model.name}, got something else ({_first_line(error)})"
+                f"{path}: expected weights of the encoder of {model.name}, got something else ({first_line(error)})"
             ) from error
         return
     from liverseg_tf.models.saving import load_model

@@ -30,6 +30,7 @@ from liverseg_tf.labels import (
     color_mask,
     to_labels,
 )
+from liverseg_tf.provenance import SOFTWARE
 from liverseg_tf.windows import resolve_window, window_bounds
 
 # Okabe and Ito: told apart with any color vision
@@ -390,9 +391,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
     Raises:
         OutputError: if it can't be written.
     """
-    from liverseg_tf import __version__
-
-    metadata = {"Software": f"liverseg_tf {__version__}"} if Path(path).suffix.lower() == ".png" else None
+    metadata = {"Software": SOFTWARE} if Path(path).suffix.lower() == ".png" else None
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=dpi, metadata=metadata)
 

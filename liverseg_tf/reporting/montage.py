@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.evaluation.lesions import label_lesions
+from liverseg_tf.hounsfield import BODY_HU
 from liverseg_tf.labels import LIVER, TUMOUR
 from liverseg_tf.reporting.figures import (
     class_legend,
@@ -22,7 +23,6 @@ from liverseg_tf.reporting.figures import (
 from liverseg_tf.windows import window_bounds
 
 # Between lung and fat: what is denser is the body or the couch
-_BODY_HU = -300
 _MARGIN_MM = 8
 
 
@@ -144,7 +144,7 @@ def _spread(start: int, stop: int, count: int) -> list[int]:
 
 
 def _body_box(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, slice]:
-    body = hu > _BODY_HU
+    body = hu > BODY_HU
     # a row or column belongs to the body if a twentieth of it does: the couch's wires don't
     box = []
     for axis in (0, 1):

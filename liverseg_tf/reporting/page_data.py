@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.labels import CLASSES
 
-LOWEST_HU, HIGHEST_HU = -1024, 3071
 # Bytes of gzip; base64 makes a third more of them, and the page must stay under 25 MB.
 VOLUME_BYTES = 14_200_000
 PICTURE_BYTES = 16_500_000  # with the slices at full resolution
@@ -172,7 +172,7 @@ def _encode_bytes(volume: np.ndarray, pooled: Callable[[np.ndarray], np.ndarray]
 
 def _encode_steps(hu: np.ndarray, step_hu: int) -> bytes:
     """(slices, rows, columns) HU -> for each slice the low bytes, then the high bytes of zigzag-coded differences."""
-    steps = np.rint((np.clip(hu, LOWEST_HU, HIGHEST_HU) - LOWEST_HU) / step_hu).astype(np.int32)
+    steps = np.rint((np.clip(hu, AIR_HU, HIGHEST_HU) - AIR_HU) / step_hu).astype(np.int32)
     difference = np.diff(steps, axis=2, prepend=0)
     zigzag = ((difference << 1) ^ (difference >> 31)).astype(np.uint16).reshape(len(hu), -1)
     return np.concatenate([(zigzag & 255).astype(np.uint8), (zigzag >> 8).astype(np.uint8)], axis=1).tobytes()

@@ -19,11 +19,11 @@ from liverseg_tf.errors import ConfigError, ModelError, OutputError
 from liverseg_tf.evaluation.case_scores import CaseScores, score_case
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
 from liverseg_tf.files import write_text
+from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.labels import CLASSES, TUMOUR
-from liverseg_tf.provenance import versions
+from liverseg_tf.provenance import SOFTWARE, versions
 from liverseg_tf.reporting.page_data import (
-    LOWEST_HU,
     PICTURE_BYTES,
     Grid,
     encode_full_slices,
@@ -202,7 +202,7 @@ def build_page(content: ReportContent, title: str, safe_colors: bool = False) ->
             "factor": grid.factor,
             "step_hu": grid.step_hu,
         },
-        "lowest_hu": LOWEST_HU,
+        "lowest_hu": AIR_HU,
         "full_slices": full,
         "layers": layers,
         "tables": tables,
@@ -223,7 +223,7 @@ def build_page(content: ReportContent, title: str, safe_colors: bool = False) ->
         style=_asset("style.css"),
         script=_asset("viewer.js"),
         sections="\n".join(part for part in sections if part),
-        footer=html.escape(f"liverseg_tf {versions()['liverseg_tf']}"),
+        footer=html.escape(SOFTWARE),
         data=_json(data),
         blobs="\n".join(f'<script type="text/plain" id="blob-{k}">{text}</script>' for k, text in blobs.items()),
     )
@@ -377,7 +377,7 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> str:
         )
         if full:
             text.append(f"At full resolution: slices {_ranges([i + 1 for i in sorted(full)])}.")
-    text.append(f"HU below {LOWEST_HU} or above 3071 are shown as these.")
+    text.append(f"HU below {AIR_HU:.0f} or above {HIGHEST_HU:.0f} are shown as these.")
     text.append("Mask: what the model found, after 3-D clean-up: filled thinly, with its outline.")
     if content.truth is not None:
         text.append("Truth: the reference mask, its outline dotted.")
@@ -406,9 +406,10 @@ def _model_section(content: ReportContent) -> str:
     card = ""
     if content.model_card:
         card = f"<details><summary>Model card</summary><pre>{html.escape(content.model_card)}</pre></details>"
+    installed = [(name, version) for name, version in versions().items() if version]
     return (
         '<section aria-labelledby="model"><h2 id="model">Model and versions</h2><div class="columns">'
-        f"{_pairs_table(content.model)}{_pairs_table(list(versions().items()))}</div>{card}</section>"
+        f"{_pairs_table(content.model)}{_pairs_table(installed)}</div>{card}</section>"
     )
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import math
-import platform
 import sys
 import warnings
 import zlib
@@ -26,11 +25,20 @@ from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.data.cases import Case, folds_by_patient, split_by_patient, with_masks
 from liverseg_tf.data.lesion_synthesis import LesionSynthesis
 from liverseg_tf.data.slices import SlicePart, SliceSelection, explain_read_error, slice_dataset, training_batches
-from liverseg_tf.data.volume import HU_RANGE
-from liverseg_tf.errors import ConfigError, DataWarning, LiverSegError, ModelError, OutputError, TrainingError
+from liverseg_tf.errors import (
+    ConfigError,
+    DataWarning,
+    LiverSegError,
+    ModelError,
+    OutputError,
+    TrainingError,
+    first_line,
+)
 from liverseg_tf.files import atomic_write, is_partial, write_text
+from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.models.losses import build_loss
 from liverseg_tf.models.saving import build_model, load_model, save_model
+from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.shipped import models_folder
 from liverseg_tf.training.feeding import check_service, distributed, patient_shards, side_by_side, through_service
 from liverseg_tf.training.loop import NotFiniteLossError, Phase, Trainer, phases
@@ -437,7 +445,7 @@ class _Training:
                     except (KeyError, ValueError) as error:
                         raise ConfigError(
                             f"{self.output / 'checkpoint.npz'}: expected the checkpoint of this network, got another "
-                            f"({str(error).splitlines()[0]:.100}); name another folder"
+                            f"({first_line(error)}); name another folder"
                         ) from error
                     arrays = None
                 best = self._run_phase(trainer, phase, callbacks, best)
@@ -605,23 +613,15 @@ class _Training:
     def _write_record(self, best, finished: bool) -> None:
         if not self.is_chief:
             return
-        from liverseg_tf import __version__
-
         record = {
             "settings": self.settings(),
             "command": sys.argv,
-            "versions": {
-                "liverseg_tf": __version__,
-                "tensorflow": tf.__version__,
-                "keras": keras.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             "best": best,
             "best_by": self.recipe.best_by,
             "history": self.history,
             "finished": finished,
-            "note": "Not a medical device: for research only.",
+            "note": NOT_A_MEDICAL_DEVICE,
         }
         write_text(self.output / "run.json", json.dumps(record, indent=2) + "\n")
         if self.history:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from liverseg_tf.data.augmentation import AIR_HU, Augmentation
+from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.hounsfield import AIR_HU
 
 STILL = {
     "rotation_degrees": 0.0,

@@ -13,12 +13,12 @@ import tensorflow as tf
 
 from liverseg_tf.errors import OutputError
 from liverseg_tf.exporting.savedmodel import (
-    PNG_OFFSET,
     WARMUP_REQUESTS,
     _write_warmup_requests,
     has_warmup_requests,
     write_savedmodel,
 )
+from liverseg_tf.hounsfield import PNG_OFFSET_HU
 from liverseg_tf.inference.runtimes import SavedModelRuntime
 
 TENSORFLOW_ALONE = """
@@ -62,7 +62,7 @@ def test_a_slice_does_not_depend_on_its_batch(savedmodel, body_hu):
 def test_compact_signature_takes_and_gives_png(savedmodel, body_hu):
     hu = body_hu((2, 60, 44))
     hu[0, 0, :2] = -32768, 32767
-    png = [tf.io.encode_png((image[..., None] + PNG_OFFSET).astype(np.uint16)).numpy() for image in hu]
+    png = [tf.io.encode_png((image[..., None] + PNG_OFFSET_HU).astype(np.uint16)).numpy() for image in hu]
     model = tf.saved_model.load(str(savedmodel))
     replies = model.signatures["compact"](png=tf.constant(png))["labels_bytes"].numpy()
     labels = np.stack([tf.io.decode_png(reply).numpy()[..., 0] for reply in replies])
