@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _draw(output, jobs) -> None:
     from liverseg_tf.data.volume import CTVolume, MaskVolume
-    from liverseg_tf.reporting.figures import save_figure
+    from liverseg_tf.drawing import save_figure
     from liverseg_tf.reporting.montage import montage
 
     for job in jobs:

@@ -33,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
 
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.data.cases import find_cases, with_masks
+    from liverseg_tf.drawing import save_figure
     from liverseg_tf.files import write_text
-    from liverseg_tf.reporting.figures import learning_rate_figure, save_figure
+    from liverseg_tf.reporting.figures import learning_rate_figure
     from liverseg_tf.training.find_learning_rate import find_learning_rate
     from liverseg_tf.training.recipes import get_recipe
 

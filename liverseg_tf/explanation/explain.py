@@ -160,7 +160,7 @@ class Explanation:
         Raises:
             OutputError: if one can't or must not be written.
         """
-        from liverseg_tf.reporting.figures import save_figure
+        from liverseg_tf.drawing import save_figure
 
         folder = Path(folder)
         names = [r.region.name for r in self.regions]

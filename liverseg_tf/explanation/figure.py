@@ -8,9 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from liverseg_tf.data.volume import CTVolume
-from liverseg_tf.explanation.faithfulness import MOST_RANK_CORRELATION, DeletionInsertion
-from liverseg_tf.labels import CLASSES
-from liverseg_tf.reporting.figures import (
+from liverseg_tf.drawing import (
     CURVE_COLORS,
     class_legend,
     contours,
@@ -20,6 +18,8 @@ from liverseg_tf.reporting.figures import (
     slice_aspect,
     window_title,
 )
+from liverseg_tf.explanation.faithfulness import MOST_RANK_CORRELATION, DeletionInsertion
+from liverseg_tf.labels import CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

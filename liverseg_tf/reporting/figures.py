@@ -7,42 +7,36 @@ Pictures are in radiological orientation: the patient's right is on the left, an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
+from liverseg_tf.drawing import (
+    CURVE_COLORS,
+    best_slice,
+    class_color,
+    class_legend,
+    contours,
+    new_figure,
+    overlay,
+    show_image,
+    show_slice,
+    slice_aspect,
+    window_title,
+)
 from liverseg_tf.errors import ConfigError, GeometryError
-from liverseg_tf.files import atomic_write
 from liverseg_tf.labels import (
-    BACKGROUND,
     CLASSES,
     LIVER,
     TUMOUR,
-    LabelClass,
     color_mask,
     to_labels,
 )
-from liverseg_tf.provenance import SOFTWARE
-from liverseg_tf.windows import resolve_window, window_bounds
 
-# Okabe and Ito: told apart with any color vision
-CURVE_COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#000000",
-)
 _NOT_CURVES = {"epoch", "step", "seconds", "time", "epoch_seconds"}
 _RATES = {"lr", "learning_rate"}
 
@@ -385,168 +379,6 @@ def counts_figure(
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
-    """Write a figure whole or not at all; PNG files carry this library's version.
-
-    Raises:
-        OutputError: if it can't be written.
-    """
-    metadata = {"Software": SOFTWARE} if Path(path).suffix.lower() == ".png" else None
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, metadata=metadata)
-
-
-# --- Parts that the other figures of this package share ---
-
-
-def new_figure(
-    rows: int,
-    columns: int,
-    ratio: float,
-    panel_inches: float = 3.4,
-    picture: bool = True,
-    share_rows: bool = True,
-) -> tuple[Figure, Any]:
-    """Make a figure on a canvas of its own, and its axes; `ratio` is a panel's height over its width."""
-    height = panel_inches * ratio if share_rows or rows == 1 else panel_inches * (ratio + 0.6) / rows
-    figure = Figure(figsize=(panel_inches * columns, rows * height + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    options = {} if share_rows else {"height_ratios": [ratio] + [0.6] * (rows - 1)}
-    axes = figure.subplots(rows, columns, gridspec_kw=options)
-    if picture:
-        for axis in np.ravel(axes):
-            axis.title.set_fontsize("medium")
-    return figure, axes
-
-
-def show_image(
-    axis: Axes,
-    image: np.ndarray,
-    limits: tuple[float, float],
-    aspect: float,
-    title: str = "",
-    letters: bool = True,
-) -> None:
-    """Draw a picture in gray (or RGB) without ticks, with R, L, A, P at its edges."""
-    axis.imshow(
-        image,
-        cmap="gray",
-        vmin=limits[0],
-        vmax=limits[1],
-        aspect=aspect,
-        interpolation="nearest",
-    )
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title)
-    if letters:
-        for letter, x, y in (
-            ("R", 0.02, 0.5),
-            ("L", 0.98, 0.5),
-            ("A", 0.5, 0.98),
-            ("P", 0.5, 0.02),
-        ):
-            axis.text(
-                x,
-                y,
-                letter,
-                color="white",
-                fontsize="small",
-                path_effects=[withStroke(linewidth=2, foreground="black")],
-                transform=axis.transAxes,
-                ha={0.02: "left", 0.98: "right"}.get(x, "center"),
-                va={0.98: "top", 0.02: "bottom"}.get(y, "center"),
-            )
-
-
-def show_slice(
-    axis: Axes,
-    hu: np.ndarray,
-    window: str | tuple[float, float] | None,
-    aspect: float,
-    title: str = "",
-) -> None:
-    """Draw HU in a window; None means all of the slice's own range."""
-    limits = (float(hu.min()), max(float(hu.max()), float(hu.min()) + 1)) if window is None else window_bounds(window)
-    show_image(axis, hu, limits, aspect, title)
-
-
-def overlay(
-    axis: Axes,
-    labels: np.ndarray,
-    aspect: float,
-    safe_colors: bool = False,
-    alpha: float = 0.35,
-) -> None:
-    """Lay classes over a picture: a thin filling and a contour; background stays clear."""
-    colored = np.dstack(
-        [
-            color_mask(labels, safe_colors) / 255.0,
-            np.where(labels == BACKGROUND, 0.0, alpha),
-        ]
-    )
-    axis.imshow(colored, aspect=aspect, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    contours(axis, labels, aspect, safe_colors)
-
-
-def contours(
-    axis: Axes,
-    labels: np.ndarray,
-    aspect: float,
-    safe_colors: bool = False,
-    linestyle: str = "solid",
-    width: float = 1.0,
-) -> None:
-    """Draw the outlines of the liver (tumour included) and of the tumour."""
-    for label, region in ((LIVER, labels >= LIVER), (TUMOUR, labels == TUMOUR)):
-        if region.any():
-            # a border of 0, so that what touches the picture's edge is closed too
-            padded = np.pad(region.astype(np.float32), 1)
-            rows, columns = (np.arange(-1, n + 1) for n in region.shape)
-            color = class_color(CLASSES[label], safe_colors)
-            axis.contour(
-                columns,
-                rows,
-                padded,
-                [0.5],
-                colors=[color],
-                linewidths=width,
-                linestyles=linestyle,
-            )
-    axis.set_xlim(-0.5, labels.shape[1] - 0.5)
-    axis.set_ylim(labels.shape[0] - 0.5, -0.5)
-    axis.set_aspect(aspect)
-
-
-def class_legend(figure: Figure, safe_colors: bool = False, extra: Sequence[Any] = ()) -> None:
-    """Put the classes' names and colors under the figure."""
-    handles = [Patch(facecolor=class_color(c, safe_colors), edgecolor="0.4", label=c.name) for c in CLASSES]
-    figure.legend(
-        handles=[*handles, *extra],
-        loc="outside lower center",
-        ncols=len(handles) + len(extra),
-        frameon=False,
-    )
-
-
-def class_color(label_class: LabelClass, safe_colors: bool = False) -> tuple[float, float, float]:
-    """RGB in [0, 1] of a class."""
-    return tuple(v / 255 for v in (label_class.safe_color if safe_colors else label_class.color))
-
-
-def slice_aspect(spacing_mm: Sequence[float]) -> float:
-    """Height over width of a pixel of an axial slice."""
-    return float(spacing_mm[0]) / float(spacing_mm[1])
-
-
-def window_title(window: str | tuple[float, float] | None) -> str:
-    """Name and HU of a window, for a title."""
-    if window is None:
-        return "image"
-    width, level = resolve_window(window)
-    return f"{f'{window} window' if isinstance(window, str) else 'window'}, W {width:g} L {level:g} HU"
-
-
 def channel_names(channels: Any) -> list[str]:
     """What each channel of a `ChannelsConfig` is."""
     return [window_title(w) for w in channels.windows] + ["histogram-scaled"] * channels.histogram
@@ -565,15 +397,6 @@ def mask_array(mask: MaskVolume | np.ndarray | None, volume: CTVolume) -> np.nda
     if labels.shape != volume.shape:
         raise GeometryError(f"{_name(volume)}: expected a mask of shape {volume.shape}, got {labels.shape}")
     return to_labels(labels, "mask")
-
-
-def best_slice(labels: np.ndarray | None, slices: int) -> int:
-    """The slice with most tumour, else most liver, else the middle one."""
-    for region in () if labels is None else (labels == TUMOUR, labels == LIVER):
-        areas = np.count_nonzero(region, axis=(0, 1))
-        if areas.any():
-            return int(areas.argmax())
-    return slices // 2
 
 
 def check_slice(index: int, volume: CTVolume) -> int:

@@ -7,19 +7,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
-from liverseg_tf.errors import ConfigError
-from liverseg_tf.evaluation.lesions import label_lesions
-from liverseg_tf.hounsfield import BODY_HU
-from liverseg_tf.labels import LIVER, TUMOUR
-from liverseg_tf.reporting.figures import (
+from liverseg_tf.drawing import (
     class_legend,
     contours,
-    mask_array,
     new_figure,
     show_image,
     slice_aspect,
     window_title,
 )
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.evaluation.lesions import label_lesions
+from liverseg_tf.hounsfield import BODY_HU
+from liverseg_tf.labels import LIVER, TUMOUR
+from liverseg_tf.reporting.figures import mask_array
 from liverseg_tf.windows import window_bounds
 
 # Between lung and fat: what is denser is the body or the couch

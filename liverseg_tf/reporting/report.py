@@ -545,7 +545,7 @@ def _canonical_index(volume: CTVolume, point_mm: Sequence[float]) -> tuple[int, 
 
 
 def _start(labels: np.ndarray) -> dict[str, int]:
-    from liverseg_tf.reporting.figures import best_slice
+    from liverseg_tf.drawing import best_slice
 
     rows, columns, slices = labels.shape
     return {"slice": best_slice(labels, slices), "row": rows // 2, "column": columns // 2}

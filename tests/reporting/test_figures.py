@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.drawing import save_figure
 from liverseg_tf.errors import ConfigError, GeometryError, LabelError, OutputError
 from liverseg_tf.labels import CLASSES, color_mask
 from liverseg_tf.reporting import figures
@@ -184,11 +185,11 @@ def test_no_pictures_at_all_are_an_error():
 
 def test_a_saved_figure_is_whole_and_a_failed_one_leaves_nothing(volume, tmp_path):
     figure = figures.sample_figure(volume)
-    figures.save_figure(figure, tmp_path / "a.png")
+    save_figure(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().endswith(b"IEND\xaeB`\x82")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError):
-        figures.save_figure(figure, tmp_path / "file" / "b.png")
+        save_figure(figure, tmp_path / "file" / "b.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "file"]
 
 
