@@ -153,20 +153,20 @@ def _calibration(args: argparse.Namespace, predictor: Predictor) -> dict:
             "entropy_where_wrong": float(sure[wrong].mean()) if wrong.any() else None,
             "entropy_where_right_in_liver": float(sure[near & ~wrong].mean()) if (near & ~wrong).any() else None,
         }
-        for what, mask, interval in (
-            ("liver", truth >= LIVER, found.liver_interval_ml),
-            ("tumour", truth == TUMOUR, found.tumour_interval_ml),
+        for what, mask, ends in (
+            ("liver", truth >= LIVER, found.liver_range_ml),
+            ("tumour", truth == TUMOUR, found.tumour_range_ml),
         ):
             true_ml = np.count_nonzero(mask) * ml
-            covered = bool(interval[0] <= true_ml <= interval[1])
-            row[what] = {"truth_ml": true_ml, "interval_ml": interval, "covered": covered}
+            covered = bool(ends[0] <= true_ml <= ends[1])
+            row[what] = {"truth_ml": true_ml, "range_ml": ends, "covered": covered}
         rows.append(row)
         log.info("%s", json.dumps(row))
     known = [r for r in rows if r["entropy_where_wrong"] is not None and r["entropy_where_right_in_liver"] is not None]
     summary = {
         "cases": len(rows),
-        "liver_interval_covers": sum(r["liver"]["covered"] for r in rows),
-        "tumour_interval_covers": sum(r["tumour"]["covered"] for r in rows),
+        "liver_range_covers": sum(r["liver"]["covered"] for r in rows),
+        "tumour_range_covers": sum(r["tumour"]["covered"] for r in rows),
         "calibration_error": float(np.mean([r["calibration_error"] for r in rows])),
         "entropy_where_wrong": float(np.mean([r["entropy_where_wrong"] for r in known])),
         "entropy_where_right_in_liver": float(np.mean([r["entropy_where_right_in_liver"] for r in known])),

@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--uncertainty",
         action="store_true",
-        help="segment shifted, turned and scaled copies too: entropy as NIfTI, intervals of volumes (8 times as long)",
+        help="segment shifted, turned and scaled copies too: entropy as NIfTI, the range of volumes (8 times as long)",
     )
     parser.add_argument(
         "--variations",
@@ -152,8 +152,9 @@ def run(args: argparse.Namespace) -> int:
                 if args.statistics:
                     _print_statistics(row["statistics"])
                 if "uncertainty" in row:
-                    liver, tumour = (row["uncertainty"][f"{name}_interval_ml"] for name in ("liver", "tumour"))
-                    print(f"  over variations: liver {_range(liver)} ml, tumour {_range(tumour)} ml")
+                    liver, tumour = (row["uncertainty"][f"{name}_range_ml"] for name in ("liver", "tumour"))
+                    found = f"liver {_range(liver)} ml, tumour {_range(tumour)} ml"
+                    print(f"  over variations of the scan: {found} (disagreement, no interval of the truth)")
     if failed and len(rows) > 1:
         out.print(f"{len(failed)} of {len(rows)} volumes failed", markup=False)
     return 1 if failed else 0
@@ -172,8 +173,8 @@ def _entropy_path(target: Path) -> Path:
     return target.with_name(target.name.removesuffix(".gz").removesuffix(".nii") + "_uncertainty.nii.gz")
 
 
-def _range(interval: list[float]) -> str:
-    return f"{interval[0]:.1f} to {interval[1]:.1f}"
+def _range(ends: list[float]) -> str:
+    return f"{ends[0]:.1f} to {ends[1]:.1f}"
 
 
 def _print_statistics(statistics: dict) -> None:

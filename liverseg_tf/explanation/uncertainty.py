@@ -1,16 +1,15 @@
-"""Uncertainty by test-time variation: a volume, a little moved and a little denser, segmented again and again."""
+"""Disagreement over test-time variations: a volume, a little moved and a little denser, segmented again and again."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from scipy import stats
 
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.files import atomic_write
@@ -18,12 +17,10 @@ from liverseg_tf.inference.predictor import Prediction, Predictor, check_output,
 from liverseg_tf.inference.test_time_augmentation import Variations
 from liverseg_tf.labels import BACKGROUND, TUMOUR
 
-COVERAGE = 0.95
-
 
 @dataclass(eq=False)
 class Uncertainty:
-    """How sure a segmentation is.
+    """How far a segmentation changes under what should not matter. No interval of the true volume follows from it.
 
     Attributes:
         volume: the CT.
@@ -40,14 +37,14 @@ class Uncertainty:
     variations: Variations
 
     @property
-    def liver_interval_ml(self) -> tuple[float, float]:
-        """95 % prediction interval of the liver's volume over the variations."""
-        return prediction_interval(self.liver_volumes_ml)
+    def liver_range_ml(self) -> tuple[float, float]:
+        """Smallest and largest volume of the liver over the variations."""
+        return float(self.liver_volumes_ml.min()), float(self.liver_volumes_ml.max())
 
     @property
-    def tumour_interval_ml(self) -> tuple[float, float]:
-        """95 % prediction interval of the tumours' volume over the variations."""
-        return prediction_interval(self.tumour_volumes_ml)
+    def tumour_range_ml(self) -> tuple[float, float]:
+        """Smallest and largest volume of the tumours over the variations."""
+        return float(self.tumour_volumes_ml.min()), float(self.tumour_volumes_ml.max())
 
     @property
     def image(self) -> nib.Nifti1Image:
@@ -60,9 +57,8 @@ class Uncertainty:
         """JSON-able figures."""
         return {
             "variations": self.variations.to_dict(),
-            "coverage": COVERAGE,
-            "liver_interval_ml": list(self.liver_interval_ml),
-            "tumour_interval_ml": list(self.tumour_interval_ml),
+            "liver_range_ml": list(self.liver_range_ml),
+            "tumour_range_ml": list(self.tumour_range_ml),
             "liver_volumes_ml": self.liver_volumes_ml.tolist(),
             "tumour_volumes_ml": self.tumour_volumes_ml.tolist(),
         }
@@ -97,17 +93,15 @@ def measure_uncertainty(
         progress: called with the number of slices done and their total.
 
     Returns:
-        The `Uncertainty`. Its intervals tell how far the result depends on what should not matter; errors that all
-        variations share are not in them, so they are no confidence intervals of the true volume (on 20 phantoms, with
-        the shipped model, which learned from CT: they held the liver's in 6, the tumours' in 1). Entropy was 2.4 times
-        as high where labels were wrong.
+        The `Uncertainty`. Its ranges tell how far the result depends on what should not matter. They are no intervals
+        of the true volume: errors that all variations share are not in them.
 
     Raises:
         LiverSegError: for a volume or model that can't be used.
 
     Example:
-        >>> measure_uncertainty("volume-7.nii.gz", "run/").liver_interval_ml  # doctest: +SKIP
-        (1512.3, 1588.9)
+        >>> measure_uncertainty("volume-7.nii.gz", "run/").liver_range_ml  # doctest: +SKIP
+        (1522.3, 1571.9)
     """
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
@@ -130,23 +124,6 @@ def measure_uncertainty(
             progress(last, slices)
     volumes = counts * volume.voxel_volume_ml
     return Uncertainty(volume, entropy, volumes[0], volumes[1], variations)
-
-
-def prediction_interval(values: Sequence[float], coverage: float = COVERAGE) -> tuple[float, float]:
-    """Where a further value would lie, if values are normally distributed; never below 0.
-
-    Args:
-        values: at least 2.
-        coverage: probability that it lies there, above 0 and below 1.
-
-    Example:
-        >>> low, high = prediction_interval([10.0, 10.0, 10.0])
-        >>> low, high
-        (10.0, 10.0)
-    """
-    values = np.asarray(values, np.float64)
-    reach = stats.t.ppf((1 + coverage) / 2, len(values) - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / len(values))
-    return max(0.0, float(values.mean() - reach)), float(values.mean() + reach)
 
 
 def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 15) -> float:

@@ -236,8 +236,8 @@ def _findings(content: ReportContent) -> str:
     found = content.statistics
     burden = "" if found.tumour_burden is None else f" ({100 * found.tumour_burden:.1f} % of the liver)"
     rows = [
-        ("Liver with tumours", f"{found.liver_volume_ml:.0f} ml{_interval(content, 'liver_interval_ml', 0)}"),
-        ("Tumours", f"{found.tumour_volume_ml:.1f} ml{burden}{_interval(content, 'tumour_interval_ml', 1)}"),
+        ("Liver with tumours", f"{found.liver_volume_ml:.0f} ml{_over_variations(content, 'liver_range_ml', 0)}"),
+        ("Tumours", f"{found.tumour_volume_ml:.1f} ml{burden}{_over_variations(content, 'tumour_range_ml', 1)}"),
         ("Lesions", str(found.lesion_count)),
         ("Mean HU of liver / tumours", f"{_number(found.liver_mean_hu, 0)} / {_number(found.tumour_mean_hu, 0)}"),
     ]
@@ -394,8 +394,8 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> str:
         count = content.uncertainty.variations.count
         text.append(
             f"Uncertainty: entropy of the mean of {count} predictions on the volume slightly shifted, turned, scaled "
-            "and changed in HU. Intervals of volumes are 95 % prediction intervals over these: they say how far the "
-            "result depends on what should not matter, not how far it is from the truth, which often lies outside. "
+            "and changed in HU. Volumes over variations are the smallest and the largest of these: they say how far "
+            "the result depends on what should not matter, not how far it is from the truth, which often lies outside. "
             "They are of the network alone: the volumes themselves come after 3-D clean-up and may lie outside too."
         )
     body = "".join(f"<p>{html.escape(t)}</p>" for t in text)
@@ -551,11 +551,11 @@ def _start(labels: np.ndarray) -> dict[str, int]:
     return {"slice": best_slice(labels, slices), "row": rows // 2, "column": columns // 2}
 
 
-def _interval(content: ReportContent, name: str, digits: int) -> str:
+def _over_variations(content: ReportContent, name: str, digits: int) -> str:
     if content.uncertainty is None:
         return ""
     low, high = getattr(content.uncertainty, name)
-    return f", {low:.{digits}f} to {high:.{digits}f} ml over variations"
+    return f", {low:.{digits}f} to {high:.{digits}f} ml over variations of the scan"
 
 
 def _number(value: float | None, digits: int) -> str:

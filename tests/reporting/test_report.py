@@ -72,7 +72,8 @@ def test_the_page_tells_lesions_scores_and_what_was_missed(page):
     assert 'data-place="' in text and "1 / 1 of 2" in text
     assert [layer["key"] for layer in data["layers"]] == ["mask", "truth", "heatmap", "uncertainty"]
     assert data["start"] == data["lesions"][0]
-    assert "ml over variations" in text and "deletion" in text
+    assert "ml over variations of the scan" in text and "deletion" in text
+    assert "nterval" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
 
 
 def test_nothing_from_the_header_gets_onto_the_page(threshold_model, scan, tmp_path):
