@@ -36,10 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
     from pathlib import Path
 
-    from rich.console import Console
-    from rich.table import Table
-
     from liverseg_tf.cli.progress import console, progress_bar
+    from liverseg_tf.cli.tables import print_table
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.data.phantom import write_phantoms
     from liverseg_tf.errors import OutputError
@@ -62,10 +60,7 @@ def run(args: argparse.Namespace) -> int:
             ("training", _TRAINING_CASES, 2 * args.seed),
             ("test", _TEST_CASES, 2 * args.seed + 1),
         ):
-            task = bar.add_task(folder, total=count)
-            write_phantoms(
-                output / folder, count, seed, progress=lambda done, total, task=task: bar.update(task, completed=done)
-            )
+            write_phantoms(output / folder, count, seed, progress=bar.show(folder))
     out.print(f"{total} patients in {output}", markup=False)
 
     stage("2. Training a ResNet34 U-Net")
@@ -125,13 +120,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary))
         return 0
-    table = Table("result", "value", title="Phantom patients that the model never saw", title_justify="left")
-    table.add_row("liver Dice per case", f"{lits['liver_dice_per_case']:.3f}")
-    table.add_row("tumour Dice per case", f"{lits['lesion_dice_per_case']:.3f}")
-    table.add_row("seconds", f"{seconds:.0f}")
-    for name, path in paths.items():
-        table.add_row(name, str(path))
-    Console().print(table)
+    results = {
+        "liver Dice per case": f"{lits['liver_dice_per_case']:.3f}",
+        "tumour Dice per case": f"{lits['lesion_dice_per_case']:.3f}",
+        "seconds": f"{seconds:.0f}",
+        **summary["paths"],
+    }
+    columns = ("result", "value")
+    print_table(columns, list(results.items()), names=columns, title="Phantom patients that the model never saw")
     return 0
 
 

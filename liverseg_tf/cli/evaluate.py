@@ -35,14 +35,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, write what was asked for, and print."""
-    from rich.console import Console
-
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.evaluation.evaluate import evaluate
 
     _check_outputs(args)
     with progress_bar() as bar:
-        task = bar.add_task("evaluate", total=None)
         scores = evaluate(
             args.truth,
             args.prediction,
@@ -50,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             exclude_identity=args.exclude_identity,
             resamples=args.resamples,
             seed=args.seed,
-            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+            progress=bar.show("evaluate"),
         )
     if args.output:
         scores.save_json(args.output)
@@ -62,9 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(scores.to_json(), end="")
     else:
-        console = Console()
-        for table in _tables(scores):
-            console.print(table)
+        _print(scores)
     return 0
 
 
@@ -83,84 +78,90 @@ def _check_outputs(args: argparse.Namespace) -> None:
         check_figure_name(args.figure)
 
 
-def _tables(scores) -> list:
-    from rich import box
-    from rich.table import Table
+def _print(scores) -> None:
+    from liverseg_tf.cli.tables import print_table
 
-    def table_of(title: str, caption: str | None = None) -> Table:
-        return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
-
-    cases = table_of("Cases")
-    for column in (
-        "case",
-        "liver Dice",
-        "liver HD95",
-        "lesion Dice",
-        "lesion HD95",
-        "lesions",
-        "found",
-        "false",
-        "liver ml",
-    ):
-        cases.add_column(column, justify="right")
-    for row in scores.cases:
-        cases.add_row(
-            f"{row['case']}{' *' if row['identity_affine'] else ''}",
-            *(
-                _figure(row[f"{region}_{name}"], digits)
-                for region in ("liver", "lesion")
-                for name, digits in (("dice", 3), ("hd95_mm", 1))
-            ),
-            str(row["lesions_truth"]),
-            str(row["lesions_detected_overlap_above_0.5"]),
-            str(row["lesions_false_positive_overlap_above_0.5"]),
-            _figure(row["liver_volume_prediction_ml"], 0),
-        )
     marked = " * identity affine: mm and ml unreliable." if scores.settings["identity_affine_cases"] else ""
-    cases.caption = f"HD95 in mm. found and false: lesions at overlap above 0.5.{marked}"
-
-    lits = table_of("LiTS scores", "95 % interval: bootstrap over patients")
-    lits.add_column("score")
-    lits.add_column("value", justify="right")
-    lits.add_column("95 % interval", justify="right")
-    for name, value in scores.lits.items():
-        lits.add_row(name, _figure(value), _interval(scores.lits_ci95[name]))
-
-    more = table_of("Beyond LiTS: mean over cases", "missing: cases in which a mask is empty")
-    more.add_column("figure")
-    for column in ("mean", "std", "95 % interval", "n", "missing"):
-        more.add_column(column, justify="right")
-    for region in ("liver", "lesion"):
-        for name in ("hd95_mm", "surface_dice_1mm", "surface_dice_2mm", "surface_dice_3mm", "volume_error_ml"):
-            row = scores.summary[f"{region}_{name}"]
-            more.add_row(
-                f"{region}_{name}",
-                _figure(row["mean"]),
-                _figure(row["std"]),
+    print_table(
+        (
+            "case",
+            "liver\nDice",
+            "liver\nHD95",
+            "lesion\nDice",
+            "lesion\nHD95",
+            "lesions",
+            "found",
+            "false",
+            "liver\nml",
+        ),
+        [
+            (
+                f"{row['case']}{' *' if row['identity_affine'] else ''}",
+                *(
+                    _figure(row[f"{region}_{name}"], digits)
+                    for region in ("liver", "lesion")
+                    for name, digits in (("dice", 3), ("hd95_mm", 1))
+                ),
+                str(row["lesions_truth"]),
+                str(row["lesions_detected_overlap_above_0.5"]),
+                str(row["lesions_false_positive_overlap_above_0.5"]),
+                _figure(row["liver_volume_prediction_ml"], 0),
+            )
+            for row in scores.cases
+        ],
+        title="Cases",
+        caption=f"HD95 in mm. found and false: lesions at overlap above 0.5.{marked}",
+    )
+    print_table(
+        ("score", "value", "95 % interval"),
+        [(name, _figure(value), _interval(scores.lits_ci95[name])) for name, value in scores.lits.items()],
+        names=("score",),
+        title="LiTS scores",
+        caption="95 % interval: bootstrap over patients",
+    )
+    measures = ("hd95_mm", "surface_dice_1mm", "surface_dice_2mm", "surface_dice_3mm", "volume_error_ml")
+    beyond = [f"{region}_{name}" for region in ("liver", "lesion") for name in measures]
+    print_table(
+        ("figure", "mean", "std", "95 % interval", "n", "missing"),
+        [
+            (
+                name,
+                *map(_figure, (row["mean"], row["std"])),
                 _interval(row["ci95"]),
-                str(row["n"]),
-                str(row["missing"]),
+                *map(str, (row["n"], row["missing"])),
             )
-
-    detection = table_of("Lesion detection by size", "small < 10 mm, large > 20 mm equivalent diameter")
-    for column in ("IoU", "size", "TP", "FN", "FP", "precision", "recall", "F1", "F1, 95 %"):
-        detection.add_column(column, justify="left" if column in ("IoU", "size") else "right", no_wrap=True)
-    for overlap, sizes in scores.detection.items():
-        for size, row in sizes.items():
-            counts = (str(row[name]) for name in ("true_positives", "false_negatives", "false_positives"))
-            rates = (_figure(row[name]) for name in ("precision", "recall", "f1"))
-            detection.add_row(
-                overlap.replace("overlap_above_", "> "), size, *counts, *rates, _interval(row["f1_ci95"], 2)
+            for name, row in ((name, scores.summary[name]) for name in beyond)
+        ],
+        names=("figure",),
+        title="Beyond LiTS: mean over cases",
+        caption="missing: cases in which a mask is empty",
+    )
+    print_table(
+        ("IoU", "size", "TP", "FN", "FP", "precision", "recall", "F1", "F1, 95 %"),
+        [
+            (
+                overlap.replace("overlap_above_", "> "),
+                size,
+                *(str(row[name]) for name in ("true_positives", "false_negatives", "false_positives")),
+                *(_figure(row[name]) for name in ("precision", "recall", "f1")),
+                _interval(row["f1_ci95"], 2),
             )
-
-    scenarios = table_of("Slices: mean loss")
-    scenarios.add_column("slices with")
-    for column in ("slices", "liver Dice loss", "liver IoU loss", "lesion Dice loss", "lesion IoU loss"):
-        scenarios.add_column(column, justify="right")
-    for scenario, row in scores.scenarios.items():
-        count, *losses = row.values()
-        scenarios.add_row(scenario.replace("_", " "), str(count), *map(_figure, losses))
-    return [cases, lits, more, detection, scenarios]
+            for overlap, sizes in scores.detection.items()
+            for size, row in sizes.items()
+        ],
+        names=("size",),
+        title="Lesion detection by size",
+        caption="small < 10 mm, large > 20 mm equivalent diameter",
+    )
+    print_table(
+        ("slices with", "slices", "liver\nDice loss", "liver\nIoU loss", "lesion\nDice loss", "lesion\nIoU loss"),
+        [
+            (scenario.replace("_", " "), str(count), *map(_figure, losses))
+            for scenario, (count, *losses) in ((name, row.values()) for name, row in scores.scenarios.items())
+        ],
+        names=("slices with",),
+        title="Slices: mean loss",
+    )
 
 
 def _figure(value: float | None, digits: int = 3) -> str:

@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.explanation.explain import explain
 
-    with progress_bar() as bar:
-        task = bar.add_task("explain", total=None)
+    with progress_bar(stages=True) as bar:
         explanation = explain(
             args.input,
             args.output,
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             overwrite=args.overwrite,
             safe_colors=args.safe_colors,
-            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+            progress=bar.show("explain"),
         )
     if args.json:
         print(json.dumps(explanation.to_dict()))

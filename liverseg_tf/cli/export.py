@@ -41,13 +41,14 @@ def run(args: argparse.Namespace) -> int:
     """Export; returns 1 if a check falls short."""
     import json
 
-    from liverseg_tf.cli.progress import console
+    from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.exporting.export import export
     from liverseg_tf.shipped import shipped_model
 
     out = console()
     model = shipped_model() if args.model == "shipped" else args.model
-    with out.status("exporting") as status:
+    with progress_bar(stages=True) as bar:
+        task = bar.add_task("exporting", total=None)
         exported = export(
             model,
             args.output,
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             args.precision,
             args.calibration,
             args.check,
-            progress=lambda step: status.update(step),
+            progress=lambda step: bar.update(task, description=step),
         )
     if exported.warmup is False:
         out.print(
@@ -85,14 +86,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_parity(parity) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from liverseg_tf.cli.tables import print_table
 
     def shown(dice: dict) -> str:
         return " / ".join("-" if value is None else f"{value:.4f}" for value in dice.values())
 
     classes = "/".join(parity.rows[0].dice)
-    table = Table(
+    columns = (
         "runtime",
         "size",
         "voxels as Keras",
@@ -102,11 +102,9 @@ def _print_parity(parity) -> None:
         "ms/slice",
         "MB",
         "peak MB",
-        box=None,
-        caption=f"{parity.rows[0].slices} slices of each size",
     )
-    for row in parity.rows:
-        table.add_row(
+    rows = [
+        (
             row.runtime,
             row.size,
             f"{row.agreement:.4%}",
@@ -117,4 +115,6 @@ def _print_parity(parity) -> None:
             f"{row.megabytes:.1f}",
             "-" if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
         )
-    Console(width=None if Console().is_terminal else 140).print(table)
+        for row in parity.rows
+    ]
+    print_table(columns, rows, names=("runtime",), caption=f"{parity.rows[0].slices} slices of each size")

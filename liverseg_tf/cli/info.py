@@ -21,9 +21,9 @@ def run(args: argparse.Namespace) -> int:
     """Print what there is."""
     import json
 
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
+    from liverseg_tf.cli.tables import print_table
     from liverseg_tf.labels import CLASSES
     from liverseg_tf.provenance import versions
     from liverseg_tf.shipped import shipped_models
@@ -45,22 +45,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found, default=str))
         return 0
-    console = Console()
-    table = Table("package", "version", box=None)
-    for package, version in found["versions"].items():
-        table.add_row(package, version or "not installed")
-    console.print(table)
-    models = ", ".join(f"{n} ({p})" for n, p in found["models"].items()) or "none in this installation"
-    console.print(f"\nShipped models: {models}", soft_wrap=True)
-    table = Table("class", "name", "color", "meaning", box=None)
-    for c in CLASSES:
-        table.add_row(str(c.index), c.name, f"[on rgb({','.join(map(str, c.color))})]    [/]", c.meaning)
-    console.print(table)
-    table = Table("window", "width", "level", "HU shown", box=None)
-    for name, (width, level) in WINDOWS.items():
-        low, high = window_bounds(name)
-        table.add_row(name, str(width), str(level), f"{low} to {high}")
-    console.print(table)
+    columns = ("package", "version")
+    print_table(columns, [(name, version or "not installed") for name, version in found["versions"].items()], names=columns)
+    models = ", ".join(f"{name} ({path})" for name, path in found["models"].items())
+    print(f"Shipped models: {models or 'none in this installation'}")
+    columns = ("class", "name", "color", "meaning")
+    rows = [(str(c.index), c.name, Text("    ", f"on rgb({','.join(map(str, c.color))})"), c.meaning) for c in CLASSES]
+    print_table(columns, rows, names=columns[1:3], sentences=columns[3:])
+    rows = [
+        (name, str(width), str(level), "{} to {}".format(*window_bounds(name)))
+        for name, (width, level) in WINDOWS.items()
+    ]
+    print_table(("window", "width", "level", "HU shown"), rows, names=("window",))
     for device in found.get("devices", []):
-        console.print(f"device {device['name']} ({device['type']})")
+        print(f"device {device['name']} ({device['type']})")
     return 0

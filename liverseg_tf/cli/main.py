@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 import warnings
@@ -32,9 +31,19 @@ COMMANDS = (
 _WITH_TENSORFLOW = {"demo", "train", "find-lr", "predict", "explain", "report", "export", "slices"}
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that answers an unknown option with the usage of the command it was given to, not of `liverseg`."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="liverseg",
         description="Liver and liver tumours in CT: train, segment, score, serve, explain. Not a medical device.",
     )
@@ -42,8 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        if importlib.util.find_spec(f"liverseg_tf.cli.{name}"):
-            importlib.import_module(f"liverseg_tf.cli.{name}").add_parser(subparsers)
+        importlib.import_module(f"liverseg_tf.cli.{name}").add_parser(subparsers)
     return parser
 
 
@@ -52,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 done, 1 failed with a one-line error, 2 wrong usage.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C.
     """
     # before TensorFlow is imported: its C++ part writes dozens of lines to stderr
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -67,18 +78,25 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        args = build_parser().parse_args(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
-        if args.command in _WITH_TENSORFLOW and not debug:
+        parser = build_parser()
+        if not arguments:
+            # a command is missing, perhaps because a script's variable was empty: wrong usage, not success
+            parser.print_help(sys.stderr)
+            return 2
+        args = parser.parse_args(arguments)
+        needs_tensorflow = args.command in _WITH_TENSORFLOW or getattr(args, "devices", False)
+        if needs_tensorflow and not debug:
             load_tensorflow_quietly(start_devices=getattr(args, "strategy", None) != "multiworker")
         return args.run(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except LiverSegError as error:
         return _fail(error, debug)
-    except KeyboardInterrupt:
-        print("liverseg: stopped", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as stop:
+        if not debug:
+            sys.excepthook = _tell_stop
+        # unhandled, it makes Python end as killed by SIGINT once all is cleaned up: a shell sees 130, a loop stops
+        raise stop.with_traceback(None) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -91,6 +109,10 @@ def _fail(error: Exception, debug: bool) -> int:
         raise error
     print(f"liverseg: error: {' '.join(str(error).split())}", file=sys.stderr)
     return 1
+
+
+def _tell_stop(kind, error, traceback) -> None:
+    print(": ".join(["liverseg: stopped", *map(str, error.args)]), file=sys.stderr)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -38,10 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     with progress_bar() as bar:
-        task = bar.add_task("phantoms", total=args.cases)
-        cases = write_phantoms(
-            args.folder, args.cases, args.seed, tuple(args.shape), lambda done, total: bar.update(task, completed=done)
-        )
+        cases = write_phantoms(args.folder, args.cases, args.seed, tuple(args.shape), bar.show("phantoms"))
     seconds = time.perf_counter() - start
     if args.json:
         print(json.dumps({"folder": str(Path(args.folder)), "seconds": round(seconds, 2), "cases": cases}))

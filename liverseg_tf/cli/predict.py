@@ -178,8 +178,7 @@ def _range(ends: list[float]) -> str:
 
 
 def _print_statistics(statistics: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from liverseg_tf.cli.tables import print_table
 
     burden = statistics["tumour_burden"]
     note = "  (1x1x1 mm without direction: mm and ml are unreliable)" if statistics["identity_affine"] else ""
@@ -189,17 +188,17 @@ def _print_statistics(statistics: dict) -> None:
     )
     if not statistics["lesions"]:
         return
-    table = Table("lesion", "ml", "diameter mm", "slice", "where", "mean HU", box=None, pad_edge=True)
-    for lesion in statistics["lesions"][:20]:
-        hu = lesion["mean_hu"]
-        table.add_row(
+    rows = [
+        (
             str(lesion["number"]),
             f"{lesion['volume_ml']:.2f}",
             f"{lesion['diameter_mm']:.0f}",
             str(lesion["slice"]),
             lesion["place"],
-            f"{hu:.0f}" if hu is not None else "",
+            f"{lesion['mean_hu']:.0f}" if lesion["mean_hu"] is not None else "",
         )
-    Console().print(table)
+        for lesion in statistics["lesions"][:20]
+    ]
+    print_table(("lesion", "ml", "diameter mm", "slice", "where", "mean HU"), rows, names=("where",))
     if len(statistics["lesions"]) > 20:
         print(f"  and {len(statistics['lesions']) - 20} smaller ones (all of them: --json)")

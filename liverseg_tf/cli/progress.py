@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_A_LINE = 30.0
 
 
 def console() -> Console:
@@ -11,17 +15,57 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def progress_bar() -> Progress:
-    """A bar with counts, time taken and time left; gone when done, silent where stderr is no terminal."""
-    where = console()
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left", style="dim"),
-        TimeRemainingColumn(),
-        console=where,
-        transient=True,
-        disable=not where.is_terminal,
-    )
+def progress_bar(stages: bool = False) -> ProgressBar:
+    """A bar with counts, time taken and time left, gone when done; where stderr is no terminal, lines instead.
+
+    Args:
+        stages: descriptions are stages of the work, and each is worth a line; else they name what the work has come
+            to, and a line is written every half minute.
+    """
+    return ProgressBar(stages)
+
+
+class ProgressBar(Progress):
+    """See `progress_bar`."""
+
+    def __init__(self, stages: bool):
+        where = console()
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+            console=where,
+            transient=True,
+            disable=not where.is_terminal,
+        )
+        self._stages, self._stage, self._told = stages, None, time.monotonic()
+
+    def update(self, task_id, **changes) -> None:
+        super().update(task_id, **changes)
+        self._tell(task_id)
+
+    def advance(self, task_id, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def show(self, title: str):
+        """A callback for functions that tell their progress as (done, total) or (done, total, what)."""
+        task = self.add_task(title, total=None)
+
+        def progress(done: int, total: int | None, what: str = title) -> None:
+            self.update(task, completed=done, total=total, description=what)
+
+        return progress
+
+    def _tell(self, task_id) -> None:
+        if not self.disable:
+            return
+        task = self._tasks[task_id]
+        is_new = self._stages and task.description != self._stage
+        if is_new or time.monotonic() - self._told > _SECONDS_A_LINE:
+            count = "" if is_new or task.total is None else f": {task.completed:.0f} of {task.total:.0f}"
+            self.console.print(f"{task.description}{count}", markup=False, soft_wrap=True)
+            self._stage, self._told = task.description, time.monotonic()

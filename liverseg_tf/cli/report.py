@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.reporting.report import report
 
-    with progress_bar() as bar:
-        task = bar.add_task("report", total=None)
+    with progress_bar(stages=True) as bar:
         page = report(
             args.input,
             args.output,
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             most_lesions=args.most_lesions,
             safe_colors=args.safe_colors,
             overwrite=args.overwrite,
-            progress=lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+            progress=bar.show("report"),
         )
     size = page.stat().st_size
     print(json.dumps({"page": str(page), "bytes": size}) if args.json else f"{page}  ({size / 1e6:.1f} MB)")

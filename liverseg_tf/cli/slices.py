@@ -40,14 +40,13 @@ def run(args: argparse.Namespace) -> int:
     cases = find_cases(*args.folders, patients=args.patients)
     selection = SliceSelection(args.every_volume, args.every_slice, order="name")
     with progress_bar() as bar:
-        task = bar.add_task("slices", total=None)
         slices = write_image_folder(
             cases,
             args.output,
             format=args.format,
             quality=args.quality,
             selection=selection,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=bar.show("slices"),
         )
     seconds = time.perf_counter() - start
     volumes = len({item.case for item in slices})

@@ -100,8 +100,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         progress.close()
         kept = f"the best epoch so far is kept in {args.output}" if progress.rows else "no epoch was complete"
-        out.print(f"stopped: {kept}; go on with --resume", markup=False)
-        return 1
+        raise KeyboardInterrupt(f"{kept}; go on with --resume") from None
     finally:
         progress.close()
     best = result.best

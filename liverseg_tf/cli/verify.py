@@ -31,13 +31,12 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.data.verify import verify
 
     with progress_bar() as bar:
-        task = bar.add_task("verify", total=None)
         found = verify(
             *args.folders,
             patients=args.patients,
             max_bytes=args.max_bytes,
             threads=args.threads,
-            progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
+            progress=bar.show("verify"),
         )
     if args.json:
         print(json.dumps(found.to_dict()))
@@ -50,27 +49,24 @@ def _print(found) -> None:
     from collections import Counter
     from pathlib import Path
 
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from liverseg_tf.cli.tables import print_table
+
     if found.findings:
-        table = Table("severity", "case", "about", "file", "finding", box=None, pad_edge=False)
-        table.columns[-1].overflow = "fold"
+        rows = []
         for finding in found.findings:
             style = "red" if finding.severity == "error" else "yellow"
             case = "" if finding.case is None else str(finding.case)
             name = Path(finding.path).name if finding.path else ""
             message = finding.message.removeprefix(f"{finding.path}: ")
-            table.add_row(Text(finding.severity, style), case, finding.kind, Text(name), Text(message))
-        console.print(table)
-        console.print()
+            rows.append((Text(finding.severity, style), case, finding.kind, name, message))
+        columns = ("severity", "case", "about", "file", "finding")
+        print_table(columns, rows, names=("severity", "about", "file"), sentences=("finding",))
     masks = sum(row["segmentation"] is not None for row in found.cases)
     orientations = Counter(row["orientation"] for row in found.cases if "orientation" in row)
     stored = ", ".join(f"{code} {count}" for code, count in orientations.most_common())
-    console.print(
-        f"{len(found.cases)} cases of {found.patients} patients, {masks} with a mask; stored as {stored or 'nothing'}",
-        soft_wrap=True,
+    print(
+        f"{len(found.cases)} cases of {found.patients} patients, {masks} with a mask; stored as {stored or 'nothing'}"
     )
-    console.print(f"{len(found.errors)} errors, {len(found.warnings)} warnings")
+    print(f"{len(found.errors)} errors, {len(found.warnings)} warnings")

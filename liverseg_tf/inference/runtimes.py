@@ -18,6 +18,7 @@ from liverseg_tf.inference.allowed_operations import check_operations
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
 from liverseg_tf.models.saving import load_model
+from liverseg_tf.native_logs import without_log_lines
 
 
 @runtime_checkable
@@ -177,8 +178,10 @@ class TFLiteRuntime:
 
     def _signature_runner(self, content: bytes):
         try:
-            interpreter = _interpreter_class()(model_content=content, num_threads=self._threads)
-            return interpreter.get_signature_runner("serving_default")
+            with without_log_lines():  # it tells which delegate it takes
+                interpreter = _interpreter_class()(model_content=content, num_threads=self._threads)
+                interpreter.allocate_tensors()
+                return interpreter.get_signature_runner("serving_default")
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"{self.path}: expected a TFLite file that can be run ({first_line(error)})") from error
 

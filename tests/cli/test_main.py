@@ -1,6 +1,11 @@
 """The command line as a user meets it."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +24,47 @@ def test_wrong_usage_is_status_2(capsys):
     for arguments in ([], ["nonsense"], ["predict"], ["train", "x"]):
         assert main(arguments) == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_unknown_option_shows_the_commands_usage(capsys):
+    assert main(["predict", "ct.nii", "-o", "out", "--treshold", "1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("usage: liverseg predict ")
+    assert captured.err.endswith("liverseg predict: error: unrecognized arguments: --treshold 1\n")
+    assert captured.out == ""
+
+
+def test_a_bare_call_shows_the_help(capsys):
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for name in COMMANDS:
+        assert f"\n    {name.replace('_', '-')} " in captured.err
+
+
+def test_ctrl_c_ends_as_killed_by_sigint(tmp_path):
+    """As a shell needs it to stop its loop; with one line, and no half file left behind."""
+    script = tmp_path / "stopped.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from liverseg_tf.cli.main import main\n"
+        "os.fsync = lambda file: os.killpg(0, signal.SIGINT)\n"  # in the middle of a file, to all, as a terminal does
+        "sys.exit(main(['phantom', sys.argv[1], '--cases', '1', '--shape', '32', '32', '8']))\n"
+    )
+    folder = tmp_path / "phantoms"
+    loop = f"for n in 1 2 3; do '{sys.executable}' '{script}' '{folder}'; echo went on; done"
+    done = subprocess.run(["bash", "-c", loop], capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "")
+    assert done.stderr.strip() == "liverseg: stopped"
+    assert list(folder.iterdir()) == []
+
+
+def test_colors_are_left_out_if_asked(tmp_path):
+    code = "import sys; from liverseg_tf.cli.main import main; sys.exit(main(['info']))"
+    for no_color, expected in (("1", False), ("", True)):
+        environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color", "NO_COLOR": no_color}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+        assert bool(re.search(r"\x1b\[[0-9;]*[34]8;", done.stdout)) == expected
 
 
 def test_errors_are_one_line_and_status_1(capsys, tmp_path):
