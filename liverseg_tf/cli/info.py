@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(found, default=str))
         return 0
     columns = ("package", "version")
-    print_table(columns, [(name, version or "not installed") for name, version in found["versions"].items()], names=columns)
+    rows = [(name, version or "not installed") for name, version in found["versions"].items()]
+    print_table(columns, rows, names=columns)
     models = ", ".join(f"{name} ({path})" for name, path in found["models"].items())
     print(f"Shipped models: {models or 'none in this installation'}")
     columns = ("class", "name", "color", "meaning")
