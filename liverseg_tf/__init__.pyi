@@ -1,0 +1,55 @@
+# The public names and the modules that hold them. `__init__.py` reads this file and loads each name on first use.
+
+from .channels import CTChannels as CTChannels
+from .channels import CTWindow as CTWindow
+from .channels import HistogramScale as HistogramScale
+from .channels import RestoreSize as RestoreSize
+from .channels import SquareResize as SquareResize
+from .config import ChannelsConfig as ChannelsConfig
+from .config import ModelConfig as ModelConfig
+from .data.augmentation import Augmentation as Augmentation
+from .data.cases import Case as Case
+from .data.cases import find_cases as find_cases
+from .data.cases import folds_by_patient as folds_by_patient
+from .data.cases import split_by_patient as split_by_patient
+from .data.image_folder import image_folder_dataset as image_folder_dataset
+from .data.image_folder import write_image_folder as write_image_folder
+from .data.lesion_synthesis import LesionSynthesis as LesionSynthesis
+from .data.phantom import Phantom as Phantom
+from .data.phantom import make_phantom as make_phantom
+from .data.phantom import write_phantoms as write_phantoms
+from .data.slices import SliceSelection as SliceSelection
+from .data.slices import slice_dataset as slice_dataset
+from .data.verify import verify as verify
+from .data.volume import CTVolume as CTVolume
+from .data.volume import MaskVolume as MaskVolume
+from .errors import LiverSegError as LiverSegError
+from .evaluation.evaluate import Evaluation as Evaluation
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.statistics import statistics as statistics
+from .explanation.explain import explain as explain
+from .explanation.uncertainty import measure_uncertainty as measure_uncertainty
+from .exporting.export import export as export
+from .inference.postprocessing import PostProcessing as PostProcessing
+from .inference.predictor import Prediction as Prediction
+from .inference.predictor import Predictor as Predictor
+from .inference.serving_client import ServingClient as ServingClient
+from .inference.test_time_augmentation import Variations as Variations
+from .labels import CLASS_NAMES as CLASS_NAMES
+from .labels import CLASSES as CLASSES
+from .labels import color_mask as color_mask
+from .models.losses import build_loss as build_loss
+from .models.saving import load_model as load_model
+from .models.saving import save_model as save_model
+from .models.unet import build_unet as build_unet
+from .reporting.case_table import describe_cases as describe_cases
+from .reporting.montage import montage as montage
+from .reporting.report import report as report
+from .training.find_learning_rate import find_learning_rate as find_learning_rate
+from .training.recipes import RECIPES as RECIPES
+from .training.recipes import Recipe as Recipe
+from .training.train import Run as Run
+from .training.train import train as train
+from .windows import WINDOWS as WINDOWS
+
+__version__: str
