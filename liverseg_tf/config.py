@@ -142,7 +142,7 @@ class ModelConfig(Config):
 
     Attributes:
         image_size: rows and columns of the network's input, in pixels; a multiple of 32.
-        backbone: encoder, as segmentation-models names it.
+        backbone: encoder, one of `liverseg_tf.models.unet.BACKBONES`.
         class_names: the classes' names by index.
         channels: how HU become channels.
         hu_range: HU the loader clips to, or None for no clipping.

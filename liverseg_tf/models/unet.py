@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 
 from liverseg_tf.errors import ConfigError, ModelError, first_line
+from liverseg_tf.models.efficientnet_lite import EFFICIENTNET_LITE, build_encoder, load_imagenet
 
 # Built and tried under Keras 3; others of segmentation-models may fail there.
 BACKBONES = (
@@ -21,6 +22,7 @@ BACKBONES = (
     "vgg16",
     "mobilenetv2",
     "efficientnetb0",
+    *EFFICIENTNET_LITE,
 )
 # Keras's 0.99 needs hundreds of steps before validation means anything; this is PyTorch's and fastai's default.
 BATCH_NORM_MOMENTUM = 0.9
@@ -35,7 +37,7 @@ def build_unet(
     encoder_weights: str | Path = "none",
     precision: str = "float32",
 ) -> keras.Model:
-    """Build a U-Net on a segmentation-models encoder.
+    """Build a U-Net: segmentation-models' decoder on one of its encoders, or on an EfficientNet-Lite.
 
     Args:
         image_size: rows and columns of the input, in pixels; a multiple of 32.
@@ -73,7 +75,7 @@ def build_unet(
             input_shape=(image_size, image_size, channels),
             classes=classes,
             activation="linear",
-            encoder_weights=_fetchable(encoder_weights),
+            encoder_weights=_fetchable(backbone, encoder_weights),
         )
     except Exception as error:
         if str(encoder_weights) != "imagenet":
@@ -90,7 +92,9 @@ def build_unet(
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
-    if str(encoder_weights) == "imagenet":
+    if str(encoder_weights) == "imagenet" and backbone in EFFICIENTNET_LITE:
+        load_imagenet(model, backbone)
+    elif str(encoder_weights) == "imagenet":
         _rescale_input_normalization(model)
     elif str(encoder_weights) != "none":
         _load_encoder(model, Path(encoder_weights))
@@ -107,12 +111,23 @@ def _segmentation_models():
     os.environ["SM_FRAMEWORK"] = "tf.keras"
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line on import
         import segmentation_models
+    from segmentation_models.backbones.backbones_factory import Backbones
 
+    def registered(backbone):
+        def build(input_shape, **_):
+            encoder, Backbones._default_feature_layers[backbone] = build_encoder(backbone, input_shape)
+            return encoder
+
+        return build
+
+    for backbone in EFFICIENTNET_LITE:  # so that its decoder goes on them as on its own encoders
+        Backbones._models_update[backbone] = [registered(backbone), None]
     return segmentation_models
 
 
-def _fetchable(encoder_weights) -> str | None:
-    return "imagenet" if str(encoder_weights) == "imagenet" else None
+def _fetchable(backbone: str, encoder_weights) -> str | None:
+    """What segmentation-models is asked to download."""
+    return "imagenet" if str(encoder_weights) == "imagenet" and backbone not in EFFICIENTNET_LITE else None
 
 
 def _rescale_input_normalization(model: keras.Model) -> None:
