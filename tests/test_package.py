@@ -58,4 +58,4 @@ def test_every_package_is_installed():
 
 def test_an_editor_is_told_the_public_names_and_no_others():
     assert set(dir(ls)) == set(ls.__all__)
-    assert {"Predictor", "train", "CTVolume", "__version__"} <= set(dir(ls))
+    assert {"Predictor", "train", "CTVolume"} <= set(dir(ls))
