@@ -1,0 +1,31 @@
+"""How a public name goes: it works for one more minor version, and says what to use."""
+
+from __future__ import annotations
+
+import warnings
+
+
+class LiverSegDeprecationWarning(FutureWarning):
+    """A name or an option of this library that will go; shown to users, not only to developers."""
+
+
+def deprecated(old: str, new: str, gone_in: str, stacklevel: int = 3) -> None:
+    """Warn that `old` goes.
+
+    Args:
+        old: what was used, as the caller wrote it.
+        new: what to write for it.
+        gone_in: the version that no longer has it.
+        stacklevel: of the caller; by default the caller of the function that calls this one.
+
+    Example:
+        >>> import warnings
+        >>> def spacing(volume):
+        ...     deprecated("spacing()", "spacing_mm", "0.3")
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     spacing(None)
+        >>> print(caught[0].message)
+        spacing() goes in liverseg_tf 0.3: use spacing_mm
+    """
+    warnings.warn(f"{old} goes in liverseg_tf {gone_in}: use {new}", LiverSegDeprecationWarning, stacklevel=stacklevel)
