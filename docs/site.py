@@ -22,7 +22,9 @@ def on_files(files: Files, config) -> Files:
     """Add the made pages to those that were written."""
     pages = {"reference/commands.md": commands_page(), "reference/python.md": python_page()}
     for source, page in COPIES.items():
-        pages[page] = (ROOT / source).read_text("utf-8").replace("](docs/", "](").replace("](CHANGELOG.md)", "](changes.md)")
+        pages[page] = (
+            (ROOT / source).read_text("utf-8").replace("](docs/", "](").replace("](CHANGELOG.md)", "](changes.md)")
+        )
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files

@@ -1,4 +1,4 @@
-"""Errors that meet people.
+"""Errors, written for the person who reads them.
 
 Every message is one line that says what was expected, what was got and what to do.
 The command line prints it and exits with status 1; nothing else is shown.

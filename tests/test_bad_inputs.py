@@ -249,7 +249,7 @@ def test_pairs(tmp_path, command):
         cases = ls.find_cases(tmp_path / "a")
     assert [(c.id, c.segmentation is not None) for c in cases] == [(1, True), (10, False)]
     case_folder(tmp_path / "b", 1)
-    with pytest.raises(CaseError, match=r"volume 1 stands twice: .*a/volume-1.nii and .*b/volume-1.nii; remove one"):
+    with pytest.raises(CaseError, match=r"volume 1 is there twice: .*a/volume-1.nii and .*b/volume-1.nii; remove one"):
         ls.find_cases(tmp_path / "a", tmp_path / "b")
     for line in (("train", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "run"), ("verify", tmp_path)):
         assert command(*line)[0] == 1

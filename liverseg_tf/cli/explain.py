@@ -38,7 +38,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--layer", default="bottleneck", help="bottleneck, decoder0 (coarse) to decoder4 (fine), or a layer's name"
     )
     parser.add_argument("--most-lesions", type=int, default=20, metavar="N", help="the largest ones (default: 20)")
-    parser.add_argument("--no-tests", action="store_true", help="don't test the maps: faster, but who knows")
+    parser.add_argument(
+        "--no-tests",
+        action="store_true",
+        help="skip the tests that say which map to trust: faster",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the tests' random maps (default: 0)")
     parser.add_argument("--safe-colors", action="store_true", help="color-blind-safe colors in figures")
     parser.add_argument("--overwrite", action="store_true", help="replace files that liverseg did not make")

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.training_progress import TrainingProgress
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.shipped import shipped_model
-    from liverseg_tf.training.strategies import create_strategy, place
+    from liverseg_tf.training.strategies import create_strategy, worker_index
     from liverseg_tf.training.train import train
 
     out = console()
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.strategy == "multiworker":
         out.print("waiting for the other workers of TF_CONFIG; Ctrl-C ends it", markup=False)
     strategy = create_strategy(args.strategy)
-    worker, workers = place(strategy)
+    worker, workers = worker_index(strategy)
     if worker > 0:
         out.print(f"worker {worker} of {workers}: worker 0 shows the progress and writes {args.output}", markup=False)
     progress = TrainingProgress(out, summary=args.summary)

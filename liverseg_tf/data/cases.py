@@ -54,7 +54,7 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
 
     Raises:
         InputFileError: if a folder is missing.
-        CaseError: if no volume is found, or a number stands twice.
+        CaseError: if no volume is found, or a number is there twice.
 
     Warns:
         DataWarning: for masks without a volume.
@@ -67,7 +67,7 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
         for number, paths in files.items():
             if len(paths) > 1:
                 raise CaseError(
-                    f"{kind} {number} stands twice: {paths[0]} and {paths[1]}; remove one, or name fewer folders"
+                    f"{kind} {number} is there twice: {paths[0]} and {paths[1]}; remove one, or name fewer folders"
                 )
     volumes, masks = ({number: paths[0] for number, paths in files.items()} for files in (found.volumes, found.masks))
     if not volumes:
@@ -137,7 +137,7 @@ def read_patients(path: str | Path) -> dict[int, str]:
                     raise InputFileError(f"{path}, line {reader.line_num}: expected a number and a patient, got {row}")
                 if int(row["id"]) in groups:
                     raise InputFileError(
-                        f"{path}, line {reader.line_num}: case {row['id']} stands twice; remove one row"
+                        f"{path}, line {reader.line_num}: case {row['id']} is there twice; remove one row"
                     )
                 groups[int(row["id"])] = row["patient"].strip()
             return groups

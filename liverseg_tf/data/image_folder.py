@@ -109,7 +109,7 @@ def write_image_folder(
         What was written, in the order of cases and slices.
 
     Raises:
-        CaseError: if no case has a mask, a number stands twice, or no slice is selected.
+        CaseError: if no case has a mask, a number is there twice, or no slice is selected.
         ConfigError: for an unknown format, or channels that make no picture.
         InputFileError, GeometryError, LabelError: for files that can't be used.
         OutputError: if `output` holds anything but an image folder, or can't be written.

@@ -110,7 +110,7 @@ def slice_dataset(
         shuffle: mix cases and slices anew for each `epoch` (training); else cases in order, each from its first
             stored slice to its last (evaluation).
         proportions: shares of slices with tumour, with liver only and with neither that are drawn (sum 1, none of
-            them above 0 for what the cases don't have). Slices drawn too rarely in the files come as they are, others
+            and 0 for a class that no case has). Slices drawn too rarely in the files come as they are, others
             are left out at random.
         augmentation: callable (hu (H, W) float32, labels (H, W) uint8, seed (2,) int32) -> (hu, labels), in graph
             operations, as `Augmentation`.

@@ -161,7 +161,7 @@ def evaluate(
 
     Raises:
         InputFileError: for a missing path or a file that is no mask.
-        CaseError: for a missing prediction or a case that stands twice.
+        CaseError: for a missing prediction or a case that is there twice.
         GeometryError: for masks of a pair that don't lie on one grid.
         LabelError: for values that are no class.
         ConfigError: for fewer than one resample.

@@ -50,7 +50,7 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
 
     Raises:
         InputFileError: for a missing path, or a file that is no NIfTI file.
-        CaseError: if no mask is found, a case stands twice, or a reference has no prediction.
+        CaseError: if no mask is found, a case is there twice, or a reference has no prediction.
         GeometryError: if the masks of a pair differ in shape or affine.
 
     Warns:
@@ -97,7 +97,7 @@ def _masks(folder: Path) -> dict[int | str, Path]:
             continue
         case = _case(path)
         if case in masks:
-            raise CaseError(f"case {case} stands twice: {masks[case]} and {path}; remove one, or name another folder")
+            raise CaseError(f"case {case} is there twice: {masks[case]} and {path}; remove one, or name another folder")
         masks[case] = path
     if not masks:
         raise CaseError(f"{folder}: expected masks (.nii or .nii.gz, as segmentation-<number>.nii.gz), got none")

@@ -1,4 +1,4 @@
-"""Disagreement over test-time variations: a volume, a little moved and a little denser, segmented again and again."""
+"""Disagreement over test-time variations: a volume, segmented in several slightly moved and slightly denser copies."""
 
 from __future__ import annotations
 

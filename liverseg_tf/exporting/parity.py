@@ -42,7 +42,7 @@ class ParityRow:
         largest_difference: of a probability from Keras's.
         milliseconds_a_slice: HU to labels.
         megabytes: of the artefact.
-        peak_memory_mb: see `Figures`.
+        peak_memory_mb: see `Measured`.
     """
 
     runtime: str

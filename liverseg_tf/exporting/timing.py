@@ -1,7 +1,7 @@
 """Runs one artefact in a process of its own, so that time and memory are its alone.
 
 `python -m liverseg_tf.exporting.timing MODEL SLICES.npz RESULT.npz`: slices are arrays (N, rows, columns) under any
-names; the result has `<name>_labels` and `<name>_probabilities`, and `figures`, JSON of `Figures`.
+names; the result has `<name>_labels` and `<name>_probabilities`, and `figures`, JSON of `Measured`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SLICES_A_BATCH = 4
 
 
 @dataclass(frozen=True)
-class Figures:
+class Measured:
     """What running an artefact costs.
 
     Attributes:
@@ -38,7 +38,7 @@ class Figures:
 
 def measure(
     model: str | Path, slices: dict[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Figures]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Measured]:
     """Run an artefact on slices in a new process.
 
     Args:
@@ -69,7 +69,7 @@ def measure(
             raise ModelError(f"{model}: could not be run for comparison ({last:.300})")
         with np.load(result) as arrays:
             labels, probabilities = ({n: arrays[f"{n}_{kind}"] for n in slices} for kind in ("labels", "probabilities"))
-            return labels, probabilities, Figures(**json.loads(str(arrays["figures"])))
+            return labels, probabilities, Measured(**json.loads(str(arrays["figures"])))
 
 
 def _run(model: str, given: str, result: str) -> None:
@@ -95,7 +95,7 @@ def _run(model: str, given: str, result: str) -> None:
         batches = [hu[i : i + _SLICES_A_BATCH] for i in range(0, len(hu), _SLICES_A_BATCH)]
         arrays[f"{name}_probabilities"] = np.concatenate([runtime.probabilities(batch) for batch in batches])
     memory = None if before is None or peak is None else max(0.0, peak - before)
-    np.savez(result, figures=json.dumps(asdict(Figures(milliseconds, memory))), **arrays)
+    np.savez(result, figures=json.dumps(asdict(Measured(milliseconds, memory))), **arrays)
 
 
 def _memory_mb(field: str) -> float | None:

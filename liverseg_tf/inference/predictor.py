@@ -187,7 +187,7 @@ class Predictor:
         return [Path(first), Path(first).absolute().parent] if Path(first).is_dir() else [Path(first).absolute().parent]
 
     def __reduce__(self):
-        """Pickled as what it was made of: another process opens the model itself, by the same path."""
+        """Pickle the model's path, not its weights: the other process opens the model itself."""
         models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
         if not all(model is None or isinstance(model, (str, os.PathLike)) for model in models):
             raise ConfigError("only a predictor made from a model's path can go to another process; save the model")

@@ -66,7 +66,7 @@ def predict_on_ray(
 
     A worker has one volume at a time, and gets the next when it has told of the last. Where it dies, or the node under
     it, or it takes too long, another takes its place and the volume is tried again, after those that still wait. A
-    volume that this befalls `attempts` times becomes an error row. Only this process knows what is done: nothing that
+    volume whose worker dies `attempts` times becomes an error row. Only this process knows what is done: nothing that
     dies elsewhere can lose a volume or tell of it twice.
 
     Args:

@@ -36,7 +36,7 @@ class ServingClient:
     """Runs slices on a TensorFlow Serving server; a `Runtime`, so `Predictor(ServingClient(...))` segments volumes.
 
     Slices go in requests whose replies stay below gRPC's 4 MB, several at a time. A request is tried again only where
-    the server can't have refused it for good: it is not reachable, or says that it is busy (gRPC UNAVAILABLE; HTTP
+    the failure may pass: the server is not reachable, or says that it is busy (gRPC UNAVAILABLE; HTTP
     429, 502, 503). Any failure ends the whole call; there is no part of a result.
 
     Args:

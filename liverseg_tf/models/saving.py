@@ -34,8 +34,8 @@ def save_model(model: keras.Model, config: ModelConfig, path: str | Path) -> Non
 def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
     """Load a Keras model of this library.
 
-    The network is rebuilt from its configuration and takes its weights alone from the file, so that no code and no
-    layer of a stranger's making comes out of one.
+    The network is rebuilt from its configuration and takes its weights alone from the file, so that a file can
+    bring neither code nor layers of its own.
 
     Args:
         path: a `.keras` file, a run folder that `train` wrote, or a SavedModel that `export` wrote.

@@ -42,7 +42,7 @@ def montage(
         volume: the CT.
         labels: class indices on the same grid, drawn as solid contours.
         truth: the reference, drawn dashed.
-        count: at most so many slices (see `telling_slices`).
+        count: at most so many slices (see `informative_slices`).
         columns: pictures in a row.
         window: preset's name, or (width, level) in HU.
         safe_colors: use the color-blind-safe colors.
@@ -62,7 +62,7 @@ def montage(
         )
     masks = [mask_array(mask, volume) for mask in (labels, truth)]
     seen = np.maximum.reduce([m for m in masks if m is not None]) if any(m is not None for m in masks) else None
-    indices = telling_slices(seen, volume.shape[2], count)
+    indices = informative_slices(seen, volume.shape[2], count)
     hu = [volume.slices(i, i + 1)[0] for i in indices]
     rows_cut, columns_cut = _body_box(np.max(hu, axis=0), volume.spacing_mm)
     aspect = slice_aspect(volume.spacing_mm)
@@ -99,7 +99,7 @@ def montage(
     return figure
 
 
-def telling_slices(labels: np.ndarray | None, slices: int, count: int) -> list[int]:
+def informative_slices(labels: np.ndarray | None, slices: int, count: int) -> list[int]:
     """Choose slices: each lesion's largest, the biggest lesions first, for up to half; then evenly over the liver.
 
     Without a mask, or with an empty one, they are spread evenly over the volume.
@@ -113,7 +113,7 @@ def telling_slices(labels: np.ndarray | None, slices: int, count: int) -> list[i
         Ascending slice indices, at most `count`.
 
     Example:
-        >>> telling_slices(None, 10, 3)
+        >>> informative_slices(None, 10, 3)
         [2, 5, 8]
     """
     if labels is None or not (labels >= LIVER).any():

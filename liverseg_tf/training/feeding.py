@@ -58,7 +58,7 @@ def through_service(dataset: tf.data.Dataset, service: str) -> tf.data.Dataset:
     """Let the workers of a tf.data service make an endless dataset of epochs.
 
     Each worker of the service makes whole epochs, so no slice of an epoch comes twice. The order in which the epochs'
-    batches come is the order in which they get ready.
+    batches come is the order in which they are ready.
 
     Args:
         dataset: of `training_batches`: graph operations alone, which the service's workers run on their own hosts.

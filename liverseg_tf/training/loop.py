@@ -16,7 +16,7 @@ from liverseg_tf.models.metrics import confusion_matrices, metrics_from_confusio
 from liverseg_tf.models.unet import is_encoder
 from liverseg_tf.training.optimizer import GroupedAdamW, OneCycle, decays, rate_factors
 from liverseg_tf.training.recipes import Recipe
-from liverseg_tf.training.strategies import gather, place
+from liverseg_tf.training.strategies import gather, worker_index
 
 # How often a loss that is no number is looked for: each look waits for the device.
 _CHECK_EVERY = 10
@@ -261,7 +261,7 @@ class Trainer:
                 by_case[case] = by_case.get(case, 0) + matrix
             if on_step is not None:
                 on_step(index)
-        if place(self.strategy)[1] > 1:
+        if worker_index(self.strategy)[1] > 1:
             none = np.zeros((self.classes, self.classes))
             matrices = np.array([by_case.get(case, none) for case in cases], np.float64)  # counts below 2^53
             sums = gather(self.strategy, np.concatenate([[total, count], matrices.ravel()])).sum(0)

@@ -58,7 +58,7 @@ def create_strategy(name: str) -> tf.distribute.Strategy | None:
         ) from error
 
 
-def place(strategy: tf.distribute.Strategy | None) -> tuple[int, int]:
+def worker_index(strategy: tf.distribute.Strategy | None) -> tuple[int, int]:
     """Index of this worker, 0 for the chief, and the number of workers."""
     resolver = strategy.cluster_resolver if strategy is not None else None
     jobs = resolver.cluster_spec().as_dict() if resolver is not None else None
@@ -77,7 +77,7 @@ def gather(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
     Returns:
         (workers, *values.shape), in the order of the workers.
     """
-    _, workers = place(strategy)
+    _, workers = worker_index(strategy)
 
     @tf.function
     def together(values):

@@ -43,7 +43,7 @@ from liverseg_tf.shipped import models_folder
 from liverseg_tf.training.feeding import check_service, distributed, patient_shards, side_by_side, through_service
 from liverseg_tf.training.loop import NotFiniteLossError, Phase, Trainer, phases
 from liverseg_tf.training.recipes import BEST_BY, Recipe, get_recipe
-from liverseg_tf.training.strategies import create_strategy, explain_lost_worker, gather, place
+from liverseg_tf.training.strategies import create_strategy, explain_lost_worker, gather, worker_index
 from liverseg_tf.training.tensorboard import TensorBoardLog
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def train(
             slices of each; by default one shard a worker, which reads no other training files. The batches are the
             same on any number of workers.
         data_service: dispatcher of a tf.data service that makes the training batches, as "grpc://host:port". They come
-            in the order in which they get ready: no repeated or resumed training is then equal to the bit.
+            in the order in which they are ready: no repeated or resumed training is then equal to the bit.
         resume: go on where a killed run stopped.
         callbacks: Keras callbacks; they get batches and epochs with the history row as logs.
         tensorboard: write `output/tensorboard` with every figure, and overlays of validation slices.
@@ -187,7 +187,7 @@ def train(
     for index, (training, validation) in enumerate(folds_by_patient(labelled, folds, seed)):
         runs.append(_Training(training, validation, output / f"fold-{index}", recipe, **options).run())
     rows = [{"fold": i, **run.best} for i, run in enumerate(runs)]
-    if place(strategy)[0] == 0:
+    if worker_index(strategy)[0] == 0:
         write_text(output / "folds.json", json.dumps(rows, indent=2) + "\n")
     larger = BEST_BY[recipe.best_by]
     return (max if larger else min)(runs, key=lambda run: run.best[recipe.best_by])
@@ -221,7 +221,7 @@ class _Training:
         self.output, self.seed, self.resume = output, seed, resume
         self.strategy, self.callbacks, self.deterministic = strategy, callbacks, deterministic
         self.tensorboard, self.from_model = tensorboard, from_model
-        self.worker, self.workers = place(strategy)
+        self.worker, self.workers = worker_index(strategy)
         self.replicas = strategy.num_replicas_in_sync if strategy is not None else 1
         self.data_service = data_service
         if from_model is not None:
@@ -283,7 +283,7 @@ class _Training:
         self.validation_selection = replace(rest, part=replace(part, validation=True) if part else None)
 
     def _share_out(self, shards: int | None) -> None:
-        """Which patients this worker reads; all must be at it for a batch, so each brings as many slices."""
+        """Which patients this worker reads; a batch needs all workers, so each reads as many slices."""
         shards = self.workers if shards is None else shards
         batch = self.recipe.batch_size
         if shards < 1 or shards % self.workers:

@@ -41,7 +41,7 @@ def test_overlapping_folders_are_no_doubles(tmp_path):
 
 def test_doubles_are_an_error_that_names_both(tmp_path):
     _touch(tmp_path, "a/volume-1.nii", "b/volume-1.nii.gz")
-    with pytest.raises(CaseError, match=r"volume 1 stands twice: .*a.volume-1.nii and .*b.volume-1.nii.gz"):
+    with pytest.raises(CaseError, match=r"volume 1 is there twice: .*a.volume-1.nii and .*b.volume-1.nii.gz"):
         find_cases(tmp_path)
 
 
@@ -69,7 +69,7 @@ def test_groups_file(tmp_path):
     with pytest.raises(InputFileError, match="header id,patient"):
         find_cases(tmp_path, patients=groups)
     groups.write_text("id,patient\n1,Anna\n1,Berta\n")
-    with pytest.raises(InputFileError, match="line 3: case 1 stands twice"):
+    with pytest.raises(InputFileError, match="line 3: case 1 is there twice"):
         find_cases(tmp_path, patients=groups)
 
 

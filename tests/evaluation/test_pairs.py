@@ -49,7 +49,7 @@ def test_a_doubled_case_is_an_error(tmp_path, write_mask):
     write_mask(tmp_path / "truth" / "segmentation-1.nii.gz", LABELS)
     write_mask(tmp_path / "pred" / "segmentation-1.nii.gz", LABELS)
     write_mask(tmp_path / "pred" / "volume-1_seg.nii.gz", LABELS)
-    with pytest.raises(CaseError, match="case 1 stands twice"):
+    with pytest.raises(CaseError, match="case 1 is there twice"):
         find_pairs(tmp_path / "truth", tmp_path / "pred")
 
 

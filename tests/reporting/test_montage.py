@@ -7,7 +7,7 @@ import pytest
 
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.reporting.montage import montage, telling_slices
+from liverseg_tf.reporting.montage import informative_slices, montage
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +21,19 @@ def labels() -> np.ndarray:
 
 
 def test_every_lesions_largest_slice_is_shown_and_nothing_outside_the_liver(labels):
-    chosen = telling_slices(labels, 40, 8)
+    chosen = informative_slices(labels, 40, 8)
     assert {12, 31} <= set(chosen)
     assert len(chosen) == 8 == len(set(chosen)) and chosen == sorted(chosen)
     assert min(chosen) >= 10 and max(chosen) <= 34
 
 
 def test_a_single_slice_is_the_largest_lesions(labels):
-    assert telling_slices(labels, 40, 1) == [31]
+    assert informative_slices(labels, 40, 1) == [31]
 
 
 def test_an_empty_mask_spreads_slices_over_the_volume():
-    assert telling_slices(np.zeros((4, 4, 40), np.uint8), 40, 4) == [5, 15, 25, 35]
-    assert telling_slices(None, 3, 12) == [0, 1, 2]
+    assert informative_slices(np.zeros((4, 4, 40), np.uint8), 40, 4) == [5, 15, 25, 35]
+    assert informative_slices(None, 3, 12) == [0, 1, 2]
 
 
 def test_montage_draws_prediction_and_reference_where_they_are(labels):
