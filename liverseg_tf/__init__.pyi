@@ -12,6 +12,7 @@ from .data.cases import Case as Case
 from .data.cases import find_cases as find_cases
 from .data.cases import folds_by_patient as folds_by_patient
 from .data.cases import split_by_patient as split_by_patient
+from .data.dicom.series import find_series as find_series
 from .data.image_folder import image_folder_dataset as image_folder_dataset
 from .data.image_folder import write_image_folder as write_image_folder
 from .data.lesion_synthesis import LesionSynthesis as LesionSynthesis

@@ -19,6 +19,7 @@ COMMANDS = (
     "slices",
     "train",
     "find_lr",
+    "series",
     "predict",
     "evaluate",
     "explain",

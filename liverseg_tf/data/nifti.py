@@ -194,7 +194,8 @@ def _check_exists(path: Path) -> int:
         raise InputFileError(f"{path}: could not be read ({error.strerror or error})") from None
     if not path.name.lower().endswith(SUFFIXES):
         raise InputFileError(
-            f"{path}: expected a name ending in .nii or .nii.gz, got {path.name!r}; convert it to NIfTI"
+            f"{path}: expected a name ending in .nii or .nii.gz (or .nrrd, .mha, .zip, or DICOM), got {path.name!r}; "
+            "convert it to NIfTI"
         )
     if size == 0:
         raise InputFileError(f"{path}: the file is empty; copy or download it again")

@@ -6,14 +6,19 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 
-from liverseg_tf.data.nifti import NiftiFile, check_affine, open_nifti, read_voxels
+from liverseg_tf.data.nifti import check_affine
+from liverseg_tf.data.reading import read_volume
 from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import to_labels
+
+if TYPE_CHECKING:
+    from liverseg_tf.data.dicom.series import DicomSeries
 
 AFFINE_TOLERANCE = 1e-3
 # Axes whose cosine is larger are not perpendicular: a gantry's tilt, not the rounding of a header.
@@ -150,8 +155,9 @@ class CTVolume:
 
     Attributes:
         geometry: the file's grid (`Geometry`).
-        path: the file, or None.
+        path: the file, folder or archive, or None.
         header: nibabel's header of the file, or None.
+        series: the DICOM series (`DicomSeries`) that it was read from, or None.
         hu_range: lowest and highest HU that values are clipped to, or None.
 
     Example:
@@ -169,11 +175,13 @@ class CTVolume:
         intercept: float = 0.0,
         path: Path | None = None,
         header: nib.Nifti1Header | None = None,
+        series: DicomSeries | None = None,
         hu_range: tuple[float, float] | None = HU_RANGE,
     ):
         self._stored = geometry.to_canonical(stored)
         self._slope, self._intercept = slope, intercept
         self.geometry, self.path, self.header, self.hu_range = geometry, path, header, hu_range
+        self.series = series
         self._check_values()
 
     @classmethod
@@ -183,31 +191,37 @@ class CTVolume:
         *,
         hu_range: tuple[float, float] | None = HU_RANGE,
         max_bytes: int | None = None,
+        series: str | None = None,
+        allow_gaps: bool = False,
     ) -> CTVolume:
-        """Read a NIfTI file to its end.
+        """Read a CT to its end.
 
         Args:
-            path: .nii or .nii.gz.
+            path: NIfTI (.nii, .nii.gz), NRRD, MetaImage; or DICOM: a folder, one file, or a .zip archive.
             hu_range: HU to clip to, or None for none.
             max_bytes: most bytes its voxels may take in memory; by default LIVERSEG_MAX_BYTES, else 8 GiB.
+            series: UID of the DICOM series that is meant, where several lie at `path`.
+            allow_gaps: resample a DICOM series with gaps or uneven steps to even ones.
 
         Raises:
-            InputFileError: if it can't be read whole.
+            InputFileError: if it can't be read whole, or no DICOM series or several can be meant.
             GeometryError: if its dimensions or affine can't be used.
+            MissingDependencyError: if the extra that reads the format is missing.
 
         Warns:
             GeometryWarning: for suspicious geometry.
             NotHounsfieldWarning: for intensities that don't look like HU.
-            DataWarning: for NaN or infinity, with their count.
+            DataWarning: for NaN or infinity, with their count; for DICOM slices that stand twice or were made up.
         """
-        file = open_nifti(path, max_bytes)
+        stored = read_volume(path, series=series, allow_gaps=allow_gaps, max_bytes=max_bytes)
         return cls(
-            read_voxels(file),
-            Geometry(file.shape, file.affine),
-            slope=file.slope,
-            intercept=file.intercept,
-            path=file.path,
-            header=file.header,
+            stored.voxels,
+            Geometry(stored.voxels.shape, stored.affine),
+            slope=stored.slope,
+            intercept=stored.intercept,
+            path=stored.path,
+            header=stored.header,
+            series=stored.series,
             hu_range=hu_range,
         )
 
@@ -358,8 +372,11 @@ class MaskVolume:
             InputFileError, GeometryError: as `CTVolume.load`.
             LabelError: for values that are not within 0.001 of a class index, with their counts.
         """
-        file = open_nifti(path, max_bytes)
-        return cls(_scaled(file), Geometry(file.shape, file.affine), file.path)
+        stored = read_volume(path, max_bytes=max_bytes)
+        voxels = stored.voxels
+        if (stored.slope, stored.intercept) != (1.0, 0.0):
+            voxels = voxels * stored.slope + stored.intercept
+        return cls(voxels, Geometry(voxels.shape, stored.affine), stored.path)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -407,11 +424,6 @@ def doubt_about_hu(stored: np.ndarray, slope: float = 1.0, intercept: float = 0.
     if body.size and 900 <= np.median(body) <= 1300:
         return f"{found}: expected Hounsfield units, these look shifted by 1024; subtract 1024"
     return f"{found}: expected Hounsfield units; is this a CT?"
-
-
-def _scaled(file: NiftiFile) -> np.ndarray:
-    voxels = read_voxels(file)
-    return voxels * file.slope + file.intercept if file.is_scaled else voxels
 
 
 def _check_array(stored: np.ndarray, name: str) -> None:

@@ -1,0 +1,178 @@
+"""Voxels of a DICOM series, decoded slice by slice."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from liverseg_tf.data.dicom.headers import DicomImage, quiet
+from liverseg_tf.data.dicom.series import STEP_TOLERANCE, DicomSeries
+from liverseg_tf.data.nifti import max_bytes_limit
+from liverseg_tf.errors import DataWarning, GeometryWarning, InputFileError, require
+from liverseg_tf.hounsfield import AIR_HU
+
+_TILT_DEGREES = 0.5
+_NEVER_LESS = np.iinfo(np.int16)
+
+
+def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a series to HU; takes memory for the result and one slice.
+
+    Equal doubles of a slice are dropped. Padding outside the scanner's circle becomes -1024. A series with gaps is
+    resampled to even steps.
+
+    Args:
+        series: whole, or uneven (`DicomSeries.is_uneven`).
+        max_bytes: most bytes that the voxels may take; see `max_bytes_limit`.
+
+    Returns:
+        (columns, rows, slices) int16 where all HU are whole numbers that fit, else float32; and the affine (4, 4)
+        float64 to mm in RAS+ coordinates.
+
+    Raises:
+        InputFileError: if a slice can't be decoded, doubles differ, or the limit is passed.
+
+    Warns:
+        DataWarning: for doubles that were dropped, and for resampling.
+        GeometryWarning: for a tilted gantry.
+    """
+    rows, columns = series.shape
+    _check_size(series, len(series.places), max_bytes)
+    whole = all(float(i.slope).is_integer() and float(i.intercept).is_integer() for i in series.images)
+    try:
+        hu = np.empty((len(series.places), rows, columns), np.int16 if whole else np.float32)
+    except MemoryError:
+        raise InputFileError(f"{series.path}: {len(series.places)} slices need more memory than there is") from None
+    place_of = {id(image): index for index, images in enumerate(series.places) for image in images}
+    is_filled = np.zeros(len(hu), bool)
+    for image, pixels in _decoded(series):
+        values = _to_hu(pixels, image, series, whole)
+        if whole and hu.dtype == np.int16 and (values.min() < _NEVER_LESS.min or values.max() > _NEVER_LESS.max):
+            hu = hu.astype(np.float32)
+        index = place_of[id(image)]
+        if not is_filled[index]:
+            hu[index], is_filled[index] = values, True
+        elif not np.array_equal(hu[index], values.astype(hu.dtype)):
+            names = ", ".join(sorted(other.file.name for other in series.places[index]))
+            raise InputFileError(
+                f"{series.path}: {len(series.places[index])} different images lie at one place ({names}); several "
+                "acquisitions or phases in one series? Export them as series of their own"
+            )
+    doubles = len(series.images) - len(series.places)
+    if doubles:
+        warnings.warn(
+            f"{series.path}: {doubles} slices stand twice, equal to the pixel; one of each is used", DataWarning, 3
+        )
+    affine = series.affine
+    if series.is_uneven:
+        hu, affine = _evened(hu, series, max_bytes)
+    elif series.tilt_degrees > _TILT_DEGREES:
+        warnings.warn(
+            f"{series.path}: the gantry was tilted by {series.tilt_degrees:.1f} degrees; its sheared grid is kept",
+            GeometryWarning,
+            3,
+        )
+    return hu.transpose(2, 1, 0), affine
+
+
+def _decoded(series: DicomSeries) -> Iterator[tuple[DicomImage, np.ndarray]]:
+    """Each image's stored pixels (rows, columns), file by file."""
+    pixels = require("pydicom.pixels", "dicom", "reading DICOM")
+    by_file: dict[int, list[DicomImage]] = {}
+    files = {}
+    for image in series.images:
+        key = id(image.file)
+        files[key] = image.file
+        by_file.setdefault(key, []).append(image)
+    for key, images in by_file.items():
+        name = f"{series.path}: {files[key].name}"
+        try:
+            with quiet(), files[key].open() as stream:
+                if images[0].frame is None:
+                    yield images[0], _checked(pixels.pixel_array(stream, raw=True, index=0), series)
+                    continue
+                images = sorted(images, key=lambda image: image.frame)
+                frames = pixels.iter_pixels(stream, raw=True, indices=[image.frame for image in images])
+                for image, frame in zip(images, frames, strict=True):
+                    yield image, _checked(frame, series)
+        except InputFileError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            missing = "decod" in str(error) or "plugin" in str(error)
+            advice = "is there a decoder for its transfer syntax? pip install 'liverseg_tf[dicom]'" if missing else ""
+            raise InputFileError(
+                f"{name}: its pixels can't be decoded ({type(error).__name__}, transfer syntax "
+                f"{series.transfer_syntax}); {advice or 'is it damaged? Copy or export the series again'}"
+            ) from None
+        except Exception as error:  # decoders raise many kinds for damaged pixels
+            raise InputFileError(
+                f"{name}: its pixels can't be decoded ({type(error).__name__}); copy or export the series again"
+            ) from None
+
+
+def _checked(pixels: np.ndarray, series: DicomSeries) -> np.ndarray:
+    if pixels.shape != series.shape:
+        raise InputFileError(f"{series.path}: expected slices of {series.shape}, a file decodes to {pixels.shape}")
+    return pixels
+
+
+def _to_hu(pixels: np.ndarray, image: DicomImage, series: DicomSeries, whole: bool) -> np.ndarray:
+    kind = np.dtype(f"{'i' if series.is_signed else 'u'}{pixels.dtype.itemsize}")
+    stored = pixels.astype(pixels.dtype.newbyteorder("="), copy=False).view(kind)
+    outside = None
+    if series.padding is not None:
+        low, high = series.padding
+        outside = (stored >= low) & (stored <= high)
+    if whole:
+        hu = stored.astype(np.int64 if kind.itemsize > 2 else np.int32)
+        if (image.slope, image.intercept) != (1.0, 0.0):
+            hu *= int(image.slope)
+            hu += int(image.intercept)
+    else:
+        hu = (stored.astype(np.float64) * image.slope + image.intercept).astype(np.float32)
+    if outside is not None:
+        hu[outside] = AIR_HU
+    return hu
+
+
+def _check_size(series: DicomSeries, slices: int, max_bytes: int | None) -> None:
+    needed, limit = slices * series.shape[0] * series.shape[1] * 2, max_bytes_limit(max_bytes)
+    if needed > limit:
+        raise InputFileError(
+            f"{series.path}: {slices} slices of {series.shape[0]} x {series.shape[1]} take {needed} bytes, the limit "
+            f"is {limit}; if that is right, raise the limit with --max-bytes or LIVERSEG_MAX_BYTES"
+        )
+
+
+def _evened(hu: np.ndarray, series: DicomSeries, max_bytes: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Slices at even steps along the line from the first to the last, each between its two neighbours."""
+    positions = series.positions_mm
+    line = positions[-1] - positions[0]
+    length = float(np.linalg.norm(line))
+    along = (positions - positions[0]) @ line / length
+    aside = np.linalg.norm(positions - positions[0] - np.outer(along, line) / length, axis=1).max()
+    step = float(np.median(np.diff(along)))
+    if aside > max(STEP_TOLERANCE * step, 0.1):
+        raise InputFileError(
+            f"{series.path}: its slices lie up to {aside:.1f} mm off one line and can't be resampled to even steps"
+        )
+    count = int(round(length / step)) + 1
+    _check_size(series, count, max_bytes)
+    step = length / (count - 1)
+    even = np.empty((count, *hu.shape[1:]), hu.dtype)
+    for index, at in enumerate(np.linspace(0, length, count)):
+        upper = int(np.clip(np.searchsorted(along, at - 1e-6), 1, len(along) - 1))
+        share = (at - along[upper - 1]) / (along[upper] - along[upper - 1])
+        mixed = (1 - share) * hu[upper - 1].astype(np.float32) + share * hu[upper]
+        even[index] = np.rint(mixed) if hu.dtype == np.int16 else mixed
+    warnings.warn(
+        f"{series.path}: has gaps or uneven steps; it was resampled to {count} slices {step:.2f} mm apart, and what "
+        "lies in a gap is made up from its neighbours",
+        DataWarning,
+        4,
+    )
+    affine = series.affine
+    affine[:3, 2] = np.array([-1.0, -1.0, 1.0]) * line / (count - 1)
+    return even, affine

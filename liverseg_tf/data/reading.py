@@ -1,0 +1,134 @@
+"""The one way in for a CT: NIfTI, a DICOM series, NRRD or MetaImage become voxels and an affine."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+
+from liverseg_tf.data.nifti import check_affine, is_nifti_name, max_bytes_limit, open_nifti, read_voxels
+from liverseg_tf.errors import ConfigError, GeometryError, InputFileError, require
+
+if TYPE_CHECKING:
+    from liverseg_tf.data.dicom.series import DicomSeries
+
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVolume:
+    """Voxels as a file has them.
+
+    Attributes:
+        voxels: (x, y, z), any real dtype.
+        affine: (4, 4) float64, indices to mm in RAS+ coordinates.
+        slope, intercept: voxels times slope plus intercept are HU.
+        path: the file, folder or archive.
+        header: a NIfTI file's header, else None.
+        series: the DICOM series, else None.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    path: Path
+    slope: float = 1.0
+    intercept: float = 0.0
+    header: nib.Nifti1Header | None = None
+    series: DicomSeries | None = None
+
+
+def format_of(path: str | Path) -> str:
+    """What a path would be read as: `nifti`, `dicom` or `itk`; looks at no more than a file's first bytes."""
+    path = Path(path)
+    if is_nifti_name(path):
+        return "nifti"
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        return "dicom"
+    if path.suffix.lower() in ITK_SUFFIXES:
+        return "itk"
+    from liverseg_tf.data.dicom.files import is_dicom_file
+
+    return "dicom" if is_dicom_file(path) else "nifti"
+
+
+def read_volume(
+    path: str | Path, *, series: str | None = None, allow_gaps: bool = False, max_bytes: int | None = None
+) -> StoredVolume:
+    """Read a CT, or a mask, to its end.
+
+    Args:
+        path: .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd; a folder of DICOM files, one of them, or a .zip of them.
+        series: UID of the DICOM series that is meant, where a folder holds several.
+        allow_gaps: resample a DICOM series with gaps or uneven steps.
+        max_bytes: most bytes that the voxels may take in memory; by default LIVERSEG_MAX_BYTES, else 8 GiB.
+
+    Raises:
+        InputFileError: if it can't be read whole, or is none of these.
+        GeometryError: if its dimensions or affine can't be used.
+        ConfigError: for `series` or `allow_gaps` with another format.
+        MissingDependencyError: if the extra that reads the format is missing.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if kind == "dicom":
+        return read_dicom(path, series, allow_gaps, max_bytes)
+    if series is not None or allow_gaps:
+        raise ConfigError(f"{path}: series and allow_gaps (--series, --allow-gaps) are for DICOM alone")
+    if kind == "itk":
+        return _read_itk(path, max_bytes)
+    file = open_nifti(path, max_bytes)
+    return StoredVolume(read_voxels(file), file.affine, file.path, file.slope, file.intercept, file.header)
+
+
+def read_dicom(path: Path, series: str | None, allow_gaps: bool, max_bytes: int | None) -> StoredVolume:
+    """The one usable series at a path, or the one that is named."""
+    from liverseg_tf.data.dicom.series import find_series, pick_series
+    from liverseg_tf.data.dicom.voxels import read_series
+
+    picked = pick_series(find_series(path, max_bytes), series, allow_gaps=allow_gaps)
+    voxels, affine = read_series(picked, max_bytes)
+    check_affine(affine, str(path))
+    return StoredVolume(voxels, affine, path, series=picked)
+
+
+def _read_itk(path: Path, max_bytes: int | None) -> StoredVolume:
+    itk = require("SimpleITK", "formats", "reading NRRD and MetaImage")
+    if not path.is_file():
+        raise InputFileError(f"{path}: there is no such file; check the path")
+    itk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = itk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        shape = reader.GetSize()
+        kind = itk.GetPixelIDValueAsString(reader.GetPixelID())
+        if reader.GetNumberOfComponents() != 1 or "complex" in kind:
+            raise InputFileError(f"{path}: expected one value a voxel, got {kind}; export the CT as int16")
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3 or reader.GetDimension() != 3:
+            raise GeometryError(f"{path}: expected a 3-D volume, got shape {reader.GetSize()}; split it into 3-D files")
+        bytes_each = int(re.search(r"(\d+)-bit", kind)[1]) // 8
+        needed, limit = math.prod(int(n) for n in shape) * bytes_each, max_bytes_limit(max_bytes)
+        if needed > limit:
+            raise InputFileError(
+                f"{path}: shape {shape} of {kind} takes {needed} bytes, the limit is {limit}; if that is right, raise "
+                "the limit with --max-bytes or LIVERSEG_MAX_BYTES"
+            )
+        voxels = itk.GetArrayFromImage(image := reader.Execute())
+    except RuntimeError:
+        raise InputFileError(
+            f"{path}: could not be read whole as {path.suffix[1:].upper()}; is it truncated, or its data file missing?"
+        ) from None
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    affine = _LPS_TO_RAS @ affine
+    check_affine(affine, str(path))
+    return StoredVolume(voxels.transpose(2, 1, 0), affine, path)
