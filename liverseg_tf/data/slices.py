@@ -109,8 +109,8 @@ def slice_dataset(
         selection: which slices; all by default.
         shuffle: mix cases and slices anew for each `epoch` (training); else cases in order, each from its first
             stored slice to its last (evaluation).
-        proportions: shares of slices with tumour, with liver only and with neither that are drawn (sum 1, none of
-            and 0 for a class that no case has). Slices drawn too rarely in the files come as they are, others
+        proportions: shares of slices with tumour, with liver only and with neither that are drawn (sum 1; 0 for
+            a kind that no case has). Slices drawn too rarely in the files come as they are, others
             are left out at random.
         augmentation: callable (hu (H, W) float32, labels (H, W) uint8, seed (2,) int32) -> (hu, labels), in graph
             operations, as `Augmentation`.
