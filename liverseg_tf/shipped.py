@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from liverseg_tf.errors import ModelError
 
@@ -26,6 +27,25 @@ def shipped_models() -> dict[str, Path]:
     return {p.name: p for p in sorted(folder.iterdir()) if (p / "model_card.md").is_file()}
 
 
+def locate_model(model: Any) -> Any:
+    """What a model's name means: of "shipped" (or None) and of a shipped model's name its folder, else `model` itself.
+
+    A path that exists is that path, whatever its name.
+
+    Raises:
+        ModelError: if "shipped" is asked for and this installation has none.
+
+    Example:
+        >>> locate_model("run/")
+        'run/'
+    """
+    if model is None or (isinstance(model, str) and model == "shipped"):
+        return shipped_model()
+    if isinstance(model, str) and not Path(model).exists():
+        return shipped_models().get(model, model)
+    return model
+
+
 def shipped_model(name: str = DEFAULT_MODEL) -> Path:
     """Folder of a shipped model.
 
@@ -36,6 +56,6 @@ def shipped_model(name: str = DEFAULT_MODEL) -> Path:
     if name not in found:
         raise ModelError(
             f"this installation ships no model {name!r} (it has: {', '.join(found) or 'none'}): train one with "
-            "'liverseg train DIR -o RUN' (try it on 'liverseg phantom DIR') and name it with --model RUN"
+            "'liverseg train DIR -o RUN' (try it on 'liverseg phantom DIR') and name that RUN as the model"
         )
     return found[name]

@@ -46,6 +46,9 @@ def as_mask(labels, affine=TILTED):
 class Thresholds:
     """A runtime that takes 100 HU for liver and 200 for tumour."""
 
+    is_remote = False
+    slices_at_once = 1
+
     config = ModelConfig(image_size=32)
 
     def probabilities(self, hu):

@@ -43,10 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.exporting.export import export
-    from liverseg_tf.shipped import shipped_model
 
     out = console()
-    model = shipped_model() if args.model == "shipped" else args.model
+    model = args.model
     with progress_bar(stages=True) as bar:
         task = bar.add_task("exporting", total=None)
         exported = export(

@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.progress import console
     from liverseg_tf.cli.training_progress import TrainingProgress
     from liverseg_tf.data.cases import find_cases
-    from liverseg_tf.shipped import shipped_model
     from liverseg_tf.training.strategies import create_strategy, worker_index
     from liverseg_tf.training.train import train
 
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             split=args.split,
             folds=args.folds,
             encoder_weights=args.encoder_weights,
-            from_model=shipped_model() if args.from_model == "shipped" else args.from_model,
+            from_model=args.from_model,
             seed=args.seed,
             xla=args.xla,
             precision=args.precision,

@@ -24,6 +24,7 @@ from liverseg_tf.files import atomic_write, sha256_of, write_text
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, version_folders
 from liverseg_tf.models.saving import load_model, save_model
+from liverseg_tf.shipped import locate_model
 
 FORMATS = ("savedmodel", "tflite")
 CALIBRATION_SLICES = 128
@@ -63,7 +64,8 @@ def export(
     """Turn a trained model into an artefact that takes raw HU and gives labels.
 
     Args:
-        model: a run folder, a `.keras` file, or a Keras model of this library.
+        model: a run folder, a `.keras` file, a shipped model's name ("shipped" for the default one), or a Keras model
+            of this library.
         output: a folder. A SavedModel becomes its next version, `<output>/<number>/`, so the folder's name is the
             model's for TensorFlow Serving; a TFLite file becomes `<output>/<folder's name>-<precision>.tflite` with a
             `.json` beside it, or `output` itself if it ends in `.tflite`.
@@ -86,7 +88,7 @@ def export(
     say = progress or _log.info
     _check_options(format, precision, calibration)
     output = Path(output)
-    source = None if isinstance(model, keras.Model) else Path(model)
+    source = None if isinstance(model, keras.Model) else Path(locate_model(model))
     network = model if source is None else load_model(source)
     config = getattr(network, "liverseg_config", None)
     if config is None:

@@ -27,7 +27,7 @@ from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
 from liverseg_tf.inference.runtimes import Runtime, open_runtime
 from liverseg_tf.inference.test_time_augmentation import Variations
 from liverseg_tf.labels import BACKGROUND
-from liverseg_tf.shipped import shipped_model
+from liverseg_tf.shipped import locate_model, shipped_models
 
 if TYPE_CHECKING:
     from liverseg_tf.evaluation.statistics import MaskStatistics
@@ -152,12 +152,10 @@ class Predictor:
     ):
         self._model = model
         self.variations = Variations(count=variations) if isinstance(variations, int) else variations
-        if model is None or model == "shipped":
-            model = shipped_model()
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch size: expected at least 1. Received: {batch_size}")
-        models = list(model) if isinstance(model, (list, tuple)) else _folds(model)
-        self.runtimes = [open_runtime(m) for m in models]
+        models = list(model) if isinstance(model, (list, tuple)) else _folds(locate_model(model))
+        self.runtimes = [open_runtime(locate_model(m)) for m in models]
         self.config: ModelConfig = self.runtimes[0].config
         for runtime in self.runtimes[1:]:
             if runtime.config.class_names != self.config.class_names:
@@ -180,8 +178,7 @@ class Predictor:
     def folders(self) -> list[Path]:
         """Where the first model's files lie: its own folder, and the one around it; none for a model in memory."""
         first = self._model[0] if isinstance(self._model, (list, tuple)) else self._model
-        if first is None or first == "shipped":
-            return [shipped_model()]
+        first = locate_model(first)
         if not isinstance(first, (str, os.PathLike)):
             return []
         return [Path(first), Path(first).absolute().parent] if Path(first).is_dir() else [Path(first).absolute().parent]
@@ -191,7 +188,8 @@ class Predictor:
         models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
         if not all(model is None or isinstance(model, (str, os.PathLike)) for model in models):
             raise ConfigError("only a predictor made from a model's path can go to another process; save the model")
-        paths = [m if m in (None, "shipped") else os.path.abspath(m) for m in models]
+        by_name = {None, "shipped", *shipped_models()}  # the other process has them too
+        paths = [m if m in by_name and not (m and Path(m).exists()) else os.path.abspath(m) for m in models]
         made = partial(
             Predictor,
             batch_size=self.batch_size,
@@ -292,7 +290,7 @@ class Predictor:
 
     def _smoother(self, volume: CTVolume) -> SliceSmoother | None:
         smoothing_mm = self.postprocessing.smoothing_mm if self.postprocessing is not None else 0.0
-        if smoothing_mm <= 0 or volume.shape[2] == 1 or any(getattr(r, "is_remote", False) for r in self.runtimes):
+        if smoothing_mm <= 0 or volume.shape[2] == 1 or any(r.is_remote for r in self.runtimes):
             return None
         return SliceSmoother(smoothing_mm / volume.spacing_mm[2])
 
@@ -300,7 +298,7 @@ class Predictor:
         """How many slices of a volume go through the network together."""
         rows, columns, slices = volume.shape
         # a server works on several requests at a time, and gets enough slices for that
-        at_once = max(getattr(runtime, "slices_at_once", 1) for runtime in self.runtimes)
+        at_once = max(runtime.slices_at_once for runtime in self.runtimes)
         # small slices become as large as the network's input
         pixels = max(rows * columns, *(runtime.config.image_size**2 for runtime in self.runtimes))
         return min(slices, self.batch_size or max(at_once, _PIXELS_A_BATCH // pixels))

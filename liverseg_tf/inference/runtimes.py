@@ -29,9 +29,13 @@ class Runtime(Protocol):
 
     Attributes:
         config: what the model expects, and the names of its classes.
+        is_remote: computes on another machine, which sends labels rather than probabilities.
+        slices_at_once: the fewest slices a call should bring, so that nothing waits.
     """
 
     config: ModelConfig
+    is_remote: bool
+    slices_at_once: int
 
     def labels(self, hu: np.ndarray) -> np.ndarray:
         """(B, H, W) float32 HU, any B, H and W -> (B, H, W) uint8 class indices."""
@@ -40,13 +44,19 @@ class Runtime(Protocol):
         """(B, H, W) float32 HU, any B, H and W -> (B, H, W, classes) float32, sum 1 over the last axis."""
 
 
-class KerasRuntime:
+class _LocalRuntime:
+    """What the runtimes of this process have in common."""
+
+    is_remote = False
+    slices_at_once = 1
+
+
+class KerasRuntime(_LocalRuntime):
     """Runs a Keras model of this library.
 
     Args:
         model: channels in, logits out, as `load_model` gives it.
         config: how its input is prepared; by default the model's own `liverseg_config`.
-        jit_compile: compile with XLA; each new size of slice or batch then costs a compilation.
 
     Raises:
         ModelError: if neither the model nor the caller says how its input is prepared.
@@ -58,15 +68,15 @@ class KerasRuntime:
         (2, 40, 36)
     """
 
-    def __init__(self, model: keras.Model, config: ModelConfig | None = None, jit_compile: bool = False):
+    def __init__(self, model: keras.Model, config: ModelConfig | None = None):
         config = config or getattr(model, "liverseg_config", None)
         if config is None:
             raise ModelError("the Keras model carries no configuration; load it with load_model, or give config=")
         self.config = config
         self.slice_function = SliceFunction(model, config)
         signature = [tf.TensorSpec((None, None, None), tf.float32, "hu")]
-        self._labels = tf.function(self.slice_function.labels, signature, jit_compile=jit_compile)
-        self._probabilities = tf.function(self.slice_function.probabilities, signature, jit_compile=jit_compile)
+        self._labels = tf.function(self.slice_function.labels, signature)
+        self._probabilities = tf.function(self.slice_function.probabilities, signature)
 
     def labels(self, hu: np.ndarray) -> np.ndarray:
         return self._labels(tf.convert_to_tensor(hu, tf.float32)).numpy()
@@ -75,7 +85,7 @@ class KerasRuntime:
         return self._probabilities(tf.convert_to_tensor(hu, tf.float32)).numpy()
 
 
-class SavedModelRuntime:
+class SavedModelRuntime(_LocalRuntime):
     """Runs a SavedModel that `export` wrote, after its files and its operations have been checked.
 
     Args:
@@ -107,7 +117,7 @@ class SavedModelRuntime:
         return self._signatures["probabilities"](hu=tf.convert_to_tensor(hu, tf.float32))["probabilities"].numpy()
 
 
-class TFLiteRuntime:
+class TFLiteRuntime(_LocalRuntime):
     """Runs a TFLite file that `export` wrote.
 
     Slices of the file's own size go through the file as it is. For other sizes only the network is the file's:
@@ -116,13 +126,12 @@ class TFLiteRuntime:
 
     Args:
         path: the `.tflite` file; its JSON lies beside it.
-        threads: CPU threads; all by default.
 
     Raises:
         ModelError: if it is missing, cut, or not one of this library's.
     """
 
-    def __init__(self, path: str | os.PathLike, threads: int | None = None):
+    def __init__(self, path: str | os.PathLike):
         path = Path(path)
         if not path.is_file():
             raise ModelError(f"{path}: expected a .tflite file; there is no such file")
@@ -137,7 +146,8 @@ class TFLiteRuntime:
             )
         manifest.check_files(path.parent)
         self.config, self.card, self.path = manifest.config, manifest.card, path
-        self._threads = threads or os.cpu_count() or 1
+        # what this process may use, which in a container is less than what the machine has
+        self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._lock = threading.Lock()  # an interpreter works for one thread at a time
         # read, not mapped by its path: only then is the content verified, and a cut file crashes the process otherwise
         self._whole = self._signature_runner(path.read_bytes())

@@ -12,6 +12,7 @@ from liverseg_tf.errors import ConfigError, ModelError, first_line
 from liverseg_tf.files import atomic_write
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
 from liverseg_tf.models.unet import build_unet
+from liverseg_tf.shipped import locate_model
 
 CONFIG_ENTRY = "liverseg_config.json"
 # A .keras file of the largest backbone here is below 300 MB; more is no model of ours.
@@ -38,7 +39,8 @@ def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
     bring neither code nor layers of its own.
 
     Args:
-        path: a `.keras` file, a run folder that `train` wrote, or a SavedModel that `export` wrote.
+        path: a `.keras` file, a run folder that `train` wrote, a SavedModel that `export` wrote, or a shipped model's
+            name; "shipped" for the default one.
         precision: Keras dtype policy of the layers.
 
     Returns:
@@ -47,6 +49,7 @@ def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
     Raises:
         ModelError: if it is missing, truncated, no model, of another architecture, or made by something else.
     """
+    path = locate_model(path)
     savedmodel = _savedmodel(path)
     path = savedmodel or model_file(path)
     config = load_config(path)
@@ -104,6 +107,7 @@ def load_config(path: str | Path) -> ModelConfig:
     Raises:
         ModelError: as `load_model`.
     """
+    path = locate_model(path)
     savedmodel = _savedmodel(path)
     if savedmodel:
         manifest = Manifest.load(savedmodel / SAVEDMODEL_MANIFEST)

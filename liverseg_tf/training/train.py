@@ -39,7 +39,7 @@ from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.models.losses import build_loss
 from liverseg_tf.models.saving import build_model, load_model, save_model
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
-from liverseg_tf.shipped import models_folder
+from liverseg_tf.shipped import locate_model, models_folder
 from liverseg_tf.training.feeding import check_service, distributed, patient_shards, side_by_side, through_service
 from liverseg_tf.training.loop import NotFiniteLossError, Phase, Trainer, phases
 from liverseg_tf.training.recipes import BEST_BY, Recipe, get_recipe
@@ -158,6 +158,7 @@ def train(
     recipe = get_recipe(recipe)
     changes = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size}
     changes["encoder_weights"] = str(encoder_weights) if encoder_weights is not None else None
+    from_model = locate_model(from_model) if from_model is not None else None
     recipe = replace(recipe, **{k: v for k, v in changes.items() if v is not None})
     options = {
         "split": split,

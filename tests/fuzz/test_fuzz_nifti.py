@@ -119,6 +119,9 @@ def damaged_file(number: int) -> tuple[str, bytes]:
 class Threshold:
     """A runtime that needs no network."""
 
+    is_remote = False
+    slices_at_once = 1
+
     def __init__(self):
         from liverseg_tf.config import ModelConfig
 

@@ -84,6 +84,9 @@ def test_smoothing_is_a_gaussian_over_the_slices_however_they_come(sizes, sigma)
 class OneSliceOfTumour:
     """Liver everywhere; tumour in one slice, or in all."""
 
+    is_remote = False
+    slices_at_once = 1
+
     config = ModelConfig(image_size=32, backbone="resnet18")
 
     def probabilities(self, hu):
