@@ -5,6 +5,7 @@ python segment.py liver-int8.tflite ct.nii.gz mask.nii.gz --threads 4
 
 import argparse
 import os
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -30,17 +31,28 @@ def main():
     parser.add_argument("mask", help="NIfTI file to write: 0 background, 1 liver, 2 tumour")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     args = parser.parse_args()
-    if os.path.exists(args.mask):
-        parser.error(f"{args.mask} exists; name another file")
+    try:
+        segment(args.model, args.ct, args.mask, args.threads)
+    except (OSError, EOFError, ValueError, RuntimeError, nib.filebasedimages.ImageFileError) as error:
+        print(f"segment.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
 
-    image = nib.squeeze_image(nib.load(args.ct))
+
+def segment(model_path, ct_path, mask_path, threads):
+    if os.path.exists(mask_path):
+        raise ValueError(f"{mask_path} exists; name another file")
+    if not mask_path.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{mask_path}: expected a name ending in .nii or .nii.gz")
+    if not os.path.isfile(model_path):
+        raise ValueError(f"{model_path}: there is no such file; 'liverseg export' writes one")
+    image = nib.squeeze_image(nib.load(ct_path))
     if len(image.shape) != 3:
-        parser.error(f"{args.ct}: expected a volume of three axes, got shape {image.shape}")
+        raise ValueError(f"{ct_path}: expected a volume of three axes, got shape {image.shape}")
     to_view = nib.orientations.ornt_transform(nib.io_orientation(image.affine), MODEL_VIEW)
     hu = nib.orientations.apply_orientation(image.get_fdata(dtype=np.float32), to_view)
     hu = np.clip(np.where(np.isfinite(hu), hu, AIR_HU), AIR_HU, 3071.0)
 
-    runner = Interpreter(args.model, num_threads=args.threads).get_signature_runner("serving_default")
+    runner = Interpreter(model_path, num_threads=threads).get_signature_runner("serving_default")
     size = int(runner.get_input_details()["hu"]["shape"][1])
     rows, columns, slices = hu.shape
     side = max(rows, columns)
@@ -61,11 +73,11 @@ def main():
     from_view = nib.orientations.ornt_transform(MODEL_VIEW, nib.io_orientation(image.affine))
     mask = nib.Nifti1Image(nib.orientations.apply_orientation(labels, from_view), image.affine, dtype=np.uint8)
     mask.header.set_xyzt_units("mm")
-    part = os.path.join(os.path.dirname(args.mask), ".part." + os.path.basename(args.mask))
+    part = os.path.join(os.path.dirname(mask_path), ".part." + os.path.basename(mask_path))
     nib.save(mask, part)
-    os.replace(part, args.mask)  # a reader never sees half a mask
+    os.replace(part, mask_path)  # a reader never sees half a mask
     ml = np.bincount(labels.ravel(), minlength=3)[1:] * abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    print(f"{args.mask}: liver {ml.sum():.0f} ml, of which tumour {ml[1]:.1f} ml")
+    print(f"{mask_path}: liver {ml.sum():.0f} ml, of which tumour {ml[1]:.1f} ml")
 
 
 if __name__ == "__main__":

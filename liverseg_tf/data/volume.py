@@ -319,12 +319,9 @@ class CTVolume:
         return image
 
     def __repr__(self) -> str:
-        rows, columns, slices = self.shape
-        spacing = " x ".join(f"{s:.3g}" for s in self.spacing_mm)
         return (
-            f"CTVolume({self.path.name if self.path else 'array'}: {rows} x {columns} x {slices} "
-            f"(rows, columns, slices), {spacing} mm, stored {self.geometry.axis_codes} as {self._stored.dtype.name}, "
-            f"{self._stored.nbytes / 1e6:.0f} MB)"
+            f"CTVolume({self.path.name if self.path else 'array'}: {grid_in_words(self.shape, self.spacing_mm)}, "
+            f"stored {self.geometry.axis_codes} as {self._stored.dtype.name}, {self._stored.nbytes / 1e6:.0f} MB)"
         )
 
     def _to_hu(self, stored: np.ndarray) -> np.ndarray:
@@ -397,6 +394,19 @@ class MaskVolume:
     def affine(self) -> np.ndarray:
         """(4, 4) float64 affine of the file."""
         return self.geometry.affine
+
+    def __repr__(self) -> str:
+        classes = ", ".join(map(str, np.flatnonzero(np.bincount(self.labels.ravel()))))
+        return (
+            f"MaskVolume({self.path.name if self.path else 'array'}: {grid_in_words(self.shape, self.spacing_mm)}, "
+            f"stored {self.geometry.axis_codes}, classes {classes}, {self.labels.nbytes / 1e6:.0f} MB)"
+        )
+
+
+def grid_in_words(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> str:
+    """A grid for people: "512 x 512 x 75 (rows, columns, slices), 0.7 x 0.7 x 5 mm"."""
+    spacing = " x ".join(f"{distance:.3g}" for distance in spacing_mm)
+    return f"{' x '.join(map(str, shape))} (rows, columns, slices), {spacing} mm"
 
 
 def doubt_about_hu(stored: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> str | None:

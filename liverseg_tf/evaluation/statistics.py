@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume, check_same_grid
+from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume, check_same_grid, grid_in_words
 from liverseg_tf.errors import GeometryError
 from liverseg_tf.evaluation.lesions import label_lesions, measure_lesions, size_class
 from liverseg_tf.evaluation.surface import bounding_box
@@ -83,6 +83,15 @@ class MaskStatistics:
     lesions: tuple[LesionStatistics, ...]
     liver_mean_hu: float | None
     tumour_mean_hu: float | None
+
+    def __repr__(self) -> str:
+        burden = "" if self.tumour_burden is None else f" ({100 * self.tumour_burden:.1f} %)"
+        lesions = "1 lesion" if self.lesion_count == 1 else f"{self.lesion_count} lesions"
+        largest = f", the largest {self.lesions[0].diameter_mm:.0f} mm" if self.lesions else ""
+        return (
+            f"MaskStatistics(liver {self.liver_volume_ml:.0f} ml, tumour {self.tumour_volume_ml:.1f} ml{burden}, "
+            f"{lesions}{largest}; {grid_in_words(self.shape, self.spacing_mm)})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as dictionaries, tuples and numbers."""

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.nifti import is_nifti_name
-from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.data.volume import CTVolume, grid_in_words
 from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, OutputError
 from liverseg_tf.files import atomic_write
 from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
@@ -64,6 +64,17 @@ class Prediction:
     probabilities: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
     model_name: str | None = None
+
+    def __repr__(self) -> str:
+        voxels = np.bincount(self.canonical_labels.ravel(), minlength=len(self.class_names))
+        volumes = ", ".join(
+            f"{name} {count * self.volume.voxel_volume_ml:.1f}"
+            for name, count in list(zip(self.class_names, voxels, strict=True))[1:]
+        )
+        return (
+            f"Prediction({self.volume.name}: {grid_in_words(self.volume.shape, self.volume.spacing_mm)}, "
+            f"ml by class: {volumes}, by {self.model_name or 'a model'} in {self.seconds:.1f} s)"
+        )
 
     @property
     def labels(self) -> np.ndarray:
@@ -164,6 +175,14 @@ class Predictor:
                     f"got {runtime.config.class_names}"
                 )
         self.batch_size, self.postprocessing, self.max_bytes = batch_size, postprocessing, max_bytes
+
+    def __repr__(self) -> str:
+        variations = f"{self.variations.count} variations" if self.variations else "no variations"
+        return (
+            f"Predictor({self.name}: {', '.join(type(runtime).__name__ for runtime in self.runtimes)}, "
+            f"{self.config.image_size} x {self.config.image_size}, classes {', '.join(self.config.class_names)}; "
+            f"{'with' if self.postprocessing else 'no'} post-processing, {variations})"
+        )
 
     @property
     def name(self) -> str:

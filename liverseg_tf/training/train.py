@@ -69,6 +69,13 @@ class Run:
     history: list[dict[str, Any]]
     best: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return (
+            f"Run({self.output}: {len(self.history)} epochs, the best is {self.best['epoch']}: "
+            f"validation loss {self.best['val_loss']:.4f}, Dice by case: "
+            f"liver {self.best['val_case_liver_dice']:.3f}, tumour {self.best['val_case_tumour_dice']:.3f})"
+        )
+
     def model(self) -> keras.Model:
         """Load the kept model."""
         return load_model(self.output)

@@ -221,3 +221,10 @@ def test_repr_tells_what_it_is(tmp_path, write_nifti):
     assert "6 x 5 x 7 (rows, columns, slices)" in repr(volume)
     assert "1.5 x 1.5 x 3 mm" in repr(volume)
     assert "stored LPS as int16" in repr(volume)
+    labels = np.zeros((6, 5, 7), np.uint8)
+    labels[1:3] = 2
+    mask = MaskVolume.load(write_nifti(tmp_path / "mask.nii", labels))
+    assert repr(mask) == (
+        "MaskVolume(mask.nii: 5 x 6 x 7 (rows, columns, slices), 1.5 x 1.5 x 3 mm, stored LPS, classes 0, 2, 0 MB)"
+    )
+    assert repr(MaskVolume(labels, mask.geometry)).startswith("MaskVolume(array: 5 x 6 x 7 ")

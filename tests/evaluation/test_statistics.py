@@ -24,6 +24,16 @@ def labels():
     return labels
 
 
+def test_repr_tells_what_was_found(labels):
+    assert repr(ls.statistics(labels, spacing_mm=SPACING_MM)) == (
+        "MaskStatistics(liver 8 ml, tumour 0.1 ml (1.3 %), 2 lesions, the largest 6 mm; "
+        "30 x 40 x 20 (rows, columns, slices), 0.5 x 1 x 4 mm)"
+    )
+    assert repr(ls.statistics(labels * 0, spacing_mm=SPACING_MM)).startswith(
+        "MaskStatistics(liver 0 ml, tumour 0.0 ml, 0 lesions; "
+    )
+
+
 def test_volumes_and_burden(labels):
     found = ls.statistics(labels, spacing_mm=SPACING_MM)
     assert found.liver_volume_ml == pytest.approx(4000 * 2 / 1000)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from liverseg_tf.inference.predictor import Predictor
+from liverseg_tf.shipped import shipped_model
 
 pytest.importorskip("ai_edge_litert")
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "edge" / "segment.py"
@@ -30,7 +31,7 @@ def run(*arguments):
 
 
 def test_script_is_short():
-    assert len(SCRIPT.read_text().splitlines()) < 80
+    assert len(SCRIPT.read_text().splitlines()) < 90
 
 
 def test_gives_the_predictors_mask_at_512(tflite_files, body_hu, write_nifti, tmp_path):
@@ -67,5 +68,31 @@ def test_other_sizes_and_orientations_come_back_in_their_own_grid(tflite_files, 
 def test_an_existing_file_is_not_written_over(tflite_files, tmp_path):
     (tmp_path / "mask.nii").write_text("mine")
     done = run(tflite_files["float32"], tmp_path / "ct.nii", tmp_path / "mask.nii")
-    assert done.returncode == 2
+    assert done.returncode == 1
+    assert "exists" in done.stderr
     assert (tmp_path / "mask.nii").read_text() == "mine"
+
+
+def test_what_cannot_be_used_is_one_line(write_nifti, tmp_path):
+    model, mask = next(shipped_model().glob("*.tflite")), tmp_path / "mask.nii.gz"
+    ct = write_nifti(tmp_path / "ct.nii.gz", np.zeros((8, 9, 2), np.int16))
+    flat = write_nifti(tmp_path / "flat.nii", np.zeros((8, 9), np.int16))
+    (tmp_path / "text.nii.gz").write_text("no CT")
+    (tmp_path / "cut.nii.gz").write_bytes(ct.read_bytes()[:-40])
+    (tmp_path / "cut.tflite").write_bytes(model.read_bytes()[:1000])
+    for arguments, told in (
+        ((tmp_path / "none.tflite", ct, mask), "none.tflite: there is no such file"),
+        ((tmp_path / "cut.tflite", ct, mask), ""),
+        ((model, tmp_path / "none.nii", mask), "none.nii"),
+        ((model, tmp_path / "text.nii.gz", mask), "text.nii.gz"),
+        ((model, tmp_path / "cut.nii.gz", mask), ""),
+        ((model, flat, mask), "three axes"),
+        ((model, ct, tmp_path / "mask.png"), "name ending in .nii"),
+        ((model, ct, tmp_path / "no folder" / "mask.nii"), "no folder"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 1, arguments
+        *foreign, line = done.stderr.splitlines()
+        assert line.startswith("segment.py: error: ") and told in line, done.stderr
+        assert all(text.startswith(("INFO: ", "W0000", "I0000", "WARNING: All log")) for text in foreign), done.stderr
+    assert not list(tmp_path.glob("*mask*"))

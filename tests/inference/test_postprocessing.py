@@ -34,6 +34,12 @@ def test_holes_in_three_dimensions_become_liver_and_tunnels_stay():
     assert not cleaned[17, 17].any()
 
 
+def test_a_lesion_of_just_the_smallest_volume_stays():
+    lesion_ml = 32 * float(np.prod(SPACING)) / 1000
+    for smallest_ml, kept in ((lesion_ml, 32), (np.nextafter(lesion_ml, 1), 0)):
+        assert (PostProcessing(smallest_lesion_ml=smallest_ml)(volume(), SPACING) == 2).sum() == kept
+
+
 def test_small_lesions_become_liver_if_asked():
     assert (PostProcessing(smallest_lesion_ml=1.0)(volume(), SPACING) == 2).sum() == 0
     assert (PostProcessing(smallest_lesion_ml=0.5)(volume(), SPACING) == 2).sum() == 32

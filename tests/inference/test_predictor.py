@@ -50,6 +50,42 @@ def test_every_kind_of_input_gives_the_same_mask(predictor, hu, expected, tmp_pa
         predictor.predict(hu)
 
 
+def test_reprs_tell_what_they_are(predictor, hu, expected, tmp_path, write_nifti):
+    path = write_nifti(tmp_path / "ct.nii.gz", *stored_as(hu, SPACING, "LPS"))
+    prediction = predictor.predict(path)
+    liver, tumour = ((expected == label).sum() * 0.02 for label in (1, 2))
+    grid = "40 x 36 x 5 (rows, columns, slices), 2 x 2.5 x 4 mm"
+    assert repr(prediction).startswith(
+        f"Prediction({path}: {grid}, ml by class: liver {liver:.1f}, tumour {tumour:.1f}, by given in memory in "
+    )
+    name = "Predictor(given in memory: KerasRuntime, 32 x 32, classes background, liver, tumour; "
+    assert repr(predictor) == name + "no post-processing, no variations)"
+    assert repr(ls.Predictor(predictor.runtimes[0], variations=4)) == name + "with post-processing, 4 variations)"
+
+
+class Constant:
+    """A runtime that gives the same probabilities everywhere."""
+
+    def __init__(self, *probabilities):
+        self.config, self._probabilities = ls.ModelConfig(image_size=32), np.asarray(probabilities, np.float32)
+
+    def labels(self, hu):
+        return self.probabilities(hu).argmax(-1).astype(np.uint8)
+
+    def probabilities(self, hu):
+        return np.broadcast_to(self._probabilities, (*hu.shape, 3))
+
+
+def test_several_models_give_their_mean(hu):
+    models = [Constant(0.6, 0.4, 0.0), Constant(0.0, 0.6, 0.4), Constant(0.36, 0.2, 0.44)]
+    predictor = ls.Predictor(models, postprocessing=None)
+    mean = predictor.network_probabilities(np.zeros((2, 4, 5), np.float32))
+    np.testing.assert_allclose(mean[1, 2, 3], [0.32, 0.4, 0.28], atol=1e-6)
+    prediction = predictor.predict(hu, spacing_mm=SPACING, probabilities=True)
+    assert (prediction.canonical_labels == 1).all()
+    assert [np.unique(prediction.probabilities[name]).tolist() for name in ("liver", "tumour")] == [[102], [71]]
+
+
 def test_batches_change_nothing(small_model, hu, expected):
     for size in (1, 2, 99):
         one = ls.Predictor(small_model, batch_size=size, postprocessing=None)
@@ -66,6 +102,8 @@ def test_header_fields_survive(predictor, hu, tmp_path, write_nifti):
         affine,
         descrip=b"Mustermann, Max",
         intent_name=b"Mustermann",
+        db_name=b"Mustermann",
+        aux_file=b"Mustermann.txt",
         xyzt_units=2,
         qform_code=1,
     )

@@ -57,6 +57,13 @@ def finished(cases, tmp_path_factory):
     return ls.train(cases, output, recipe, callbacks=[record], **options()), record
 
 
+def test_repr_tells_the_best_epoch(finished):
+    run, _ = finished
+    best = min(run.history, key=lambda row: row["val_loss"])
+    assert repr(run).startswith(f"Run({run.output}: 3 epochs, the best is {best['epoch']}: validation loss ")
+    assert f"liver {best['val_case_liver_dice']:.3f}, tumour {best['val_case_tumour_dice']:.3f})" in repr(run)
+
+
 def test_a_run_folder_tells_everything(finished):
     run, record = finished
     assert sorted(p.name for p in run.output.iterdir()) == ["curves.png", "history.csv", "model.keras", "run.json"]
