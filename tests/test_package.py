@@ -1,7 +1,10 @@
 """What a user meets first: import, help, version."""
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 
@@ -46,8 +49,6 @@ def test_public_functions_are_not_hidden_by_sub_packages():
 
 
 def test_every_package_is_installed():
-    from pathlib import Path
-
     import tomllib
 
     root = Path(__file__).resolve().parent.parent
@@ -59,3 +60,18 @@ def test_every_package_is_installed():
 def test_an_editor_is_told_the_public_names_and_no_others():
     assert set(dir(ls)) == set(ls.__all__)
     assert {"Predictor", "train", "CTVolume"} <= set(dir(ls))
+
+
+def test_imports_run_one_way():
+    """Rooms (sub-packages, and modules at the top) import one another without a circle, late imports included."""
+    package = Path(ls.__file__).parent
+    imports = {}
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("liverseg_tf."):
+                imports.setdefault(room, set()).add(node.module.split(".")[1])
+    for room, others in imports.items():
+        others.discard(room)
+    assert len(imports) > 10
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the rooms

@@ -85,7 +85,8 @@ class Geometry:
     @property
     def voxel_volume_ml(self) -> float:
         """Volume of a voxel in ml: the affine's determinant. In a sheared grid the spacings' product is too large."""
-        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+        x, y, z = self.affine[:3, :3].T
+        return abs(float(x @ np.cross(y, z))) / 1000  # exact for plain grids, which LAPACK's determinant is not
 
     @property
     def steps_mm(self) -> np.ndarray:

@@ -114,7 +114,7 @@ def informative_slices(labels: np.ndarray | None, slices: int, count: int) -> li
 
     Example:
         >>> informative_slices(None, 10, 3)
-        [2, 5, 8]
+        [1, 5, 8]
     """
     if labels is None or not (labels >= LIVER).any():
         return _spread(0, slices, min(count, slices))
