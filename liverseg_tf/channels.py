@@ -58,7 +58,7 @@ class CTWindow(_Float32Layer):
     Raises:
         ConfigError: for an unknown window.
 
-    Example:
+    Examples:
         >>> CTWindow("liver")(np.array([[-45.0, 30.0, 105.0]])).numpy()
         array([[0. , 0.5, 1. ]], dtype=float32)
     """
@@ -92,7 +92,7 @@ class HistogramScale(_Float32Layer):
 
     Input: (batch, rows, columns) HU, any real dtype; each slice by itself. Output: the same shape, float32 in [0, 1].
 
-    Example:
+    Examples:
         >>> HistogramScale()(np.arange(16.0).reshape(1, 4, 4)).numpy()[0, 3, 3]
         np.float32(1.0)
     """
@@ -132,7 +132,7 @@ class CTChannels(_Float32Layer):
     Raises:
         ConfigError: for an unknown window, or no channel at all.
 
-    Example:
+    Examples:
         >>> CTChannels()(np.zeros((2, 8, 8), np.int16)).shape
         TensorShape([2, 8, 8, 3])
     """
@@ -217,7 +217,7 @@ class SquareResize(_Float32Layer):
 
     Input: (batch, rows, columns, channels) float32. Output: (batch, size, size, channels) float32.
 
-    Example:
+    Examples:
         >>> SquareResize(2)(np.ones((1, 4, 2, 1), "float32"))[0, :, :, 0].numpy()
         array([[0.5, 0.5],
                [0.5, 0.5]], dtype=float32)
@@ -249,7 +249,7 @@ class RestoreSize(_Float32Layer):
     Input: probabilities (batch, size, size, classes) float32, and `rows_columns=(rows, columns)`, two integers.
     Output: (batch, rows, columns, classes) float32.
 
-    Example:
+    Examples:
         >>> RestoreSize()(np.ones((1, 2, 2, 3), "float32"), rows_columns=(4, 2)).shape
         TensorShape([1, 4, 2, 3])
     """

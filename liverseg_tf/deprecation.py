@@ -18,7 +18,7 @@ def deprecated(old: str, new: str, gone_in: str, stacklevel: int = 3) -> None:
         gone_in: the version that no longer has it.
         stacklevel: of the caller; by default the caller of the function that calls this one.
 
-    Example:
+    Examples:
         >>> import warnings
         >>> def spacing(volume):
         ...     deprecated("spacing()", "spacing_mm", "0.3")

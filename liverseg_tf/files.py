@@ -31,7 +31,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises:
         OutputError: if the folder can't be made or written, or the disk is full.
 
-    Example:
+    Examples:
         >>> with atomic_write("scores.json") as temporary:
         ...     _ = temporary.write_text("{}")
     """

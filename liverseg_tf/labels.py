@@ -51,7 +51,7 @@ def color_mask(labels: np.ndarray, safe: bool = False) -> np.ndarray:
     Raises:
         LabelError: for other values.
 
-    Example:
+    Examples:
         >>> color_mask(np.array([[0, 1, 2]])).shape
         (1, 3, 3)
     """

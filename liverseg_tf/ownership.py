@@ -64,7 +64,7 @@ def claim(path: Where, kind: str, *, inputs: Iterable[Where] = (), overwrite: bo
     Raises:
         OutputError: if it is an input, a folder or a device, or a file that isn't ours.
 
-    Example:
+    Examples:
         >>> claim("scores.json", "scores", inputs=["segmentation-7.nii.gz"]).name
         'scores.json'
     """
@@ -128,7 +128,7 @@ def owned_write(
     Raises:
         OutputError: as `claim` and `claim_folder`, or if it can't be written.
 
-    Example:
+    Examples:
         >>> with owned_write("cases.csv", "table") as temporary:
         ...     _ = temporary.write_text("case,dice\\n")
     """

@@ -16,7 +16,7 @@ _PACKAGES = ("numpy", "nibabel", "tensorflow", "keras", "segmentation-models", "
 def versions() -> dict[str, str | None]:
     """Versions of this package, of Python and of what results depend on, None where one is missing; loads none of them.
 
-    Example:
+    Examples:
         >>> sorted(versions())[:2]
         ['keras', 'liverseg_tf']
     """

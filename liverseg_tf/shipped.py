@@ -35,7 +35,7 @@ def locate_model(model: Any) -> Any:
     Raises:
         ModelError: if "shipped" is asked for and this installation has none.
 
-    Example:
+    Examples:
         >>> locate_model("run/")
         'run/'
     """

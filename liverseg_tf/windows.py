@@ -31,7 +31,7 @@ def resolve_window(window: str | tuple[float, float]) -> tuple[float, float]:
     Raises:
         ConfigError: for an unknown name or a width below 1.
 
-    Example:
+    Examples:
         >>> resolve_window("liver")
         (150, 30)
     """

@@ -49,7 +49,7 @@ class Augmentation(Config):
     Raises:
         ConfigError: for a negative amount, a probability beyond [0, 1], or an impossible scale.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> hu, labels = tf.zeros((64, 64)), tf.ones((64, 64), tf.uint8)
         >>> hu, labels = Augmentation()(hu, labels, seed=(0, 1))

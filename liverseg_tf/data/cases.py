@@ -59,7 +59,7 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
     Warns:
         DataWarning: for masks without a volume.
 
-    Example:
+    Examples:
         >>> find_cases("LiTS/vol_1", "LiTS/vol_2", "LiTS/segmentations")  # doctest: +SKIP
     """
     found = find_files(*folders)

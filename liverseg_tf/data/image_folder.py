@@ -114,7 +114,7 @@ def write_image_folder(
         InputFileError, GeometryError, LabelError: for files that can't be used.
         OutputError: if `output` holds anything but an image folder, or can't be written.
 
-    Example:
+    Examples:
         >>> slices = write_image_folder(find_cases("LiTS"), "LiTS_jpg")  # doctest: +SKIP
     """
     output = Path(output)
@@ -168,7 +168,7 @@ def read_image_folder(folder: str | Path) -> list[ImageSlice]:
         InputFileError: if the folder, its index, a picture or a mask is missing or empty.
         ConfigError: if the index is no such index.
 
-    Example:
+    Examples:
         >>> training, validation = split_by_patient(read_image_folder("LiTS_jpg"))  # doctest: +SKIP
     """
     folder = Path(folder)
@@ -210,7 +210,7 @@ def image_folder_dataset(
     Raises:
         InputFileError, ConfigError: as `read_image_folder`, or for no slices at all.
 
-    Example:
+    Examples:
         >>> dataset = image_folder_dataset("LiTS_jpg", image_size=128, shuffle=True).batch(16)  # doctest: +SKIP
     """
     slices = read_image_folder(source) if isinstance(source, (str, Path)) else list(source)

@@ -58,7 +58,7 @@ class LesionSynthesis(Config):
     Raises:
         ConfigError: for a range that is empty or out of bounds.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> hu, labels = tf.fill((64, 64), 100.0), tf.ones((64, 64), tf.uint8)
         >>> hu, labels = LesionSynthesis(probability=1.0)(hu, labels, seed=(0, 1), spacing_mm=(1.5, 1.5))

@@ -72,7 +72,7 @@ def make_phantom(seed: int | Sequence[int], shape: tuple[int, int, int] = DEFAUL
     Raises:
         ConfigError: for a shape of fewer than 32 x 32 x 8 voxels.
 
-    Example:
+    Examples:
         >>> phantom = make_phantom(0, shape=(64, 64, 20))
         >>> phantom.hu.shape, phantom.labels.dtype
         ((64, 64, 20), dtype('uint8'))
@@ -144,7 +144,7 @@ def write_phantoms(
         ConfigError: for fewer than one case, a negative seed, or a shape too small.
         OutputError: if a file of such a name is no phantom of ours (before anything is written), or can't be written.
 
-    Example:
+    Examples:
         >>> [row["id"] for row in write_phantoms("phantoms", cases=2, shape=(64, 64, 16))]
         [0, 1]
     """

@@ -26,7 +26,7 @@ def is_url(where: str | Path) -> bool:
 def location(where: str | Path) -> str | Path:
     """A URL as it is, without a slash at its end; anything else, `file://` too, as a path.
 
-    Example:
+    Examples:
         >>> location("s3://bucket/scans/"), location("file:///data/ct.nii").name
         ('s3://bucket/scans', 'ct.nii')
     """

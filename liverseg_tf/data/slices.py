@@ -131,7 +131,7 @@ def slice_dataset(
         InputFileError, GeometryError: for files that can't be used, or a mask on another grid than its volume.
         ConfigError: for options that can't be met.
 
-    Example:
+    Examples:
         >>> dataset = slice_dataset(find_cases("LiTS"), image_size=128).batch(16)  # doctest: +SKIP
     """
     pipeline = _Pipeline(

@@ -118,7 +118,7 @@ def verify(
         CaseError: if the folders hold no CT.
         ConfigError: for fewer than one thread.
 
-    Example:
+    Examples:
         >>> verification = verify("LiTS/")  # doctest: +SKIP
         >>> verification.errors  # doctest: +SKIP
         []

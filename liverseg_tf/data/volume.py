@@ -161,7 +161,7 @@ class CTVolume:
         series: the DICOM series (`DicomSeries`) that it was read from, or None.
         hu_range: lowest and highest HU that values are clipped to, or None.
 
-    Example:
+    Examples:
         >>> volume = CTVolume.from_array(np.zeros((4, 5, 6)), spacing_mm=(0.7, 0.7, 2.0))
         >>> volume.hu.shape, volume.spacing_mm
         ((4, 5, 6), (0.7, 0.7, 2.0))

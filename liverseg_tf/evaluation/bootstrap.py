@@ -30,7 +30,7 @@ def bootstrap_ratios(
     Returns:
         (M, 2) float64, lower and upper bound; NaN where fewer than two patients have the figure.
 
-    Example:
+    Examples:
         >>> values = np.array([[0.8], [0.9], [1.0]])
         >>> low, high = bootstrap_ratios(values, np.ones_like(values), ["a", "b", "c"])[0]
         >>> bool(0.8 <= low < 0.9 < high <= 1.0)

@@ -69,7 +69,7 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
         prediction: the mask to score, of the same shape and affine.
         case: what the rows call it.
 
-    Example:
+    Examples:
         >>> labels = np.zeros((4, 4, 4), np.uint8)
         >>> labels[1:3, 1:3, 1:3] = 1
         >>> mask = MaskVolume(labels, Geometry(labels.shape, np.diag([2.0, 2.0, 2.0, 1.0])))

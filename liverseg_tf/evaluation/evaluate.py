@@ -170,7 +170,7 @@ def evaluate(
         DataWarning: for predictions without a reference.
         GeometryWarning: for cases with an identity affine.
 
-    Example:
+    Examples:
         >>> scores = evaluate(truth="truth/", prediction="pred/")  # doctest: +SKIP
         >>> scores.to_dict()["lits"]["lesion_dice_per_case"]  # doctest: +SKIP
         0.465

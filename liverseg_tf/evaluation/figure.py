@@ -35,7 +35,7 @@ def plot_evaluation(evaluation: Evaluation) -> Figure:
     Returns:
         A matplotlib figure, drawn without a display and without touching pyplot's state.
 
-    Example:
+    Examples:
         >>> plot_evaluation(evaluate("truth/", "pred/")).savefig("scores.pdf")  # doctest: +SKIP
     """
     from matplotlib.figure import Figure

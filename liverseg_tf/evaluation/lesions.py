@@ -21,7 +21,7 @@ def label_lesions(tumour: np.ndarray) -> tuple[np.ndarray, int]:
     Returns:
         (I, J, K) int32 with 0 for background, and the number of components.
 
-    Example:
+    Examples:
         >>> label_lesions(np.array([[[True, False, True]]]))[1]
         2
     """
@@ -32,7 +32,7 @@ def label_lesions(tumour: np.ndarray) -> tuple[np.ndarray, int]:
 def equivalent_diameter_mm(volume_ml: np.ndarray | float) -> np.ndarray | float:
     """Diameter of the ball with a given volume.
 
-    Example:
+    Examples:
         >>> round(float(equivalent_diameter_mm(4.18879)), 3)
         20.0
     """
@@ -101,7 +101,7 @@ def match_lesions(truth_lesions: np.ndarray, prediction_lesions: np.ndarray) -> 
     Returns:
         The match; nothing about it depends on a threshold.
 
-    Example:
+    Examples:
         >>> truth, prediction = np.array([[[1, 1, 0, 2]]]), np.array([[[1, 1, 1, 1]]])
         >>> match_lesions(truth, prediction).truth_group  # one predicted lesion spans both
         array([0, 0])
@@ -159,7 +159,7 @@ def measure_lesions(lesions: np.ndarray, voxel_volume_ml: float) -> LesionMeasur
         lesions: (I, J, K) int, 1 to N for lesions, each at least one voxel, and 0 for background.
         voxel_volume_ml: of the grid, as `Geometry.voxel_volume_ml`.
 
-    Example:
+    Examples:
         >>> measure_lesions(np.array([[[0, 1, 1]]]), 0.003).volume_ml
         array([0.006])
     """

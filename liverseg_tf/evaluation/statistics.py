@@ -118,7 +118,7 @@ def statistics(
         InputFileError, GeometryError, LabelError: as `MaskVolume.load`; also for a CT on another grid, and for an
             array without `spacing_mm`.
 
-    Example:
+    Examples:
         >>> labels = np.ones((10, 10, 10), np.uint8)
         >>> labels[4:6, 4:6, 4:6] = 2
         >>> found = statistics(labels, spacing_mm=(10, 10, 10))

@@ -19,7 +19,7 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     Returns:
         One slice per axis, or None for an empty mask.
 
-    Example:
+    Examples:
         >>> bounding_box(np.array([[False, True], [False, True]]))
         (slice(0, 2, None), slice(1, 2, None))
     """
@@ -35,7 +35,7 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
 def enclosing_box(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
     """Smallest box around at least one box.
 
-    Example:
+    Examples:
         >>> enclosing_box([(slice(0, 2),), (slice(5, 6),)])
         (slice(0, 6, None),)
     """
@@ -119,7 +119,7 @@ def surface_distances(
     Returns:
         The distances, or None if one of the masks is empty: then there is nothing to measure.
 
-    Example:
+    Examples:
         >>> a, b = np.zeros((2, 5, 5, 9), bool)
         >>> a[2, 2, 2] = b[2, 2, 6] = True
         >>> surface_distances(a, b, (1.0, 1.0, 2.5)).msd()

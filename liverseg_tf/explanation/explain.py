@@ -240,7 +240,7 @@ def explain(
     Warns:
         DataWarning: if there is nothing to explain.
 
-    Example:
+    Examples:
         >>> explanation = explain("volume-7.nii.gz", "explained/", model="run/")  # doctest: +SKIP
     """
     if most_lesions < 1 or random_maps < 2 or randomized_models < 1:

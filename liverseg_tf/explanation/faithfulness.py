@@ -111,7 +111,7 @@ def deletion_insertion(
         random_maps: how many.
         seed: decides them.
 
-    Example:
+    Examples:
         >>> hu = np.where(np.eye(16, dtype=bool), 20.0, 100.0)
         >>> bright = lambda hu: np.stack([hu > 60, hu <= 60], -1).astype(float)  # a "network"
         >>> everywhere = np.ones((16, 16), bool)
@@ -186,7 +186,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray, domain: np.ndarray) 
         first, second: (rows, columns).
         domain: the same shape, bool.
 
-    Example:
+    Examples:
         >>> round(rank_correlation(np.eye(4), np.eye(4), np.ones((4, 4), bool)), 3)
         1.0
     """

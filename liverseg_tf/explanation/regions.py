@@ -71,7 +71,7 @@ def find_regions(
         ConfigError: for an unknown target, a lesion that is not there, or a radius that is not positive.
         GeometryError: for a point outside the volume.
 
-    Example:
+    Examples:
         >>> labels = np.zeros((8, 8, 8), np.uint8)
         >>> labels[2:4, 2:4, 5] = 2
         >>> find_regions(labels, Geometry((8, 8, 8), np.eye(4)))[0].slices

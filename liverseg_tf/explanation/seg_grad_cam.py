@@ -36,7 +36,7 @@ class SegGradCam:
     Raises:
         ConfigError: for an unknown method or layer.
 
-    Example:
+    Examples:
         >>> from liverseg_tf.models.unet import build_unet
         >>> cam = SegGradCam(build_unet(32, "resnet18"), ModelConfig(image_size=32, backbone="resnet18"))
         >>> cam(np.zeros((1, 40, 40), np.float32), np.ones((1, 40, 40)), label=2).shape
@@ -147,7 +147,7 @@ def resolve_layer(model: keras.Model, layer: str) -> str:
     Raises:
         ConfigError: if the network has no such layer.
 
-    Example:
+    Examples:
         >>> from liverseg_tf.models.unet import build_unet
         >>> resolve_layer(build_unet(32, "resnet18"), "bottleneck")
         'relu1'

@@ -99,7 +99,7 @@ def measure_uncertainty(
     Raises:
         LiverSegError: for a volume or model that can't be used.
 
-    Example:
+    Examples:
         >>> measure_uncertainty("volume-7.nii.gz", "run/").liver_range_ml  # doctest: +SKIP
         (1522.3, 1571.9)
     """
@@ -137,7 +137,7 @@ def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray, bin
     Returns:
         0 (calibrated) to 1.
 
-    Example:
+    Examples:
         >>> expected_calibration_error(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]))
         0.5
     """

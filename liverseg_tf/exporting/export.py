@@ -81,7 +81,7 @@ def export(
         ConfigError: for an unknown format or precision, or one the format doesn't have.
         OutputError: if it can't be written, or would overwrite a file of something else.
 
-    Example:
+    Examples:
         >>> export("run/", "serving/liverseg").path  # doctest: +SKIP
         PosixPath('serving/liverseg/1')
     """

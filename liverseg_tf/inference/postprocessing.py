@@ -72,7 +72,7 @@ class SliceSmoother:
     Args:
         sigma: of the Gaussian, in slices, above 0. It is cut at three sigma, and at the volume's ends.
 
-    Example:
+    Examples:
         >>> smoother = SliceSmoother(1.0)
         >>> parts = smoother.add(np.zeros((2, 4, 4, 3), "float32")), smoother.add(np.zeros((9, 4, 4, 3), "float32"))
         >>> [len(part) for part in (*parts, smoother.rest())]

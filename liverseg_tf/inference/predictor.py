@@ -147,7 +147,7 @@ class Predictor:
     Raises:
         ModelError: if there is no such model, or the models of a list differ in their classes.
 
-    Example:
+    Examples:
         >>> prediction = Predictor("run/").predict("volume-7.nii.gz")  # doctest: +SKIP
         >>> prediction.save("segmentation-7.nii.gz")  # doctest: +SKIP
     """

@@ -38,7 +38,7 @@ class RunManifest:
         model: what the volumes are predicted with, as the user names it.
         settings: of the run; JSON.
 
-    Example:
+    Examples:
         >>> with RunManifest("masks/manifest.jsonl", "shipped", {}) as manifest:  # doctest: +SKIP
         ...     finished = manifest.finished(jobs)
         ...     manifest.write(finished.values())

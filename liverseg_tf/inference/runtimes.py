@@ -61,7 +61,7 @@ class KerasRuntime(_LocalRuntime):
     Raises:
         ModelError: if neither the model nor the caller says how its input is prepared.
 
-    Example:
+    Examples:
         >>> from liverseg_tf.models.unet import build_unet
         >>> runtime = KerasRuntime(build_unet(32, "resnet18"), ModelConfig(image_size=32, backbone="resnet18"))
         >>> runtime.labels(np.zeros((2, 40, 36), np.float32)).shape

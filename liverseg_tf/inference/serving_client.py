@@ -52,7 +52,7 @@ class ServingClient:
         ConfigError: for a URL that is none of these, or options out of range.
         MissingDependencyError: for gRPC without the package `tensorflow-serving-api`.
 
-    Example:
+    Examples:
         >>> client = ServingClient("grpc://localhost:8500/liverseg")  # doctest: +SKIP
         >>> Predictor(client).predict("volume-7.nii.gz").save("segmentation-7.nii.gz")  # doctest: +SKIP
     """

@@ -75,7 +75,7 @@ def build_encoder(backbone: str, input_shape: tuple[int, int, int]) -> tuple[ker
     Returns:
         The encoder, and the names of the layers to skip from: at strides 16, 8, 4 and 2.
 
-    Example:
+    Examples:
         >>> encoder, skips = build_encoder("efficientnet_lite0", (64, 64, 3))
         >>> encoder.output_shape, [encoder.get_layer(name).output.shape[1] for name in skips]
         ((None, 2, 2, 320), [4, 8, 16, 32])

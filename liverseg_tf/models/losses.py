@@ -33,7 +33,7 @@ def build_loss(
     Raises:
         ConfigError: for an unknown name, or weights that don't fit.
 
-    Example:
+    Examples:
         >>> loss = build_loss("cross_entropy", classes=2)
         >>> float(loss(tf.zeros((1, 2, 2), tf.uint8), tf.constant([[[[9.0, -9.0]] * 2] * 2]))) < 1e-6
         True

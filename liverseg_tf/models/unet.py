@@ -56,7 +56,7 @@ def build_unet(
         ConfigError: for an unknown backbone or an impossible size.
         ModelError: if the encoder's weights can't be had.
 
-    Example:
+    Examples:
         >>> build_unet(image_size=64, backbone="resnet18").output_shape
         (None, 64, 64, 3)
     """

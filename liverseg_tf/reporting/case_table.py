@@ -28,7 +28,7 @@ def describe_cases(cases: Iterable[Case], progress: Callable[[Case, int], None] 
     Raises:
         LiverSegError: for a file that can't be used, or a mask on another grid.
 
-    Example:
+    Examples:
         >>> print(format_cases(describe_cases(find_cases("LiTS"))))  # doctest: +SKIP
     """
     rows = []
@@ -42,7 +42,7 @@ def describe_cases(cases: Iterable[Case], progress: Callable[[Case, int], None] 
 def format_cases(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of `describe_cases`' rows as text, with right-aligned columns.
 
-    Example:
+    Examples:
         >>> print(format_cases([{"case": 7, "hu_min": -1024.0}]))
         case  hu_min
            7   -1024

@@ -61,7 +61,7 @@ def sample_figure(
         GeometryError: for a mask of another shape, or a slice that is not there.
         ConfigError: for an unknown window.
 
-    Example:
+    Examples:
         >>> volume = CTVolume.from_array(np.zeros((32, 32, 8), np.int16), spacing_mm=(1, 1, 2))
         >>> len(sample_figure(volume).axes)
         2
@@ -105,7 +105,7 @@ def channels_figure(
     Raises:
         GeometryError: if `hu` is not 2-D.
 
-    Example:
+    Examples:
         >>> figure = channels_figure(np.random.default_rng(0).normal(0, 100, (64, 64)))
     """
     from liverseg_tf.channels import CTChannels
@@ -153,7 +153,7 @@ def batch_figure(
         LabelError: for other labels.
         ConfigError: for fewer than one picture.
 
-    Example:
+    Examples:
         >>> figure = batch_figure(np.zeros((2, 32, 32, 3)), np.zeros((2, 32, 32), np.uint8))
     """
     channels, labels = np.asarray(channels), np.asarray(labels)
@@ -209,7 +209,7 @@ def prediction_figure(
         GeometryError: if the shapes differ.
         LabelError: for other values in a mask.
 
-    Example:
+    Examples:
         >>> mask = np.eye(32, dtype=np.uint8)
         >>> prediction_figure(np.zeros((32, 32)), mask, mask).axes[2].get_title().splitlines()[1]
         'liver: Dice 1.000, IoU 1.000'
@@ -256,7 +256,7 @@ def history_figure(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure
     Raises:
         ConfigError: if there is nothing to draw.
 
-    Example:
+    Examples:
         >>> figure = history_figure([{"epoch": 1, "loss": 1.0, "val_loss": 1.2, "lr": 1e-3}])
     """
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if any(_is_number(r.get(n)) for r in rows)]
@@ -312,7 +312,7 @@ def learning_rate_figure(rates: Sequence[float], losses: Sequence[float], sugges
         losses: as many losses.
         suggestion: the rate to mark.
 
-    Example:
+    Examples:
         >>> figure = learning_rate_figure([1e-5, 1e-4, 1e-3], [1.0, 0.7, 2.0], suggestion=1e-4)
     """
     figure, axis = new_figure(1, 1, 0.62, panel_inches=6, picture=False)
@@ -350,7 +350,7 @@ def counts_figure(
     Raises:
         LabelError: if a mask holds other values.
 
-    Example:
+    Examples:
         >>> [t.get_text() for t in counts_figure(np.array([0, 0, 0, 1])).axes[0].texts]
         ['3 (75.00 %)', '1 (25.00 %)', '0 (0.00 %)']
     """

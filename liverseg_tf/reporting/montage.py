@@ -51,7 +51,7 @@ def montage(
         GeometryError: for a mask of another shape.
         ConfigError: for an unknown window, or a count below 1.
 
-    Example:
+    Examples:
         >>> volume = CTVolume.from_array(np.zeros((32, 32, 8), np.int16), spacing_mm=(1, 1, 2))
         >>> len(montage(volume, count=4).axes)
         4
@@ -112,7 +112,7 @@ def informative_slices(labels: np.ndarray | None, slices: int, count: int) -> li
     Returns:
         Ascending slice indices, at most `count`.
 
-    Example:
+    Examples:
         >>> informative_slices(None, 10, 3)
         [1, 5, 8]
     """

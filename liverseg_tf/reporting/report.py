@@ -115,7 +115,7 @@ def report(
     Raises:
         LiverSegError: for a volume, mask, model or output that can't be used.
 
-    Example:
+    Examples:
         >>> report("volume-7.nii.gz", "volume-7.html", truth="segmentation-7.nii.gz")  # doctest: +SKIP
     """
     output = Path(output)

@@ -157,7 +157,7 @@ def train(
         TrainingError: if the loss stops being a number, or another worker has ended.
         ServerError: if no data service answers.
 
-    Example:
+    Examples:
         >>> run = train(find_cases("LiTS"), "run", epochs=20)  # doctest: +SKIP
     """
     if isinstance(strategy, str):

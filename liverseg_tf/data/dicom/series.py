@@ -174,7 +174,7 @@ def find_series(path: str | Path, max_bytes: int | None = None, progress: Callab
         InputFileError: if the path is missing, or an archive can't be read.
         MissingDependencyError: if pydicom is missing.
 
-    Example:
+    Examples:
         >>> [series.description for series in find_series("study/").usable]  # doctest: +SKIP
         ['Abdomen portal venous 2.5']
     """

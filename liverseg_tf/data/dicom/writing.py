@@ -20,7 +20,7 @@ _NAMESPACE = uuid.UUID("6f1c3d0e-5f0b-5c33-9f0a-0f2f7a7d0c11")
 def uid_of(*parts: object) -> str:
     """A UID that is always the same for the same parts.
 
-    Example:
+    Examples:
         >>> uid_of("case", 7) == uid_of("case", 7)
         True
     """
