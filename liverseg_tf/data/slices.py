@@ -464,8 +464,12 @@ class _Source:
             dataset = dataset.concatenate(self._read_whole(case, name, files, convert))
         return dataset
 
-    def _read_axial(self, case, name, files, convert) -> tf.data.Dataset:
-        count = tf.where(case["axial"], case["shape"][2], 0)
+    @staticmethod
+    def _records(case, name, count) -> tf.data.Dataset:
+        """The first `count` planes along the file's third axis, as bytes; what a stream has behind them is not read.
+
+        A file cut on a plane's edge ends without an error: an empty record behind the last one tells how many came.
+        """
         records = tf.data.FixedLengthRecordDataset(
             case[f"{name}_path"],
             case[f"{name}_record"],
@@ -473,8 +477,11 @@ class _Source:
             footer_bytes=case[f"{name}_footer"],
             compression_type=case[f"{name}_compression"],
         )
-        # A file cut on a slice's edge ends without an error: an empty record behind the last one tells how many came.
-        records = records.take(count).concatenate(tf.data.Dataset.from_tensors("")).enumerate()
+        return records.take(count).concatenate(tf.data.Dataset.from_tensors(""))
+
+    def _read_axial(self, case, name, files, convert) -> tf.data.Dataset:
+        count = tf.where(case["axial"], case["shape"][2], 0)
+        records = self._records(case, name, count).enumerate()
 
         def index_of(position):
             return tf.where(case["flips"][0], count - 1 - position, position)
@@ -505,27 +512,22 @@ class _Source:
     def _read_whole(self, case, name, files, convert) -> tf.data.Dataset:
         """Sagittal and coronal storage: no slice stands in one piece, so the whole file is read and turned."""
 
-        def load(path):
-            content = tf.io.read_file(path)
-            content = tf.cond(
-                case[f"{name}_compression"] == "GZIP",
-                lambda: tf.io.decode_compressed(content, "GZIP"),
-                lambda: content,
+        count = tf.where(case["axial"], tf.constant(0, tf.int64), case["shape"][2])
+
+        def turn(records):
+            complete = tf.debugging.Assert(
+                tf.size(records, tf.int64) == count + 1,
+                ["file ends early:", case[f"{name}_path"], "planes:", tf.size(records) - 1, "of", count],
             )
-            size = tf.cast(case[f"{name}_record"] * case["shape"][2], tf.int32)
-            offset = tf.cast(case[f"{name}_offset"], tf.int32)
-            complete = tf.debugging.Assert(tf.strings.length(content) >= offset + size, ["file ends early:", path])
             with tf.control_dependencies([complete] if complete is not None else []):
-                voxels = _decode(tf.strings.substr(content, offset, size), case[f"{name}_type"], self._types(files))
+                voxels = _decode(records[:-1], case[f"{name}_type"], self._types(files))
             voxels = tf.transpose(tf.reshape(voxels, tf.reverse(case["shape"], [0])), case["axes"])
             for axis in range(3):
                 voxels = tf.cond(case["flips"][axis], lambda a=axis: tf.reverse(voxels, [a]), lambda: voxels)  # noqa: B023
             return tf.data.Dataset.from_tensor_slices(voxels)
 
-        files_dataset = tf.data.Dataset.from_tensors(case[f"{name}_path"]).take(
-            tf.where(case["axial"], tf.constant(0, tf.int64), 1)
-        )
-        planes = files_dataset.flat_map(load).enumerate()
+        whole = self._records(case, name, count).batch(tf.cast(count, tf.int64) + 1)
+        planes = whole.take(tf.where(case["axial"], tf.constant(0, tf.int64), 1)).flat_map(turn).enumerate()
         planes = planes.filter(lambda index, plane: index % self.selection.every_slice == 0)
         return planes.map(lambda index, plane: (convert(plane, case, name), index))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,10 @@ import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ModelError, first_line
-from liverseg_tf.inference.allowed_operations import check_operations
+from liverseg_tf.inference.allowed_operations import check_operations, check_tflite_operators
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
-from liverseg_tf.models.saving import load_model
+from liverseg_tf.models.saving import load_model, restore_weights
 from liverseg_tf.native_logs import without_log_lines
 
 
@@ -99,12 +100,13 @@ class SavedModelRuntime(_LocalRuntime):
         folder = version_folder(Path(path))
         manifest = Manifest.load(folder / SAVEDMODEL_MANIFEST)
         manifest.check_files(folder)
-        check_operations(folder)
+        graph = check_operations(folder)
         self.config, self.card, self.path = manifest.config, manifest.card, folder
         try:
-            self._model = tf.saved_model.load(str(folder))
+            self._model = _load_graph(graph)
+            restore_weights(self._model.weights, folder)
             self._signatures = {name: self._model.signatures[name] for name in ("serving_default", "probabilities")}
-        except Exception as error:
+        except Exception as error:  # TensorFlow raises many kinds for a broken graph
             raise ModelError(f"{folder}: expected a SavedModel that can be loaded ({first_line(error)})") from error
         classes = self._signatures["probabilities"].structured_outputs["probabilities"].shape[-1]
         if classes != len(self.config.class_names):
@@ -188,11 +190,12 @@ class TFLiteRuntime(_LocalRuntime):
 
     def _signature_runner(self, content: bytes):
         try:
+            check_tflite_operators(content)
             with without_log_lines():  # it tells which delegate it takes
                 interpreter = _interpreter_class()(model_content=content, num_threads=self._threads)
                 interpreter.allocate_tensors()
                 return interpreter.get_signature_runner("serving_default")
-        except (ValueError, RuntimeError) as error:
+        except (ModelError, ValueError, RuntimeError) as error:
             raise ModelError(f"{self.path}: expected a TFLite file that can be run ({first_line(error)})") from error
 
 
@@ -228,6 +231,13 @@ def keras_runtime(runtime: Runtime) -> KerasRuntime | None:
     if isinstance(runtime, SavedModelRuntime):
         return KerasRuntime(load_model(runtime.path))
     return runtime if isinstance(runtime, KerasRuntime) else None
+
+
+def _load_graph(content: bytes):
+    """Load the very bytes that were checked, alone in a folder: no asset, no checkpoint, no other file is looked at."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "saved_model.pb").write_bytes(content)
+        return tf.saved_model.load(folder, options=tf.saved_model.LoadOptions(experimental_skip_checkpoint=True))
 
 
 def _interpreter_class():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -56,7 +58,7 @@ def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
     model = build_model(config, precision=precision)
     try:
         if savedmodel:
-            _restore(model, savedmodel)
+            restore_weights(model.weights, savedmodel)
         else:
             model.load_weights(path)
     except Exception as error:
@@ -75,13 +77,29 @@ def _savedmodel(path: str | Path) -> Path | None:
     return None
 
 
-def _restore(model: keras.Model, folder: Path) -> None:
-    """Take the weights out of a SavedModel's variables, without running the SavedModel."""
+def restore_weights(variables: Sequence, folder: Path) -> None:
+    """Take the weights out of a SavedModel's variables, without running the SavedModel.
+
+    Args:
+        variables: those of Keras or of TensorFlow, in the order of Keras's weights.
+        folder: of the SavedModel.
+
+    Raises:
+        ModelError: if the file has others, or declares more bytes than it holds.
+    """
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-    for index, variable in enumerate(model.weights):
-        variable.assign(reader.get_tensor(f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE").astype("float32"))
+    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    names = [f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE" for index in range(len(variables))]
+    wrong = [n for n, v in zip(names, variables, strict=True) if n not in shapes or tuple(shapes[n]) != tuple(v.shape)]
+    declared = 0 if wrong else sum(math.prod(shapes[name]) * dtypes[name].size for name in names)
+    held = sum(path.stat().st_size for path in (folder / "variables").glob("variables.data-*"))
+    if wrong or declared > held:
+        what = f"{wrong[0].partition('/.')[0]} of another shape or none" if wrong else f"{declared} bytes in {held}"
+        raise ModelError(f"{folder}: expected the weights of its network, got {what}")
+    for name, variable in zip(names, variables, strict=True):
+        variable.assign(reader.get_tensor(name).astype(tf.as_dtype(variable.dtype).as_numpy_dtype))
 
 
 def build_model(config: ModelConfig, encoder_weights: str | Path = "none", precision: str = "float32") -> keras.Model:

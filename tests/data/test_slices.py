@@ -1,6 +1,7 @@
 """The slice pipeline against the loader, and what it promises about order, seeds and proportions."""
 
 import gzip
+import zlib
 
 import numpy as np
 import pytest
@@ -48,6 +49,19 @@ def test_raw_slices_equal_the_loaders_in_every_orientation(tmp_path, write_nifti
     for index, (slice_hu, slice_labels, _) in found.items():
         np.testing.assert_array_equal(slice_hu, hu[..., index].clip(-1024, 3071))
         np.testing.assert_array_equal(slice_labels, labels[..., index])
+
+
+@pytest.mark.parametrize("codes", ["LPS", "PSL"])
+def test_streams_that_go_on_after_the_voxels_are_not_followed(tmp_path, write_nifti, codes):
+    """16 MiB of zeros behind the voxels, then a stream that can't be inflated: whoever goes there fails."""
+    hu, labels = make_case(tmp_path, write_nifti, codes=codes)
+    for path in tmp_path.glob("*.nii.gz"):
+        bomb = zlib.compressobj(1, zlib.DEFLATED, 31)
+        path.write_bytes(bomb.compress(gzip.decompress(path.read_bytes()) + bytes(16 << 20)) + b"\xff" * 1000)
+    for slice_hu, slice_labels, at in as_arrays(slice_dataset(find_cases(tmp_path), with_index=True)):
+        np.testing.assert_array_equal(slice_hu, hu[..., at["slice"]].clip(-1024, 3071))
+        np.testing.assert_array_equal(slice_labels, labels[..., at["slice"]])
+    np.testing.assert_array_equal(MaskVolume.load(tmp_path / "segmentation-0.nii.gz").labels, labels)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
