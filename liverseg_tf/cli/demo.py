@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_json, add_seed, output_name
+
 # Small enough for two cores to take all of it in under five minutes, large enough to learn a liver by.
 _TRAINING_CASES, _TEST_CASES = 12, 3
 _EPOCHS, _STEPS, _IMAGE_SIZE = 5, 22, 96
@@ -18,14 +20,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "others, score the masks and draw them. Takes about five minutes on two CPU cores.",
     )
     parser.add_argument(
-        "-o", "--output", default="liverseg-demo", metavar="DIR", help="folder (default: liverseg-demo)"
+        "-o",
+        "--output",
+        type=output_name(folder=True),
+        default="liverseg-demo",
+        metavar="DIR",
+        help="folder (default: liverseg-demo)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides the patients and the training")
+    add_seed(parser, "decides the patients and the training")
     parser.add_argument("--epochs", type=int, default=_EPOCHS, metavar="N", help=f"of training (default: {_EPOCHS})")
     parser.add_argument("--explain", action="store_true", help="also explain the largest predicted tumour")
     parser.add_argument("--report", action="store_true", help="also write a report page")
     parser.add_argument("--export", action="store_true", help="also export for TensorFlow Serving and TFLite")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from liverseg_tf.cli.options import add_seed, output_name
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -16,12 +18,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--truth", required=True, metavar="DIR", help="folder of reference masks, or one file")
     parser.add_argument("--prediction", required=True, metavar="DIR", help="folder of predicted masks, or one file")
-    parser.add_argument("-o", "--output", metavar="FILE.json", help="write all scores and rows as JSON")
+    parser.add_argument(
+        "-o", "--output", type=output_name(".json"), metavar="FILE.json", help="write all scores and rows as JSON"
+    )
     parser.add_argument("--json", action="store_true", help="print the same JSON instead of tables")
-    parser.add_argument("--csv", metavar="FILE.csv", help="write one row per case")
-    parser.add_argument("--csv-slices", metavar="FILE.csv", help="write one row per slice")
-    parser.add_argument("--csv-lesions", metavar="FILE.csv", help="write one row per lesion")
-    parser.add_argument("--figure", metavar="FILE", help="draw Dice, volumes and lesion detection (.png, .pdf, .svg)")
+    parser.add_argument("--csv", type=output_name(".csv"), metavar="FILE.csv", help="write one row per case")
+    parser.add_argument("--csv-slices", type=output_name(".csv"), metavar="FILE.csv", help="write one row per slice")
+    parser.add_argument("--csv-lesions", type=output_name(".csv"), metavar="FILE.csv", help="write one row per lesion")
+    parser.add_argument(
+        "--figure",
+        type=output_name(".png", ".pdf", ".svg"),
+        metavar="FILE",
+        help="draw Dice, volumes and lesion detection (.png, .pdf, .svg)",
+    )
     parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: intervals resample patients")
     parser.add_argument(
         "--exclude-identity",
@@ -29,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="leave cases with an identity affine out of means over mm and ml (the LiTS scores keep them)",
     )
     parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default: 2000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the bootstrap (default: 0)")
+    add_seed(parser, "of the bootstrap")
     parser.set_defaults(run=run)
 
 
@@ -64,18 +73,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse a file name of another kind before an hour of scoring, so that no mask is ever written over."""
-    from liverseg_tf.errors import ConfigError, OutputError
-    from liverseg_tf.evaluation.figure import check_figure_name
+    """Refuse to write over what is read, before an hour of scoring."""
+    from liverseg_tf.errors import OutputError
 
-    tables = (args.csv, args.csv_slices, args.csv_lesions)
-    for path, suffix in ((args.output, ".json"), *((table, ".csv") for table in tables)):
-        if path and not path.lower().endswith(suffix):
-            raise ConfigError(f"{path}: expected a file name ending in {suffix}")
+    for path in (args.output, args.csv, args.csv_slices, args.csv_lesions):
         if path and args.patients and os.path.realpath(path) == os.path.realpath(args.patients):
             raise OutputError(f"{path}: is the file of patients that is read; choose another name")
-    if args.figure:
-        check_figure_name(args.figure)
 
 
 def _print(scores) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_json, add_output, add_overwrite, add_seed
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -15,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "networks (explanation.json).",
     )
     parser.add_argument("input", metavar="INPUT", help="NIfTI file of a CT")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write to; made if missing")
+    add_output(parser, "DIR", "folder to write to; made if missing", folder=True)
     parser.add_argument("--model", metavar="M", help="run folder or .keras file (default: shipped)")
     parser.add_argument(
         "--target",
@@ -43,10 +45,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="skip the tests that say which map to trust: faster",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the tests' random maps (default: 0)")
+    add_seed(parser, "of the tests' random maps")
     parser.add_argument("--safe-colors", action="store_true", help="color-blind-safe colors in figures")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that liverseg did not make")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_overwrite(parser)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

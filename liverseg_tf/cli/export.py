@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_json, add_output
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -14,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "TensorFlow Serving (DIR/<next version>/), or a TFLite file of builtin operators with a JSON beside it.",
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, .keras file, or 'shipped'")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write to, or a .tflite file")
+    add_output(parser, "DIR", "folder to write to, or a .tflite file", ".tflite", folder=True)
     parser.add_argument("--format", choices=("savedmodel", "tflite"), default="savedmodel")
     parser.add_argument(
         "--precision",
@@ -33,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="CASES",
         help="compare with the Keras model, on phantoms or on the cases in a folder; exit 1 if masks differ too much",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

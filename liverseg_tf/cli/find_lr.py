@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_folders, add_json, add_output, add_seed, add_training_input
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -13,15 +15,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Raise the learning rate step by step, watch the loss, and suggest the rate at which it falls "
         "fastest. Writes learning_rate.png and learning_rate.json to RUN.",
     )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks, searched recursively")
-    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder to write to")
-    parser.add_argument("--recipe", default="default", metavar="R", help="default or report")
-    parser.add_argument("--image-size", type=int, metavar="S", help="rows and columns of the network's input")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="slices a step")
-    parser.add_argument("--encoder-weights", metavar="W", help="imagenet, none, or a file")
+    add_folders(parser)
+    add_output(parser, "RUN", "folder to write to", folder=True)
+    add_training_input(parser)
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="batches (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of weights and order (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_seed(parser, "of weights and order")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

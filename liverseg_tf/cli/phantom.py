@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_json, add_seed, output_name
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -12,9 +14,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="make CT phantoms in LiTS layout",
         description="Make CT phantoms of the abdomen: volume-<i>.nii.gz with the exact segmentation-<i>.nii.gz.",
     )
-    parser.add_argument("folder", metavar="DIR", help="folder to write to; made if missing")
+    parser.add_argument(
+        "folder", type=output_name(folder=True), metavar="DIR", help="folder to write to; made if missing"
+    )
     parser.add_argument("--cases", type=int, default=10, metavar="N", help="number of patients (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides every patient (default: %(default)s)")
+    add_seed(parser, "decides every patient")
     parser.add_argument(
         "--shape",
         type=int,
@@ -23,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar=("ROWS", "COLUMNS", "SLICES"),
         help="voxels of each volume (default: 128 128 40)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

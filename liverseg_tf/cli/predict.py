@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from liverseg_tf.cli.options import add_json, add_max_bytes, add_model, add_output, add_overwrite
 from liverseg_tf.errors import ConfigError
 
 
@@ -19,8 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "are never written over.",
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI files or folders of them, or URLs")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="NIfTI file or folder to write")
-    parser.add_argument("--model", metavar="M", help="run folder, .keras, SavedModel or .tflite (default: shipped)")
+    add_output(parser, "OUT", "NIfTI file or folder to write", ".nii", ".nii.gz", folder=True)
+    add_model(parser)
     parser.add_argument(
         "--server", metavar="URL", help="TensorFlow Serving to ask: grpc://host:8500/NAME or http://..."
     )
@@ -37,11 +38,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="average over N copies, a little shifted, turned, scaled and denser (N times as long; default: none)",
     )
     parser.add_argument("--statistics", action="store_true", help="print volumes and lesions")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that liverseg did not make")
+    add_overwrite(parser)
     parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped (output folders)")
     parser.add_argument("--batch-size", type=int, metavar="B", help="slices at a time (default: by their size)")
     parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes that a volume may take in memory")
+    add_max_bytes(parser)
     parser.add_argument(
         "--engine", choices=("embedded", "ray"), default="embedded", help="who predicts: this process (default), or Ray"
     )
@@ -52,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--timeout", type=float, metavar="S", help="Ray: most seconds a volume may take (default: 3600)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

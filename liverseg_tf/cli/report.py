@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_json, add_model, add_output, add_overwrite
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -14,8 +16,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "heatmap and uncertainty to lay over, lesions to jump to, figures. It needs no network and opens from disk.",
     )
     parser.add_argument("input", metavar="INPUT", help="NIfTI file of a CT")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.html", help="page to write")
-    parser.add_argument("--model", metavar="M", help="run folder, .keras, SavedModel or .tflite (default: shipped)")
+    add_output(parser, "FILE.html", "page to write", ".html", ".htm")
+    add_model(parser)
     parser.add_argument("--truth", metavar="SEG", help="reference mask: adds scores and an overlay")
     parser.add_argument("--title", help="heading (default: the file's name)")
     parser.add_argument("--no-heatmaps", action="store_true", help="leave Seg-Grad-CAM out: faster")
@@ -24,8 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--most-lesions", type=int, default=10, metavar="N", help="with a heatmap (default: 10)")
     parser.add_argument("--safe-colors", action="store_true", help="begin with color-blind-safe colors")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that liverseg did not make")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_overwrite(parser)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_json
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -17,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "folders", nargs="+", metavar="FOLDER", help="folders, searched recursively; files; .zip archives"
     )
     parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes that an archive may expand to")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_folders, add_json, add_output, add_patients
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -13,16 +15,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Write slices of CTs with masks as JPG or PNG of three channels (liver window, custom window, "
         "histogram) and masks as PNG, as the original project stored its data. Training needs none of it.",
     )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write")
+    add_folders(parser)
+    add_output(parser, "OUT", "folder to write", folder=True)
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the channels (default: jpg)")
     parser.add_argument("--quality", type=int, default=90, metavar="Q", help="of JPG, 1 to 100 (default: 90)")
     parser.add_argument(
         "--every-volume", type=int, default=3, metavar="N", help="every n-th volume by name (default: 3)"
     )
     parser.add_argument("--every-slice", type=int, default=2, metavar="N", help="every n-th slice (default: 2)")
-    parser.add_argument("--patients", metavar="FILE", help="CSV file with the columns id,patient")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_patients(parser)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

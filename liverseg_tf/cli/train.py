@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_folders, add_json, add_output, add_patients, add_seed, add_training_input
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -13,22 +15,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Train a U-Net on volume-<i> and segmentation-<i> in any number of folders, and keep the best "
         "epoch. RUN will hold the model, its settings, the split, the history and its curves.",
     )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks, searched recursively")
-    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder to make")
-    parser.add_argument("--recipe", default="default", metavar="R", help="default, or report for the original's")
+    add_folders(parser)
+    add_output(parser, "RUN", "folder to make", folder=True)
+    add_training_input(parser)
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs after the frozen phase")
     parser.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches an epoch (default: all slices)")
-    parser.add_argument("--image-size", type=int, metavar="S", help="rows and columns of the network's input")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="slices a step, over all devices")
     parser.add_argument(
         "--validation-fraction", type=float, default=0.2, metavar="F", help="share of the patients (default: 0.2)"
     )
-    parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: which cases are one patient's")
+    add_patients(parser)
     parser.add_argument("--split", choices=("patients", "slices"), default="patients", help="slices: as the original")
     parser.add_argument("--folds", type=int, metavar="K", help="cross-validate over K shares of the patients")
-    parser.add_argument("--encoder-weights", metavar="W", help="imagenet, none, or a file")
     parser.add_argument("--from", dest="from_model", metavar="MODEL", help="model to start from; 'shipped' for ours")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="everything random goes by it (default: 0)")
+    add_seed(parser, "everything random goes by it")
     parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
     parser.add_argument("--xla", action=argparse.BooleanOptionalAction, default=None, help="default: where it pays")
     parser.add_argument(
@@ -46,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--data-service", metavar="grpc://HOST:PORT", help="dispatcher of a tf.data service")
     parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard (extra [tensorboard])")
     parser.add_argument("--summary", action="store_true", help="print the network's layers")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

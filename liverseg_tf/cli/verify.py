@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.options import add_folders, add_json, add_max_bytes, add_patients
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
@@ -15,11 +17,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "spacing, orientation, intensities that are no HU, padding, tumours outside the liver, volumes that stand "
         "twice under different numbers. Exit status 1 on errors, 0 on none or on warnings alone.",
     )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks, searched recursively")
-    parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: which cases are one patient's")
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes that a volume may take in memory")
+    add_folders(parser)
+    add_patients(parser)
+    add_max_bytes(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="cases read at a time (default: one a CPU)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

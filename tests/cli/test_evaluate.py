@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from liverseg_tf.cli.evaluate import add_parser
-from liverseg_tf.errors import ConfigError, OutputError
+from liverseg_tf.errors import OutputError
 
 
 @pytest.fixture
@@ -60,15 +60,17 @@ def test_tables_and_files(folders, capsys, tmp_path):
     assert json.loads((out / "scores.json").read_text())["lits"]["liver_dice"] > 0.8
 
 
-def test_outputs_of_another_kind_are_refused_first(folders, tmp_path):
+def test_outputs_of_another_kind_are_refused_first(folders, tmp_path, capsys):
     mask = folders / "truth" / "segmentation-1.nii.gz"
     before = mask.read_bytes()
     groups = tmp_path / "groups.csv"
     groups.write_text("id,patient\n1,A\n")
     common = ("--truth", folders / "truth", "--prediction", folders / "pred")
     for option in ("-o", "--csv", "--csv-slices", "--csv-lesions", "--figure"):
-        with pytest.raises(ConfigError, match="ending in"):
+        with pytest.raises(SystemExit) as stopped:
             run(*common, option, mask)
+        assert stopped.value.code == 2
+        assert "expected a name ending in ." in capsys.readouterr().err
     with pytest.raises(OutputError, match="patients"):
         run(*common, "--patients", groups, "--csv", groups)
     assert mask.read_bytes() == before

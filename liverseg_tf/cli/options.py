@@ -1,0 +1,85 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+
+# A name that ends so is meant as a file's; ".v2" and ".2024" are parts of a folder's name.
+_FILE_SUFFIX = re.compile(r"\.(?!v\d)[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
+
+
+def output_name(*suffixes: str, folder: bool = False) -> Callable[[str], str]:
+    """A type for argparse: the name of a file that ends in one of `suffixes`, or, if `folder`, of a folder.
+
+    A folder is not made under what looks like a file's name: somebody hoped for a file of that format. One that is
+    there already, or whose name ends in "/", is meant.
+
+    Example:
+        >>> output_name(".nii", ".nii.gz", folder=True)("masks")
+        'masks'
+    """
+    expected = [f"a name ending in {' or '.join(suffixes)}"] if suffixes else []
+    expected += ["a folder"] if folder else []
+
+    def check(name: str) -> str:
+        if suffixes and name.lower().endswith(suffixes):
+            return name
+        is_folder = name.endswith(("/", os.sep)) or os.path.isdir(name) or not _FILE_SUFFIX.search(name)
+        if folder and is_folder:
+            return name
+        advice = f"; for a folder of that name write {name}/" if folder else ""
+        raise argparse.ArgumentTypeError(f"{name}: expected {' or '.join(expected)}{advice}")
+
+    return check
+
+
+def add_output(parser: argparse.ArgumentParser, metavar: str, help: str, *suffixes: str, folder: bool = False) -> None:
+    """`-o`; see `output_name`."""
+    kind = output_name(*suffixes, folder=folder)
+    parser.add_argument("-o", "--output", required=True, type=kind, metavar=metavar, help=help)
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The folders of a data set."""
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks, searched recursively")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """`--model`: whatever `Predictor` takes."""
+    parser.add_argument("--model", metavar="M", help="run folder, .keras, SavedModel or .tflite (default: shipped)")
+
+
+def add_patients(parser: argparse.ArgumentParser) -> None:
+    """`--patients`: the groups file."""
+    parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: which cases are one patient's")
+
+
+def add_training_input(parser: argparse.ArgumentParser) -> None:
+    """What `train` and `find-lr` change about a recipe."""
+    parser.add_argument("--recipe", default="default", metavar="R", help="default, or report for the original's")
+    parser.add_argument("--image-size", type=int, metavar="S", help="rows and columns of the network's input")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="slices a step, over all devices")
+    parser.add_argument("--encoder-weights", metavar="W", help="imagenet, none, or a file")
+
+
+def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
+    """`--seed`."""
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help=f"{of} (default: 0)")
+
+
+def add_max_bytes(parser: argparse.ArgumentParser) -> None:
+    """`--max-bytes`."""
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes that a volume may take in memory")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """`--overwrite`."""
+    parser.add_argument("--overwrite", action="store_true", help="replace files that liverseg did not make")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
