@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import html
 import re
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def commands_page() -> str:
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     text = ["# Commands", "", parser.description or "", ""]
     for name, command in subparsers.choices.items():
-        text += [f"## liverseg {name}", "", command.description or "", "", "| option | |", "| --- | --- |"]
+        text += [f"## liverseg {name}", "", html.escape(command.description or ""), "", "| option | |", "| --- | --- |"]
         text += [_row(action) for action in command._actions if action.help != argparse.SUPPRESS]
         text.append("")
     return "\n".join(text)
@@ -50,7 +51,8 @@ def _row(action: argparse.Action) -> str:
     names = [f"`{name}`" for name in action.option_strings] or [f"`{value}`"]
     takes = f" `{value}`" if action.option_strings and action.nargs != 0 else ""
     help_text = (action.help or "") % {**vars(action), "prog": "liverseg"} if action.help else ""
-    return f"| {', '.join(names)}{takes} | {help_text} |".replace("`|`", "`\\|`")
+    cells = f"{', '.join(names)}{takes}".replace("|", "\\|"), html.escape(help_text).replace("|", "\\|")
+    return f"| {cells[0]} | {cells[1]} |"
 
 
 def python_page() -> str:
