@@ -7,6 +7,7 @@ bottom of a window. No layer clips HU, and none gives NaN for any input: NaN cou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import keras
@@ -210,7 +211,8 @@ class CTChannels(_Float32Layer):
 class SquareResize(_Float32Layer):
     """Pad slices to a square with 0, equally on both sides, and resize them by area averaging.
 
-    Averaging is anti-aliased; for whole factors it is mean pooling. `RestoreSize` is the way back.
+    Averaging is anti-aliased; for whole factors it is mean pooling. `RestoreSize` is the way back. TFLite has all its
+    operations as builtins (`tf.image.resize`'s area method it has not).
 
     Args:
         size: rows and columns of the result, in pixels.
@@ -233,7 +235,9 @@ class SquareResize(_Float32Layer):
         if rows is not None and columns is not None and max(rows, columns) % self.size == 0:
             factor = max(rows, columns) // self.size
             return tf.nn.avg_pool2d(images, factor, factor, "VALID") if factor > 1 else images
-        return tf.image.resize(images, (self.size, self.size), method="area")
+        for _ in range(2):  # rows, then columns
+            images = tf.transpose(_average_rows(images, self.size), [0, 2, 1, 3])
+        return images
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.size, self.size, input_shape[3])
@@ -305,6 +309,26 @@ def _pad_to_square(images):
         rows, columns = tf.shape(images)[1], tf.shape(images)[2]
     side, top, left = _square(rows, columns)
     return tf.pad(images, [[0, 0], [top, side - rows - top], [left, side - columns - left], [0, 0]])
+
+
+def _average_rows(images, size: int):
+    """Area averaging of rows: (B, N, M, C) float32 -> (B, size, M, C).
+
+    Each block of N / gcd(N, size) rows gives size / gcd(N, size) of them, all by the same small matrix: how much of
+    each row lies in each new one, counted exactly in the parts that both kinds of rows consist of.
+    """
+    count, columns = (images.shape[i] if images.shape[i] is not None else tf.shape(images)[i] for i in (1, 2))
+    if isinstance(count, int):
+        blocks = math.gcd(count, size)
+    else:
+        blocks = tf.gather(tf.constant([math.gcd(rest, size) for rest in range(size)]), count % size)
+    old, new = count // blocks, size // blocks
+    starts, new_starts = tf.range(old) * new, tf.range(new)[:, None] * old
+    shared = tf.minimum(starts + new, new_starts + old) - tf.maximum(starts, new_starts)
+    weights = tf.cast(tf.maximum(shared, 0), tf.float32) / tf.cast(old, tf.float32)
+    channels = images.shape[3]
+    blocked = tf.matmul(weights[None], tf.reshape(images, [-1, old, columns * channels]))
+    return tf.reshape(blocked, [-1, size, columns, channels])
 
 
 def _flatten(hu):

@@ -138,6 +138,25 @@ def test_resizing_by_a_whole_factor_is_mean_pooling_of_the_padded_square(shape):
     np.testing.assert_allclose(unknown(image)[0], pooled, atol=1e-6)
 
 
+def area_weights(count, size):
+    """(size, count) float64: the share of each new pixel that each old one covers."""
+    step = count / size
+    low, old = np.arange(size)[:, None] * step, np.arange(count)
+    return np.clip(np.minimum(low + step, old + 1) - np.maximum(low, old), 0, None) / step
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 40))
+def test_resizing_by_any_factor_averages_by_area(side, size):
+    image = np.random.default_rng(side).random((2, side, side, 2)).astype(np.float32)
+    weights = area_weights(side, size)
+    expected = np.einsum("in,jm,bnmc->bijc", weights, weights, image)
+    np.testing.assert_allclose(SquareResize(size)(image), expected, atol=1e-6)
+    unknown = tf.function(SquareResize(size), [tf.TensorSpec((None, None, None, 2), tf.float32)])
+    np.testing.assert_allclose(unknown(image), expected, atol=1e-6)
+    assert unknown.get_concrete_function().structured_outputs.shape[1:] == (size, size, 2)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70))
 def test_restoring_gives_back_the_slices_size_and_a_flat_image(rows, columns):

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from liverseg_tf.channels import SquareResize
+from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError
 from liverseg_tf.exporting.tflite import check_builtin_only, convert, operators
 from liverseg_tf.inference.runtimes import TFLiteRuntime
+from liverseg_tf.inference.slice_function import SliceFunction
 
 
 def test_only_builtin_operators(tflite_files):
@@ -88,6 +91,39 @@ def test_runs_without_litert_on_tensorflows_own_interpreter(tflite_files, body_h
     expected = TFLiteRuntime(tflite_files["float32"]).labels(hu)
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     assert (TFLiteRuntime(tflite_files["float32"]).labels(hu) == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize("size", [96, 160, 192, 224, 320, 384, 480])
+def test_every_network_size_has_its_resize_in_tflite(size):
+    layer = SquareResize(size)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [tf.function(layer, [tf.TensorSpec((1, 512, 512, 2), tf.float32)]).get_concrete_function()]
+    )
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    image = np.random.default_rng(size).random((1, 512, 512, 2)).astype(np.float32)
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+    interpreter.invoke()
+    found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_allclose(found, layer(image), atol=1e-6)
+
+
+def test_a_network_whose_size_does_not_divide_512(body_hu):
+    """The whole way but the network's weights."""
+    config = ModelConfig(image_size=96, class_names=("background", "liver", "tumour", "vessel"))
+
+    def network(channels, training=False):
+        return 9 * tf.concat([channels, 1 - tf.reduce_max(channels, -1, keepdims=True)], -1)
+
+    content = convert(network, config)
+    check_builtin_only(content)
+    hu = body_hu((1, 512, 512))
+    found = tf.lite.Interpreter(model_content=content).get_signature_runner("serving_default")(hu=hu)
+    expected = tf.function(SliceFunction(network, config).probabilities, [tf.TensorSpec((None, None, None))])(hu)
+    assert np.abs(found["probabilities"] - expected).max() < 1e-4
+    assert (found["labels"] == np.argmax(expected, -1)).mean() > 0.9999
+    assert len(np.unique(found["labels"])) > 1
 
 
 def test_bad_options_are_named(small_model, small_config):
