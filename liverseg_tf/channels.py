@@ -21,10 +21,6 @@ from liverseg_tf.windows import resolve_window, window_bounds
 
 # Integer HU in this range take the histogram by counting; everything else by sorting.
 _LOWEST_BIN, _BINS = -4096, 8192
-# Fractions at which the sorted pixels are broken, in float32 as fastai's `freqhist_bins` computes them.
-_QUANTILES = np.concatenate(
-    [[np.float32(0.001)], np.arange(100, dtype=np.float32) / np.float32(100) + np.float32(0.005), [np.float32(0.999)]]
-).astype(np.float32)
 
 
 def _without_nan(hu):
@@ -89,6 +85,8 @@ class HistogramScale(_Float32Layer):
     A constant slice gives 0.
 
     Args:
+        steps: how many inner break points there are, 100 above.
+        tails: q of the first and the last one.
         portable: use only operations that TFLite has as builtins (slower; same result).
 
     Input: (batch, rows, columns) HU, any real dtype; each slice by itself. Output: the same shape, float32 in [0, 1].
@@ -98,16 +96,19 @@ class HistogramScale(_Float32Layer):
         np.float32(1.0)
     """
 
-    def __init__(self, portable: bool = False, **kwargs):
+    def __init__(
+        self, portable: bool = False, steps: int = 100, tails: tuple[float, float] = (0.001, 0.999), **kwargs
+    ):
         super().__init__(**kwargs)
-        self.portable = portable
+        self.portable, self.steps, self.tails = portable, steps, tuple(tails)
+        self._quantiles = _quantiles(steps, self.tails)
 
     def call(self, hu):
         flat = _flatten(hu)
         scaled = _on_integer_bins_if_possible(
             flat,
-            on_bins=lambda bins: _look_up(_histogram_table(bins, self.portable)[..., None], bins)[..., 0],
-            otherwise=lambda values: _scale_sorted(values, self.portable),
+            on_bins=lambda bins: _look_up(_histogram_table(bins, self._quantiles, self.portable)[..., None], bins)[..., 0],
+            otherwise=lambda values: _scale_sorted(values, self._quantiles, self.portable),
         )
         return tf.reshape(scaled, tf.shape(hu))
 
@@ -115,7 +116,7 @@ class HistogramScale(_Float32Layer):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "portable": self.portable}
+        return {**super().get_config(), "portable": self.portable, "steps": self.steps, "tails": self.tails}
 
 
 @keras.saving.register_keras_serializable("liverseg_tf")
@@ -125,7 +126,7 @@ class CTChannels(_Float32Layer):
     Args:
         windows: names in `liverseg_tf.WINDOWS`, or (width, level) pairs in HU.
         histogram: add `HistogramScale` as the last channel.
-        portable: see `HistogramScale`.
+        portable, steps, tails: see `HistogramScale`.
 
     Input: (batch, rows, columns) HU, any real dtype, at the file's own resolution.
     Output: (batch, rows, columns, channels) float32 in [0, 1].
@@ -143,15 +144,18 @@ class CTChannels(_Float32Layer):
         windows: Sequence[str | tuple[float, float]] = ("liver", "custom"),
         histogram: bool = True,
         portable: bool = False,
+        steps: int = 100,
+        tails: tuple[float, float] = (0.001, 0.999),
         **kwargs,
     ):
         super().__init__(**kwargs)
         if isinstance(windows, str):
             windows = (windows,)
-        self.windows = tuple(w if isinstance(w, str) else tuple(w) for w in windows)
+        self.windows = tuple(map(resolve_window, windows))
         bounds = [window_bounds(w) for w in self.windows]
         self.histogram = histogram
-        self.portable = portable
+        self.portable, self.steps, self.tails = portable, steps, tuple(tails)
+        self._quantiles = _quantiles(steps, self.tails)
         if not bounds and not histogram:
             raise ConfigError("CTChannels needs at least one window or histogram=True. Received: windows=()")
         self._low = np.array([low for low, _ in bounds], np.float32)
@@ -159,7 +163,7 @@ class CTChannels(_Float32Layer):
 
     @classmethod
     def from_channels_config(cls, config: ChannelsConfig, portable: bool = False) -> CTChannels:
-        return cls(config.windows, config.histogram, portable=portable)
+        return cls(config.windows, config.histogram, portable, config.histogram_steps, config.histogram_tails)
 
     @property
     def channels(self) -> int:
@@ -185,14 +189,14 @@ class CTChannels(_Float32Layer):
         windowed = self._windowed(tf.range(_LOWEST_BIN, _LOWEST_BIN + _BINS, dtype=tf.float32)[None])
         if not self.histogram:
             return tf.gather_nd(windowed[0], bins[..., None])
-        scaled = _histogram_table(bins, self.portable)
+        scaled = _histogram_table(bins, self._quantiles, self.portable)
         windowed = tf.tile(windowed, [tf.shape(scaled)[0], 1, 1])
         return _look_up(tf.concat([windowed, scaled[..., None]], -1), bins)
 
     def _on_values(self, values):
         parts = [self._windowed(values)] if self.windows else []
         if self.histogram:
-            parts.append(_scale_sorted(values, self.portable)[..., None])
+            parts.append(_scale_sorted(values, self._quantiles, self.portable)[..., None])
         return tf.concat(parts, -1)
 
     def compute_output_shape(self, input_shape):
@@ -204,6 +208,8 @@ class CTChannels(_Float32Layer):
             "windows": self.windows,
             "histogram": self.histogram,
             "portable": self.portable,
+            "steps": self.steps,
+            "tails": self.tails,
         }
 
 
@@ -368,9 +374,15 @@ def _on_integer_bins_if_possible(flat, on_bins, otherwise):
     )  # fmt: skip
 
 
-def _break_positions(pixels):
+def _quantiles(steps: int, tails: tuple[float, float]) -> np.ndarray:
+    """Fractions at which the sorted pixels are broken, in float32 as fastai's `freqhist_bins` computes them."""
+    inner = np.arange(steps, dtype=np.float32) / np.float32(steps) + np.float32(0.5 / steps)
+    return np.concatenate([np.float32(tails[:1]), inner, np.float32(tails[1:])]).astype(np.float32)
+
+
+def _break_positions(pixels, quantiles):
     """Positions of the break points among `pixels` sorted values: floor(n * q), in float32 as fastai has it."""
-    return tf.cast(tf.floor(tf.cast(pixels, tf.float32) * _QUANTILES), tf.int32)
+    return tf.cast(tf.floor(tf.cast(pixels, tf.float32) * quantiles), tf.int32)
 
 
 def _breaks_to_ranks(breaks):
@@ -390,10 +402,10 @@ def _look_up(tables, bins):
     return tf.gather_nd(tf.reshape(tables, [-1, tables.shape[-1]]), _places(bins)[..., None])
 
 
-def _histogram_table(bins, portable: bool):
+def _histogram_table(bins, quantiles, portable: bool):
     """(B, N) bin numbers -> (B, bins) float32: what each integer HU is scaled to."""
     batch = tf.shape(bins)[0]
-    positions = tf.tile(_break_positions(tf.shape(bins)[1])[None], [batch, 1])
+    positions = tf.tile(_break_positions(tf.shape(bins)[1], quantiles)[None], [batch, 1])
     every_bin = tf.tile(tf.range(_BINS, dtype=tf.float32)[None], [batch, 1])
     if not portable:
         # one row of bins for all slices: the operation is slower on rows of their own, and with float counts
@@ -430,19 +442,19 @@ def _interpolate(values, breaks):
     return tf.clip_by_value(y0 + slope * (values - x0), y0, y1)
 
 
-def _scale_sorted(values, portable: bool):
+def _scale_sorted(values, quantiles, portable: bool):
     """Histogram scaling of any finite values (B, N) float32, by sorting them."""
     pixels = values.shape[1] if values.shape[1] is not None else tf.shape(values)[1]
     if not portable:
-        return _interpolate(values, tf.gather(tf.sort(values, axis=1), _break_positions(pixels), axis=1))
+        return _interpolate(values, tf.gather(tf.sort(values, axis=1), _break_positions(pixels, quantiles), axis=1))
     # TFLite has neither sort nor searchsorted: add up what each segment contributes
-    breaks = tf.gather(-tf.math.top_k(-values, k=pixels).values, _break_positions(pixels), axis=1)
+    breaks = tf.gather(-tf.math.top_k(-values, k=pixels).values, _break_positions(pixels, quantiles), axis=1)
     rises, widths = _segments(breaks)
 
     def add_segment(i, total):
         low, width, rise = (tf.gather(x, [i], axis=1) for x in (breaks, widths, rises))
         return i + 1, total + tf.clip_by_value((values - low) / width, 0.0, 1.0) * rise
 
-    segments = len(_QUANTILES) - 1
+    segments = len(quantiles) - 1
     zeros = tf.nn.relu(-tf.abs(values))  # computed, since a constant would put a megabyte into the file
     return tf.while_loop(lambda i, _: i < segments, add_segment, [0, zeros])[1]

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.labels import CLASS_NAMES
-from liverseg_tf.windows import resolve_window
+from liverseg_tf.windows import FIRST_WINDOWS, resolve_window
 
 C = TypeVar("C", bound="Config")
 LARGEST_IMAGE_SIZE = 4096
+# Of stored model configurations. 1 named its windows, 2 has their numbers and the histogram's.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,35 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 @dataclass(frozen=True)
 class ChannelsConfig(Config):
-    """How HU become channels: `CTChannels`' arguments."""
+    """How HU become channels: `CTChannels`' arguments, as numbers, so that no later preset changes a stored model.
+
+    Attributes:
+        windows: names in `WINDOWS` or (width, level) in HU; kept as (width, level).
+        histogram: add the histogram-scaled channel.
+        histogram_steps, histogram_tails: its break points, see `HistogramScale`.
+    """
 
     windows: tuple[str | tuple[float, float], ...] = ("liver", "custom")
     histogram: bool = True
+    histogram_steps: int = 100
+    histogram_tails: tuple[float, float] = (0.001, 0.999)
 
     def __post_init__(self):
-        for window in self.windows:
-            resolve_window(window)
+        object.__setattr__(self, "windows", tuple(map(resolve_window, self.windows)))
+        steps, (low, high) = self.histogram_steps, self.histogram_tails
+        if not 1 <= steps <= 1000 or not 0 <= low <= 0.5 / steps or not 1 - 0.5 / steps <= high < 1:
+            raise ConfigError(
+                f"histogram: expected 1 to 1000 steps, and a tail before the first and behind the last (i + 0.5) / steps "
+                f"in [0, 1). Received: {steps} steps, tails {self.histogram_tails}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str = "configuration") -> ChannelsConfig:
+        """As `Config.from_dict`; the names in files of format 1 mean what they meant then."""
+        if isinstance(values, dict) and isinstance(values.get("windows"), (list, tuple)):
+            windows = [FIRST_WINDOWS.get(w, w) if isinstance(w, str) else w for w in values["windows"]]
+            values = {**values, "windows": windows}
+        return super().from_dict(values, source)
 
     @property
     def count(self) -> int:
@@ -146,6 +169,7 @@ class ModelConfig(Config):
         class_names: the classes' names by index.
         channels: how HU become channels.
         hu_range: HU the loader clips to, or None for no clipping.
+        format: of this configuration; older files are read as the newest.
     """
 
     image_size: int = 128
@@ -153,8 +177,15 @@ class ModelConfig(Config):
     class_names: tuple[str, ...] = CLASS_NAMES
     channels: ChannelsConfig = field(default_factory=ChannelsConfig)
     hu_range: tuple[float, float] | None = HU_RANGE
+    format: int = FORMAT
 
     def __post_init__(self):
+        if not 1 <= self.format <= FORMAT:
+            raise ConfigError(
+                f"format: expected a model configuration of format 1 to {FORMAT}; update liverseg_tf for a newer one. "
+                f"Received: {self.format}"
+            )
+        object.__setattr__(self, "format", FORMAT)
         if not 32 <= self.image_size <= LARGEST_IMAGE_SIZE or self.image_size % 32:
             raise ConfigError(
                 f"image size: expected a multiple of 32 pixels, from 32 to {LARGEST_IMAGE_SIZE}. "

@@ -20,7 +20,7 @@ from matplotlib.patheffects import withStroke
 from liverseg_tf.files import atomic_write
 from liverseg_tf.labels import BACKGROUND, CLASSES, LIVER, TUMOUR, LabelClass, color_mask
 from liverseg_tf.provenance import SOFTWARE
-from liverseg_tf.windows import resolve_window, window_bounds
+from liverseg_tf.windows import resolve_window, window_bounds, window_name
 
 # Okabe and Ito: told apart with any color vision
 CURVE_COLORS = (
@@ -190,7 +190,8 @@ def window_title(window: str | tuple[float, float] | None) -> str:
     if window is None:
         return "image"
     width, level = resolve_window(window)
-    return f"{f'{window} window' if isinstance(window, str) else 'window'}, W {width:g} L {level:g} HU"
+    name = window if isinstance(window, str) else window_name(window)
+    return f"{'window' if '/' in name else f'{name} window'}, W {width:g} L {level:g} HU"
 
 
 def best_slice(labels: np.ndarray | None, slices: int) -> int:

@@ -6,8 +6,9 @@ from types import MappingProxyType
 
 from liverseg_tf.errors import ConfigError
 
-# (width, level) in HU: the twelve presets of the original (fastai's `dicom_windows` and two of its own).
-WINDOWS: MappingProxyType[str, tuple[int, int]] = MappingProxyType(
+# (width, level) in HU: the twelve presets of the original (fastai's `dicom_windows` and two of its own). Models of the
+# first format were stored with these names instead of numbers: never change one, change `WINDOWS`.
+FIRST_WINDOWS: MappingProxyType[str, tuple[int, int]] = MappingProxyType(
     {
         "brain": (80, 40),
         "subdural": (254, 100),
@@ -23,13 +24,14 @@ WINDOWS: MappingProxyType[str, tuple[int, int]] = MappingProxyType(
         "custom": (200, 60),
     }
 )
+WINDOWS: MappingProxyType[str, tuple[int, int]] = MappingProxyType({**FIRST_WINDOWS})
 
 
 def resolve_window(window: str | tuple[float, float]) -> tuple[float, float]:
     """Give (width, level) in HU of a preset's name or of a (width, level) pair.
 
     Raises:
-        ConfigError: for an unknown name or a width below 1.
+        ConfigError: for an unknown name or a width below 2, whose bounds would be one.
 
     Examples:
         >>> resolve_window("liver")
@@ -44,8 +46,8 @@ def resolve_window(window: str | tuple[float, float]) -> tuple[float, float]:
         width, level = float(width), float(level)
     except (TypeError, ValueError):
         raise ConfigError(f"a CT window is a preset's name or (width, level) in HU. Received: {window!r}") from None
-    if not width >= 1 or not abs(level) < 1e6 or not width < 1e6:
-        raise ConfigError(f"a CT window needs a finite width of at least 1 HU. Received: {window!r}")
+    if not width >= 2 or not abs(level) < 1e6 or not width < 1e6:
+        raise ConfigError(f"a CT window needs a finite width of at least 2 HU. Received: {window!r}")
     return (int(width) if width.is_integer() else width, int(level) if level.is_integer() else level)
 
 
@@ -53,3 +55,14 @@ def window_bounds(window: str | tuple[float, float]) -> tuple[float, float]:
     """Lowest and highest HU of a window: level - width // 2 and level + width // 2, as fastai's `windowed` has it."""
     width, level = resolve_window(window)
     return level - width // 2, level + width // 2
+
+
+def window_name(window: tuple[float, float]) -> str:
+    """Give the name of a preset's (width, level), else the two numbers as text.
+
+    Example:
+        >>> window_name((150, 30)), window_name((100, 54.5))
+        ('liver', '100/54.5')
+    """
+    width, level = resolve_window(window)
+    return next((name for name, preset in WINDOWS.items() if preset == (width, level)), f"{width:g}/{level:g}")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from liverseg_tf.channels import CTChannels, CTWindow, HistogramScale, RestoreSize, SquareResize, resize_labels
+from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.windows import WINDOWS
 
@@ -18,9 +19,9 @@ def numpy_window(hu, width, level):
     return (np.clip(hu, low, high) - low) / (high - low)
 
 
-def numpy_histogram(hu):
+def numpy_histogram(hu, steps=100, tails=(0.001, 0.999)):
     ordered = np.sort(hu.astype(np.float32).ravel())
-    quantiles = np.concatenate([[0.001], np.arange(100) / 100 + 0.005, [0.999]]).astype(np.float32)
+    quantiles = np.concatenate([tails[:1], (np.arange(steps) + 0.5) / steps, tails[1:]]).astype(np.float32)
     breaks = np.unique(ordered[(np.float32(len(ordered)) * quantiles).astype(int)]).astype(float)
     if len(breaks) == 1:
         return np.zeros(hu.shape)
@@ -70,6 +71,29 @@ def test_channels_are_finite_for_any_hu(hu, portable):
     assert np.isfinite(channels).all()
     assert channels.min() >= 0
     assert channels.max() <= 1
+
+
+def test_nan_counts_as_air():
+    hu = np.array([[[-1024.0, -60.5, 12.0, 80.0], [-1024.0, 30.0, 31.0, 200.0]]], np.float32)
+    holed = np.where(hu == -1024, np.nan, hu).astype(np.float32)
+    wide = ((4000, 0), "lungs")  # where air is not black, and 0 HU still less
+    for layer in (CTChannels(wide), CTChannels(wide, portable=True), CTChannels(wide, histogram=False)):
+        np.testing.assert_array_equal(layer(holed), layer(hu))
+    np.testing.assert_array_equal(CTWindow((4000, 0))(holed), CTWindow((4000, 0))(hu))
+    np.testing.assert_array_equal(HistogramScale()(holed), HistogramScale()(hu))
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("shift", [0, 0.25])  # by counting, by sorting
+def test_histogram_steps_and_tails_come_from_the_configuration(slice_like, portable, shift):
+    config = ChannelsConfig((), histogram_steps=7, histogram_tails=(0.02, 0.95))
+    layer = CTChannels.from_channels_config(config, portable)
+    hu = slice_like + shift
+    found = layer(hu[None].astype(np.float32))[0, ..., 0]
+    np.testing.assert_allclose(found, numpy_histogram(hu, 7, (0.02, 0.95)), atol=1e-5)
+    assert np.abs(found - numpy_histogram(hu)).max() > 0.01
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    np.testing.assert_array_equal(again(hu[None].astype(np.float32))[0, ..., 0], found)
 
 
 def test_a_constant_slice_has_an_empty_histogram_channel():

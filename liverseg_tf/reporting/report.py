@@ -31,7 +31,7 @@ from liverseg_tf.reporting.page_data import (
     encode_layers,
     packed_bytes,
 )
-from liverseg_tf.windows import WINDOWS, resolve_window
+from liverseg_tf.windows import WINDOWS, resolve_window, window_name
 
 if TYPE_CHECKING:
     from liverseg_tf.explanation.explain import Explanation
@@ -472,7 +472,7 @@ def _explained(
 
 def _model_facts(predictor: Predictor) -> list[tuple[str, str]]:
     config = predictor.config
-    windows = [w if isinstance(w, str) else f"{w[0]:g}/{w[1]:g}" for w in config.channels.windows]
+    windows = map(window_name, config.channels.windows)
     facts = [
         ("Model", predictor.name),
         ("Network", f"U-Net, {config.backbone}, {config.image_size} x {config.image_size}"),
