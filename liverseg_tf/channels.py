@@ -96,9 +96,7 @@ class HistogramScale(_Float32Layer):
         np.float32(1.0)
     """
 
-    def __init__(
-        self, portable: bool = False, steps: int = 100, tails: tuple[float, float] = (0.001, 0.999), **kwargs
-    ):
+    def __init__(self, portable: bool = False, steps: int = 100, tails: tuple[float, float] = (0.001, 0.999), **kwargs):
         super().__init__(**kwargs)
         self.portable, self.steps, self.tails = portable, steps, tuple(tails)
         self._quantiles = _quantiles(steps, self.tails)
@@ -107,7 +105,9 @@ class HistogramScale(_Float32Layer):
         flat = _flatten(hu)
         scaled = _on_integer_bins_if_possible(
             flat,
-            on_bins=lambda bins: _look_up(_histogram_table(bins, self._quantiles, self.portable)[..., None], bins)[..., 0],
+            on_bins=lambda bins: _look_up(_histogram_table(bins, self._quantiles, self.portable)[..., None], bins)[
+                ..., 0
+            ],
             otherwise=lambda values: _scale_sorted(values, self._quantiles, self.portable),
         )
         return tf.reshape(scaled, tf.shape(hu))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.labels import CLASS_NAMES
+from liverseg_tf.strict_json import to_json
 from liverseg_tf.windows import FIRST_WINDOWS, resolve_window
 
 C = TypeVar("C", bound="Config")
@@ -31,7 +32,7 @@ class Config:
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        return to_json(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_dict(cls: type[C], values: Any, source: str = "configuration") -> C:
@@ -142,8 +143,8 @@ class ChannelsConfig(Config):
         steps, (low, high) = self.histogram_steps, self.histogram_tails
         if not 1 <= steps <= 1000 or not 0 <= low <= 0.5 / steps or not 1 - 0.5 / steps <= high < 1:
             raise ConfigError(
-                f"histogram: expected 1 to 1000 steps, and a tail before the first and behind the last (i + 0.5) / steps "
-                f"in [0, 1). Received: {steps} steps, tails {self.histogram_tails}"
+                "histogram: expected 1 to 1000 steps, and a tail before the first and behind the last "
+                f"(i + 0.5) / steps in [0, 1). Received: {steps} steps, tails {self.histogram_tails}"
             )
 
     @classmethod

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from liverseg_tf.errors import OutputError
 from liverseg_tf.files import atomic_write, sha256_of
+from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -189,7 +190,7 @@ def sign(image: nib.Nifti1Image, kind: str) -> nib.Nifti1Image:
 
 def signed_line(content: dict[str, Any], kind: str) -> str:
     """A line of a JSON Lines file that ends in its own digest."""
-    return json.dumps({**content, "digest": _line_digest(content, kind)}) + "\n"
+    return to_json({**content, "digest": _line_digest(content, kind)}) + "\n"
 
 
 def read_signed_line(line: str | bytes, kind: str) -> dict[str, Any] | None:
@@ -355,7 +356,7 @@ class _HashingSink:
 
 
 def _line_digest(content: dict[str, Any], kind: str) -> str:
-    return hashlib.sha256(f"{kind} {json.dumps(content)}".encode()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(f"{kind} {to_json(content)}".encode()).hexdigest()[:_DIGITS]
 
 
 def _ledger(folder: Path) -> set[tuple[str, str, str]]:
@@ -370,6 +371,6 @@ def _ledger(folder: Path) -> set[tuple[str, str, str]]:
 
 
 def _record(folder: Path, name: str, kind: str, digest: str) -> None:
-    line = json.dumps({"name": name, "kind": kind, "sha256": digest}) + "\n"
+    line = to_json({"name": name, "kind": kind, "sha256": digest}) + "\n"
     with (folder / LEDGER).open("ab", buffering=0) as file:  # in one piece: other processes add to it too
         file.write(line.encode())

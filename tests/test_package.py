@@ -50,6 +50,7 @@ def test_public_functions_are_not_hidden_by_sub_packages():
 
 def test_every_package_is_installed():
     import tomllib
+    from pathlib import Path
 
     root = Path(__file__).resolve().parent.parent
     listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

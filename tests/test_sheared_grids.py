@@ -50,6 +50,8 @@ class Thresholds:
     slices_at_once = 1
 
     config = ModelConfig(image_size=32)
+    is_remote = False
+    slices_at_once = 1
 
     def probabilities(self, hu):
         found = np.digitize(hu, [50, 150])

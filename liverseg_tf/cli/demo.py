@@ -38,7 +38,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Go through the stages and end with a table of results and paths."""
-    import json
     import time
     from dataclasses import replace
     from pathlib import Path
@@ -48,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.data.phantom import write_phantoms
     from liverseg_tf.errors import OutputError
+    from liverseg_tf.strict_json import to_json
 
     start = time.perf_counter()
     out = console()
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         "paths": {name: str(path) for name, path in paths.items()},
     }
     if args.json:
-        print(json.dumps(summary))
+        print(to_json(summary))
         return 0
     results = {
         "liver Dice per case": f"{lits['liver_dice_per_case']:.3f}",

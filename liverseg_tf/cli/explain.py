@@ -54,10 +54,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explain, write, and print what the maps mean."""
-    import json
-
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.explanation.explain import explain
+    from liverseg_tf.strict_json import to_json
 
     with progress_bar(stages=True) as bar:
         explanation = explain(
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             progress=bar.show("explain"),
         )
     if args.json:
-        print(json.dumps(explanation.to_dict()))
+        print(to_json(explanation.to_dict()))
         return 0
     rows = explanation.to_dict()["regions"]
     for row in rows:

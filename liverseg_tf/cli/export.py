@@ -41,10 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; returns 1 if a check falls short."""
-    import json
-
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.exporting.export import export
+    from liverseg_tf.strict_json import to_json
 
     out = console()
     model = args.model
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     parity = exported.parity
     if args.json:
         print(
-            json.dumps(
+            to_json(
                 {
                     "path": str(exported.path),
                     "manifest": str(exported.manifest),

@@ -26,7 +26,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the test, write curve and figure, print the suggestion."""
-    import json
     from dataclasses import asdict, replace
     from pathlib import Path
 
@@ -35,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.drawing import save_figure
     from liverseg_tf.files import write_text
     from liverseg_tf.reporting.figures import learning_rate_figure
+    from liverseg_tf.strict_json import to_json
     from liverseg_tf.training.find_learning_rate import find_learning_rate
     from liverseg_tf.training.recipes import get_recipe
 
@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
             cases, recipe, steps=args.steps, seed=args.seed, on_step=lambda step: bar.advance(task)
         )  # fmt: skip
     output = Path(args.output)
-    write_text(output / "learning_rate.json", json.dumps(asdict(curve), indent=2) + "\n")
+    write_text(output / "learning_rate.json", to_json(asdict(curve), indent=2) + "\n")
     save_figure(learning_rate_figure(curve.rates, curve.losses, curve.suggestion), output / "learning_rate.png")
     if args.json:
-        print(json.dumps({"suggestion": curve.suggestion, "output": str(output)}))
+        print(to_json({"suggestion": curve.suggestion, "output": str(output)}))
     else:
         print(f"suggested learning rate {curve.suggestion:.2g}; curve in {output / 'learning_rate.png'}")
     return 0

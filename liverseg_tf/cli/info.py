@@ -21,14 +21,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what there is."""
-    import json
-
     from rich.text import Text
 
     from liverseg_tf.cli.tables import print_table
     from liverseg_tf.labels import CLASSES
     from liverseg_tf.provenance import versions
     from liverseg_tf.shipped import shipped_models
+    from liverseg_tf.strict_json import to_json
     from liverseg_tf.windows import WINDOWS, window_bounds
 
     found = {
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             for d in tf.config.list_physical_devices()
         ]
     if args.json:
-        print(json.dumps(found, default=str))
+        print(to_json(found, default=str))
         return 0
     columns = ("package", "version")
     rows = [(name, version or "not installed") for name, version in found["versions"].items()]

@@ -33,19 +33,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the phantoms; returns the exit status."""
-    import json
     import time
     from pathlib import Path
 
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.data.phantom import write_phantoms
+    from liverseg_tf.strict_json import to_json
 
     start = time.perf_counter()
     with progress_bar() as bar:
         cases = write_phantoms(args.folder, args.cases, args.seed, tuple(args.shape), bar.show("phantoms"))
     seconds = time.perf_counter() - start
     if args.json:
-        print(json.dumps({"folder": str(Path(args.folder)), "seconds": round(seconds, 2), "cases": cases}))
+        print(to_json({"folder": str(Path(args.folder)), "seconds": round(seconds, 2), "cases": cases}))
     else:
         tumours = sum(len(case["tumours"]) for case in cases)
         console().print(

@@ -59,7 +59,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict; returns 1 if any volume failed."""
-    import json
     import os
     from contextlib import ExitStack, redirect_stdout
     from functools import partial
@@ -70,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.inference.postprocessing import PostProcessing
     from liverseg_tf.inference.predictor import Predictor, check_output
     from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
+    from liverseg_tf.strict_json import to_json
 
     if args.server and args.model:
         raise ConfigError("--server and --model: expected one of them, the server has its own model")
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
             manifest.write(rows)
     failed = [row for row in rows if row["status"] == "error"]
     if args.json:
-        print(json.dumps({"volumes": rows}))
+        print(to_json({"volumes": rows}))
     else:
         for row in rows:
             if row["status"] == "done":
@@ -194,7 +194,7 @@ def _print_statistics(statistics: dict) -> None:
             str(lesion["number"]),
             f"{lesion['volume_ml']:.2f}",
             f"{lesion['diameter_mm']:.0f}",
-            str(lesion["slice"]),
+            str(lesion["slice_from_1"]),
             lesion["place"],
             f"{lesion['mean_hu']:.0f}" if lesion["mean_hu"] is not None else "",
         )

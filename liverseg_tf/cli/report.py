@@ -33,10 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print where it is."""
-    import json
-
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.reporting.report import report
+    from liverseg_tf.strict_json import to_json
 
     with progress_bar(stages=True) as bar:
         page = report(
@@ -53,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
             progress=bar.show("report"),
         )
     size = page.stat().st_size
-    print(json.dumps({"page": str(page), "bytes": size}) if args.json else f"{page}  ({size / 1e6:.1f} MB)")
+    print(to_json({"page": str(page), "bytes": size}) if args.json else f"{page}  ({size / 1e6:.1f} MB)")
     return 0

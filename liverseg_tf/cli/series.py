@@ -25,11 +25,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List them; an error if none is usable."""
-    import json
-
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.data.dicom.series import find_series, why_nothing
     from liverseg_tf.errors import InputFileError
+    from liverseg_tf.strict_json import to_json
 
     with progress_bar() as bar:
         task = bar.add_task("files", total=None)
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             ],
             "other_files": sum(one.other_files for one in found),
         }
-        print(json.dumps(content))
+        print(to_json(content))
     else:
         _print(found)
     if not any(one.usable for one in found):

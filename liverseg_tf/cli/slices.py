@@ -30,13 +30,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pictures; returns the exit status."""
-    import json
     import time
 
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.data.image_folder import write_image_folder
     from liverseg_tf.data.slices import SliceSelection
+    from liverseg_tf.strict_json import to_json
 
     start = time.perf_counter()
     cases = find_cases(*args.folders, patients=args.patients)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     volumes = len({item.case for item in slices})
     if args.json:
         summary = {"folder": args.output, "volumes": volumes, "slices": len(slices), "seconds": round(seconds, 2)}
-        print(json.dumps(summary))
+        print(to_json(summary))
     else:
         console().print(f"{len(slices)} slices of {volumes} volumes in {args.output} ({seconds:.1f} s)", markup=False)
     return 0

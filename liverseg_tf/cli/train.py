@@ -51,11 +51,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and print the best epoch."""
-    import json
-
     from liverseg_tf.cli.progress import console
     from liverseg_tf.cli.training_progress import TrainingProgress
     from liverseg_tf.data.cases import find_cases
+    from liverseg_tf.strict_json import to_json
     from liverseg_tf.training.strategies import create_strategy, worker_index
     from liverseg_tf.training.train import train
 
@@ -105,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     if worker > 0:
         return 0
     if args.json:
-        print(json.dumps({"run": str(result.output), "best": best, "epochs": len(result.history)}))
+        print(to_json({"run": str(result.output), "best": best, "epochs": len(result.history)}))
     else:
         print(
             f"{result.output}: best epoch {best['epoch']} of {len(result.history)}: validation loss "

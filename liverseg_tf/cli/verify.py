@@ -27,10 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify and print the findings."""
-    import json
-
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.data.verify import verify
+    from liverseg_tf.strict_json import to_json
 
     with progress_bar() as bar:
         found = verify(
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
             progress=bar.show("verify"),
         )
     if args.json:
-        print(json.dumps(found.to_dict()))
+        print(to_json(found.to_dict()))
     else:
         _print(found)
     return 1 if found.errors else 0

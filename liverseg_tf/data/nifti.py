@@ -22,6 +22,8 @@ DEFAULT_MAX_BYTES = 8 * 1024**3
 # deflate can't expand more than this: a smaller file can't hold what its header declares
 _LARGEST_GZIP_RATIO = 1032
 _OBLIQUE_DEGREES = 15.0
+# NIfTI's codes of spatial units; 0, unknown, is millimetres as everywhere.
+_UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 # nibabel would tell on stderr of every field that it sets right
 _silent = logging.getLogger(f"{__name__}.header")
 _silent.setLevel(logging.CRITICAL + 1)
@@ -36,7 +38,7 @@ class NiftiFile:
         shape: (x, y, z) as stored, x fastest.
         dtype: of the stored voxels, byte order included.
         slope, intercept: stored values times slope plus intercept are HU.
-        affine: (4, 4) float64, voxel indices to mm, nibabel's choice of sform and qform.
+        affine: (4, 4) float64, voxel indices to mm (whatever the header's unit), nibabel's choice of sform and qform.
         offset: bytes before the first voxel, in the uncompressed stream.
         header: nibabel's header, for writing results like it.
     """
@@ -273,11 +275,17 @@ def _check_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]:
 def _affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:
     try:
         with np.errstate(all="ignore"):
-            affine = np.asarray(header.get_best_affine(), np.float64)
+            affine = np.array(header.get_best_affine(), np.float64)
     except Exception as error:
         raise GeometryError(f"{path}: its affine is broken ({first_line(error)})") from None
+    affine[:3] *= unit_mm(header)
     check_affine(affine, str(path))
     return affine
+
+
+def unit_mm(header: nib.Nifti1Header | None) -> float:
+    """Millimetres in the unit of length that a NIfTI header's affine has."""
+    return 1.0 if header is None else _UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def check_affine(affine: np.ndarray, name: str) -> None:

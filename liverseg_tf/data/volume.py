@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
-from liverseg_tf.data.nifti import check_affine
+from liverseg_tf.data.nifti import check_affine, unit_mm
 from liverseg_tf.data.reading import read_volume
 from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
@@ -241,9 +241,10 @@ class CTVolume:
         while stored.ndim > 3 and stored.shape[-1] == 1:
             stored = stored[..., 0]
         _check_array(stored, "nibabel image")
-        affine = np.eye(4) if image.affine is None else np.asarray(image.affine, np.float64)
-        check_affine(affine, "nibabel image")
         header = image.header if isinstance(image.header, nib.Nifti1Header) else None
+        affine = np.eye(4) if image.affine is None else np.array(image.affine, np.float64)
+        affine[:3] *= unit_mm(header)
+        check_affine(affine, "nibabel image")
         return cls(stored, Geometry(stored.shape, affine), header=header, hu_range=hu_range)
 
     @classmethod
@@ -312,7 +313,9 @@ class CTVolume:
         header["intent_code"] = 0
         kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
         with np.errstate(all="ignore"):  # a flat file's header may hold any spacing for the axis that it lacks
-            image = kind(np.asfortranarray(self.geometry.to_file(array)), self.affine, header)
+            affine = self.affine.copy()
+            affine[:3] /= unit_mm(self.header)
+            image = kind(np.asfortranarray(self.geometry.to_file(array)), affine, header)
         if self.header is None:
             image.set_qform(self.affine, code=1)
             image.set_sform(self.affine, code=1)

@@ -237,7 +237,7 @@ def _slice_rows(case: int | str, per_slice: dict[str, np.ndarray], first: int, s
         rows.append(
             {
                 "case": case,
-                "slice": index + 1,
+                "slice_from_1": index + 1,
                 "scenario": SCENARIOS[1] if lesion[0] else SCENARIOS[0] if liver[0] else SCENARIOS[2],
                 "liver_dice_loss": 1 - dice(*liver),
                 "liver_iou_loss": 1 - jaccard(*liver),
@@ -268,7 +268,7 @@ def _lesion_rows(
                     "volume_ml": float(measure.volume_ml[lesion]),
                     "diameter_mm": float(measure.diameter_mm[lesion]),
                     "size": size_class(measure.diameter_mm[lesion]),
-                    "slice": int(measure.largest_slice[lesion]) + offset[2] + 1,
+                    "slice_from_1": int(measure.largest_slice[lesion]) + offset[2] + 1,
                     "center_mm": centers_mm[lesion].round(3).tolist(),
                     **{f"matched_{name}": bool(found[side][lesion]) for name, found in detected.items()},
                 }

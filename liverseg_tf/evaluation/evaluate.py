@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from liverseg_tf.evaluation.lesions import SIZES
 from liverseg_tf.evaluation.lits import lits_scores, lits_terms
 from liverseg_tf.evaluation.pairs import find_pairs
 from liverseg_tf.files import atomic_write, write_text
+from liverseg_tf.strict_json import to_json
 
 RULES: dict[str, str] = {
     "classes": "The liver includes its tumours. Lesions are components of tumour voxels connected by faces.",
@@ -84,7 +84,7 @@ class Evaluation:
 
     def to_json(self) -> str:
         """`to_dict` as JSON text, without NaN."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        return to_json(self.to_dict(), indent=1) + "\n"
 
     def save_json(self, path: str | Path) -> None:
         """Write `to_json` to a file.

@@ -18,6 +18,13 @@ from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 # Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
 _THIRDS = (("front", "middle", "back"), ("right", "central", "left"), ("lower", "middle", "upper"))
 _SLICES_AT_ONCE = 32
+# In JSON, where slices counted from 1 stand beside voxels counted from 0.
+_KEYS = {
+    "slice": "slice_from_1",
+    "slices": "slices_from_1",
+    "liver_slices": "liver_slices_from_1",
+    "voxel": "voxel_from_0",
+}
 
 
 @dataclass(frozen=True)
@@ -94,8 +101,8 @@ class MaskStatistics:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dictionaries, tuples and numbers."""
-        return asdict(self)
+        """All of it as dictionaries, tuples and numbers; names of indices say what they are counted from."""
+        return asdict(self, dict_factory=lambda items: {_KEYS.get(name, name): value for name, value in items})
 
 
 def statistics(

@@ -30,6 +30,7 @@ from liverseg_tf.hounsfield import BODY_HU
 from liverseg_tf.inference.predictor import Prediction, Predictor, check_output, describe
 from liverseg_tf.inference.runtimes import KerasRuntime, keras_runtime
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
+from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,8 +89,8 @@ class RegionExplanation:
             "region": self.region.name,
             "class": CLASSES[self.region.label].name,
             "voxels": int(np.count_nonzero(self.region.mask)),
-            "slices": [self.region.slices.start + 1, self.region.slices.stop],
-            "tested_slice": self.region.largest_slice + 1,
+            "slices_from_1": [self.region.slices.start + 1, self.region.slices.stop],
+            "tested_slice_from_1": self.region.largest_slice + 1,
             "beats_random": self.beats_random,
             "map_in_region": self._share_inside(),
             "deletion_insertion": self.curves.to_dict() if self.curves else None,
@@ -174,7 +175,7 @@ class Explanation:
                 nib.save(self.image(index), temporary)
             save_figure(self.figure(index, safe_colors), figure)
         earlier = _regions_of(folder / SUMMARY)
-        write_text(folder / SUMMARY, json.dumps({"made_by": "liverseg_tf", **self.to_dict()}, indent=2) + "\n")
+        write_text(folder / SUMMARY, to_json({"made_by": "liverseg_tf", **self.to_dict()}, indent=2) + "\n")
         for name in earlier - set(names):  # of an earlier explanation with more regions
             for path in (folder / f"{name}_heatmap.nii.gz", folder / f"{name}.png"):
                 path.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ def model_card(
         "precision": precision,
         "weights_sha256": weights_sha256(model),
         "parameters": int(model.count_params()),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
     markdown = _markdown_beside(source)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from liverseg_tf.errors import LiverSegError, ModelError
+from liverseg_tf.strict_json import to_json
 
 _SLICES_A_BATCH = 4
 
@@ -95,7 +96,7 @@ def _run(model: str, given: str, result: str) -> None:
         batches = [hu[i : i + _SLICES_A_BATCH] for i in range(0, len(hu), _SLICES_A_BATCH)]
         arrays[f"{name}_probabilities"] = np.concatenate([runtime.probabilities(batch) for batch in batches])
     memory = None if before is None or peak is None else max(0.0, peak - before)
-    np.savez(result, figures=json.dumps(asdict(Measured(milliseconds, memory))), **arrays)
+    np.savez(result, figures=to_json(asdict(Measured(milliseconds, memory))), **arrays)
 
 
 def _memory_mb(field: str) -> float | None:

@@ -16,6 +16,7 @@ from liverseg_tf.errors import LiverSegError, OutputError
 from liverseg_tf.files import write_text
 from liverseg_tf.inference.predictor import is_own_result
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
+from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:
     from liverseg_tf.inference.jobs import Job
@@ -140,7 +141,7 @@ class RunManifest:
                 fetch(self.where, self._path)
             first, *lines = self._path.read_text("utf-8").splitlines()
             run = json.loads(first)
-            if run["model"] != self.model or run["settings"] != json.loads(json.dumps(self.settings)):
+            if run["model"] != self.model or run["settings"] != json.loads(to_json(self.settings)):
                 return {}
         except (LiverSegError, OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
@@ -155,4 +156,4 @@ class RunManifest:
 
 
 def _line(content: dict[str, Any]) -> str:
-    return json.dumps(content) + "\n"
+    return to_json(content) + "\n"

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.errors import ModelError, first_line
+from liverseg_tf.errors import GeometryError, ModelError, first_line
 from liverseg_tf.inference.allowed_operations import check_operations, check_tflite_operators
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
@@ -46,10 +46,37 @@ class Runtime(Protocol):
 
 
 class _LocalRuntime:
-    """What the runtimes of this process have in common."""
+    """What the runtimes of this process share: slices are looked at before anything computes with them."""
 
+    config: ModelConfig
     is_remote = False
     slices_at_once = 1
+
+    def labels(self, hu: np.ndarray) -> np.ndarray:
+        """(B, H, W) HU -> (B, H, W) uint8 class indices; none for none.
+
+        Raises:
+            GeometryError: for another number of axes, or slices without pixels.
+        """
+        hu = _slices(hu)
+        return self._labels_of(hu) if len(hu) else np.zeros(hu.shape, np.uint8)
+
+    def probabilities(self, hu: np.ndarray) -> np.ndarray:
+        """(B, H, W) HU -> (B, H, W, classes) float32; none for none.
+
+        Raises:
+            GeometryError: for another number of axes, or slices without pixels.
+        """
+        hu = _slices(hu)
+        classes = len(self.config.class_names)
+        return self._probabilities_of(hu) if len(hu) else np.zeros((*hu.shape, classes), np.float32)
+
+
+def _slices(hu: np.ndarray) -> np.ndarray:
+    hu = np.asarray(hu, np.float32)
+    if hu.ndim != 3 or 0 in hu.shape[1:]:
+        raise GeometryError(f"hu: expected slices (batch, rows, columns) that have pixels, got shape {hu.shape}")
+    return hu
 
 
 class KerasRuntime(_LocalRuntime):
@@ -79,10 +106,10 @@ class KerasRuntime(_LocalRuntime):
         self._labels = tf.function(self.slice_function.labels, signature)
         self._probabilities = tf.function(self.slice_function.probabilities, signature)
 
-    def labels(self, hu: np.ndarray) -> np.ndarray:
+    def _labels_of(self, hu: np.ndarray) -> np.ndarray:
         return self._labels(tf.convert_to_tensor(hu, tf.float32)).numpy()
 
-    def probabilities(self, hu: np.ndarray) -> np.ndarray:
+    def _probabilities_of(self, hu: np.ndarray) -> np.ndarray:
         return self._probabilities(tf.convert_to_tensor(hu, tf.float32)).numpy()
 
 
@@ -112,10 +139,10 @@ class SavedModelRuntime(_LocalRuntime):
         if classes != len(self.config.class_names):
             raise ModelError(f"{folder}: gives {classes} classes, its configuration names {self.config.class_names}")
 
-    def labels(self, hu: np.ndarray) -> np.ndarray:
+    def _labels_of(self, hu: np.ndarray) -> np.ndarray:
         return self._signatures["serving_default"](hu=tf.convert_to_tensor(hu, tf.float32))["labels"].numpy()
 
-    def probabilities(self, hu: np.ndarray) -> np.ndarray:
+    def _probabilities_of(self, hu: np.ndarray) -> np.ndarray:
         return self._signatures["probabilities"](hu=tf.convert_to_tensor(hu, tf.float32))["probabilities"].numpy()
 
 
@@ -162,12 +189,12 @@ class TFLiteRuntime(_LocalRuntime):
                 f"{path}: its number of classes is not that of its configuration: {self.config.class_names}"
             )
 
-    def labels(self, hu: np.ndarray) -> np.ndarray:
+    def _labels_of(self, hu: np.ndarray) -> np.ndarray:
         if hu.shape[1:] == self.slice_shape:
             return self._run_whole(hu, "labels")
-        return self.probabilities(hu).argmax(-1).astype(np.uint8)
+        return self._probabilities_of(hu).argmax(-1).astype(np.uint8)
 
-    def probabilities(self, hu: np.ndarray) -> np.ndarray:
+    def _probabilities_of(self, hu: np.ndarray) -> np.ndarray:
         if hu.shape[1:] == self.slice_shape:
             return self._run_whole(hu, "probabilities")
         channels = self._around.network_input(tf.convert_to_tensor(hu, tf.float32)).numpy()
@@ -176,7 +203,6 @@ class TFLiteRuntime(_LocalRuntime):
         return self._around.from_logits(np.concatenate(logits), *hu.shape[1:]).numpy()
 
     def _run_whole(self, hu, output):
-        hu = np.asarray(hu, np.float32)
         with self._lock:
             return np.concatenate([self._whole(hu=slice_hu[None])[output] for slice_hu in hu])
 

@@ -21,6 +21,7 @@ import numpy as np
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ServerError, first_line, require
 from liverseg_tf.hounsfield import PNG_OFFSET_HU
+from liverseg_tf.strict_json import to_json
 
 DEFAULT_MODEL = "liverseg"
 # What gRPC clients accept in one reply unless told otherwise; a little is left for names and shapes.
@@ -246,7 +247,7 @@ class _Rest:
     def predict(self, signature, inputs, output):
         body = {"signature_name": signature, "inputs": {name: _to_json(values) for name, values in inputs.items()}}
         request = urllib.request.Request(
-            self._endpoint, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+            self._endpoint, to_json(body).encode(), {"Content-Type": "application/json"}, method="POST"
         )
         try:
             content = self._read(request)

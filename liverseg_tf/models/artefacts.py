@@ -10,6 +10,7 @@ from typing import Any
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError
 from liverseg_tf.files import sha256_of
+from liverseg_tf.strict_json import to_json
 
 # Where it lies inside a SavedModel. TensorFlow Serving leaves this folder alone.
 SAVEDMODEL_MANIFEST = Path("assets.extra", "liverseg_model.json")
@@ -32,7 +33,7 @@ class Manifest:
     def to_json(self) -> str:
         """JSON text, for a file beside the artefact."""
         content = {"config": self.config.to_dict(), "card": self.card, "sha256": self.sha256}
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        return to_json(content, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:

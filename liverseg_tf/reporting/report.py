@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import importlib.resources
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from liverseg_tf.reporting.page_data import (
     encode_layers,
     packed_bytes,
 )
+from liverseg_tf.strict_json import to_json
 from liverseg_tf.windows import WINDOWS, resolve_window, window_name
 
 if TYPE_CHECKING:
@@ -335,11 +335,11 @@ def _scores(content: ReportContent, volume: CTVolume) -> str:
     missed = [r for r in content.scores.lesions if r["mask"] == "truth" and not r["matched_overlap_above_0"]]
     parts = []
     for lesion in missed[:50]:
-        place = "{row},{column},{slice}".format(**_place(volume, truth, lesion["slice"], lesion["center_mm"]))
+        place = "{row},{column},{slice}".format(**_place(volume, truth, lesion["slice_from_1"], lesion["center_mm"]))
         parts.append(
             f'<tr><td><button type="button" data-place="{place}" aria-label="Go to missed lesion {lesion["lesion"]}">'
             f'go</button></td><td class="number">{lesion["volume_ml"]:.2f}</td>'
-            f'<td class="number">{lesion["diameter_mm"]:.0f}</td><td class="number">{lesion["slice"]}</td></tr>'
+            f'<td class="number">{lesion["diameter_mm"]:.0f}</td><td class="number">{lesion["slice_from_1"]}</td></tr>'
         )
     table = ""
     if parts:
@@ -492,7 +492,7 @@ def _model_card(predictor: Predictor) -> str | None:
         except (OSError, UnicodeDecodeError):
             continue
     card = getattr(predictor.runtimes[0], "card", None)
-    return json.dumps(card, indent=2, ensure_ascii=False) if card else None
+    return to_json(card, indent=2, ensure_ascii=False) if card else None
 
 
 def _title(volume: CTVolume) -> str:
@@ -575,7 +575,7 @@ def _ranges(numbers: list[int]) -> str:
 
 def _json(value: Any) -> str:
     # "</script>" in a text must not end the element it stands in
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    return to_json(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _asset(name: str) -> str:

@@ -1,19 +1,80 @@
-"""How batches reach the workers of a training: patient-disjoint shards, and tf.data service."""
+"""How batches reach a training: what a recipe feeds on, patient-disjoint shards, and tf.data service."""
 
 from __future__ import annotations
 
 import re
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from liverseg_tf.config import ModelConfig
+from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.data.cases import Case
+from liverseg_tf.data.lesion_synthesis import LesionSynthesis
 from liverseg_tf.data.nifti import open_nifti
+from liverseg_tf.data.slices import SliceSelection, training_batches
 from liverseg_tf.errors import CaseError, ConfigError, ServerError
+from liverseg_tf.training.recipes import Recipe
 
 _ANSWER_SECONDS = 10.0
+# Decoded slices of data sets up to this size are kept in memory from the first epoch on.
+_CACHE_BYTES = 1 << 30
+
+
+def recipe_selection(recipe: Recipe) -> SliceSelection:
+    """The cases and slices that a recipe takes."""
+    return SliceSelection(recipe.every_volume, recipe.every_slice, recipe.order, recipe.only_liver)
+
+
+def cache_for(cases: Sequence[Case]) -> str | None:
+    """`cache` of `slice_dataset`: memory where the decoded slices take little of it, else none."""
+    # three bytes a pixel: int16 HU and a uint8 label; compressed files hold about a third of that
+    size = sum(path.stat().st_size for case in cases for path in (case.volume, case.segmentation))
+    compressed = any(case.volume.name.endswith(".gz") for case in cases)
+    return "memory" if size * (4 if compressed else 1) < _CACHE_BYTES else None
+
+
+def recipe_batches(
+    cases: Sequence[Case],
+    recipe: Recipe,
+    config: ModelConfig,
+    batch_size: int,
+    steps: int,
+    *,
+    selection: SliceSelection,
+    **options: Any,
+) -> tf.data.Dataset:
+    """The batches that a recipe trains a model on; every training, and the learning-rate finder, gets its own here.
+
+    Args:
+        cases: those that `recipe_selection` chose.
+        recipe: augmentation, lesion synthesis and proportions are its.
+        config: channels, HU range and image size are the model's.
+        batch_size, steps: see `training_batches`.
+        selection: of slices; all cases are taken.
+        options: further ones of `training_batches`.
+
+    Returns:
+        As `training_batches`.
+    """
+    return training_batches(
+        cases,
+        config.image_size,
+        batch_size,
+        steps,
+        channels=config.channels,
+        hu_range=config.hu_range,
+        selection=replace(selection, every_volume=1),
+        cache=cache_for(cases),
+        proportions=recipe.proportions,
+        augmentation=Augmentation() if recipe.augmentation else None,
+        synthesis=LesionSynthesis() if recipe.lesion_synthesis else None,
+        **options,
+    )
 
 
 def patient_shards(cases: Sequence[Case], count: int) -> list[list[Case]]:

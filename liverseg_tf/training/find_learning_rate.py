@@ -10,12 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.cases import Case
-from liverseg_tf.data.slices import explain_read_error, training_batches
+from liverseg_tf.data.slices import explain_read_error
 from liverseg_tf.errors import ConfigError, TrainingError
 from liverseg_tf.models.losses import build_loss
 from liverseg_tf.models.saving import build_model
+from liverseg_tf.training.feeding import recipe_batches, recipe_selection
 from liverseg_tf.training.loop import NotFiniteLossError, Phase, Trainer
 from liverseg_tf.training.recipes import Recipe, get_recipe
 
@@ -65,6 +65,8 @@ def find_learning_rate(
 ) -> LearningRateCurve:
     """Raise the learning rate step by step and watch the loss (Smith, 2017, arXiv 1506.01186).
 
+    The slices are those that `train` would give the network, selected, augmented and drawn as the recipe says.
+
     Args:
         cases: with masks.
         recipe: hyperparameters; its own rate is not used.
@@ -88,15 +90,16 @@ def find_learning_rate(
         )
     keras.utils.set_random_seed(seed)
     if model is None:
-        config = ModelConfig(recipe.image_size, recipe.backbone, channels=recipe.channels)
-        model = build_model(config, recipe.encoder_weights)
+        model = build_model(recipe.model_config(), recipe.encoder_weights)
     before, trainable = model.get_weights(), [layer.trainable for layer in model.layers]
     config = model.liverseg_config
     loss = build_loss(recipe.loss, len(config.class_names), recipe.class_weights)
     trainer = Trainer(model, replace(recipe, ema=None), loss)
     schedule = ExponentialRange(lowest, highest, steps)
     trainer.start_phase(Phase("full", 0, 1, highest, 0.5, 1.0), steps, schedule)
-    batches = iter(training_batches(cases, config.image_size, recipe.batch_size, steps, seed=seed, cache="memory"))
+    selection = recipe_selection(recipe)
+    cases = selection.cases(cases)
+    batches = iter(recipe_batches(cases, recipe, config, recipe.batch_size, steps, selection=selection, seed=seed))
     rates, losses, average = [], [], 0.0
     try:
         for step in range(steps):

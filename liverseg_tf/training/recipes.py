@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from liverseg_tf.config import ChannelsConfig, Config
+from liverseg_tf.config import ChannelsConfig, Config, ModelConfig
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.hounsfield import HU_RANGE
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,17 @@ class Recipe(Config):
             raise ConfigError(f"ema: expected a decay above 0 and below 1. Received: {self.ema}")
         if self.best_by not in BEST_BY:
             raise ConfigError(f"best_by: expected one of {', '.join(BEST_BY)}. Received: {self.best_by!r}")
+
+    def model_config(self, source: ModelConfig | None = None) -> ModelConfig:
+        """Configuration of the model that this recipe trains.
+
+        Args:
+            source: of a model to start from: all but the image size stays as it is.
+        """
+        if source is not None:
+            return replace(source, image_size=self.image_size)
+        hu_range = HU_RANGE if self.clip_hu else None
+        return ModelConfig(self.image_size, self.backbone, channels=self.channels, hu_range=hu_range)
 
 
 # What may choose the kept epoch, and whether more of it is better.

@@ -20,11 +20,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from liverseg_tf.config import ModelConfig
-from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.data.cases import Case, folds_by_patient, split_by_patient, with_masks
-from liverseg_tf.data.lesion_synthesis import LesionSynthesis
-from liverseg_tf.data.slices import SlicePart, SliceSelection, explain_read_error, slice_dataset, training_batches
+from liverseg_tf.data.slices import SlicePart, explain_read_error, slice_dataset
 from liverseg_tf.errors import (
     ConfigError,
     DataWarning,
@@ -35,12 +32,21 @@ from liverseg_tf.errors import (
     first_line,
 )
 from liverseg_tf.files import atomic_write, is_partial, write_text
-from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.models.losses import build_loss
 from liverseg_tf.models.saving import build_model, load_model, save_model
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.shipped import locate_model, models_folder
-from liverseg_tf.training.feeding import check_service, distributed, patient_shards, side_by_side, through_service
+from liverseg_tf.strict_json import to_json
+from liverseg_tf.training.feeding import (
+    cache_for,
+    check_service,
+    distributed,
+    patient_shards,
+    recipe_batches,
+    recipe_selection,
+    side_by_side,
+    through_service,
+)
 from liverseg_tf.training.loop import NotFiniteLossError, Phase, Trainer, phases
 from liverseg_tf.training.recipes import BEST_BY, Recipe, get_recipe
 from liverseg_tf.training.strategies import create_strategy, explain_lost_worker, gather, worker_index
@@ -48,8 +54,6 @@ from liverseg_tf.training.tensorboard import TensorBoardLog
 
 logger = logging.getLogger(__name__)
 
-# Decoded slices of data sets up to this size are kept in memory from the first epoch on.
-_CACHE_BYTES = 1 << 30
 PRECISIONS = ("float32", "mixed_float16", "bfloat16")
 # Compiling with XLA costs about this much on a CPU, and saves about this share of a step of this length.
 _XLA_COMPILE_SECONDS, _XLA_SAVED_SHARE, _CPU_SECONDS_A_PIXEL = 30.0, 0.3, 1.2e-5
@@ -128,7 +132,8 @@ def train(
         split: "patients", or "slices" as the original had it, which mixes a patient's slices over both sides.
         folds: train this many models, each validated on its own share of the patients, in `output/fold-<i>`; the run
             of the best one is returned.
-        from_model: a model of this library to start from; its channels and backbone are taken over.
+        from_model: a model of this library to start from; all of its configuration but the image size is kept: its
+            classes and their names, channels, HU range and backbone.
         seed: everything random goes by it.
         steps_per_epoch: batches an epoch; by default as many as the training slices give.
         xla: compile with XLA; by default where it pays.
@@ -196,7 +201,7 @@ def train(
         runs.append(_Training(training, validation, output / f"fold-{index}", recipe, **options).run())
     rows = [{"fold": i, **run.best} for i, run in enumerate(runs)]
     if worker_index(strategy)[0] == 0:
-        write_text(output / "folds.json", json.dumps(rows, indent=2) + "\n")
+        write_text(output / "folds.json", to_json(rows, indent=2) + "\n")
     larger = BEST_BY[recipe.best_by]
     return (max if larger else min)(runs, key=lambda run: run.best[recipe.best_by])
 
@@ -237,17 +242,9 @@ class _Training:
             config = self.source.liverseg_config
             recipe = replace(recipe, channels=config.channels, backbone=config.backbone, encoder_weights="none")
         self.recipe = recipe
-        self.selection = SliceSelection(recipe.every_volume, recipe.every_slice, recipe.order, recipe.only_liver)
+        self.config = recipe.model_config(self.source.liverseg_config if from_model is not None else None)
+        self.selection = recipe_selection(recipe)
         self._split(self.selection.cases(cases), validation_cases, split, validation_fraction)
-        self.config = ModelConfig(
-            recipe.image_size, recipe.backbone, channels=recipe.channels, hu_range=HU_RANGE if recipe.clip_hu else None
-        )
-        self.options = {
-            "channels": recipe.channels,
-            "cache": "memory",
-            "hu_range": self.config.hu_range,
-            "deterministic": deterministic,
-        }
         self._share_out(data_shards)
         self.validation = self._validation_dataset()
         self.steps = steps_per_epoch or self._count_steps()
@@ -309,35 +306,21 @@ class _Training:
         for index, shard in enumerate(self.shards):
             if own and index * self.workers // len(self.shards) != self.worker:
                 continue
-            dataset = training_batches(
+            dataset = recipe_batches(
                 shard,
-                self.recipe.image_size,
+                self.recipe,
+                self.config,
                 self.recipe.batch_size // len(self.shards),
                 self.steps,
+                selection=self.training_selection,
                 first_epoch=first_epoch,
                 # else slices at the same place in different shards would be varied in the same way
                 seed=int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0] >> 1) if index else self.seed,
-                **self._training_options(shard),
+                deterministic=self.deterministic,
                 **options,
             )
             datasets.append(through_service(dataset, self.data_service) if self.data_service and own else dataset)
         return side_by_side(datasets)
-
-    def _training_options(self, cases) -> dict[str, Any]:
-        return {
-            **self.options,
-            "selection": self.training_selection,
-            "cache": self._cache(cases),
-            "proportions": self.recipe.proportions,
-            "augmentation": Augmentation() if self.recipe.augmentation else None,
-            "synthesis": LesionSynthesis() if self.recipe.lesion_synthesis else None,
-        }
-
-    def _cache(self, cases) -> str | None:
-        # three bytes a pixel: int16 HU and a uint8 label; compressed files hold about a third of that
-        size = sum(path.stat().st_size for case in cases for path in (case.volume, case.segmentation))
-        compressed = any(case.volume.name.endswith(".gz") for case in cases)
-        return "memory" if size * (4 if compressed else 1) < _CACHE_BYTES else None
 
     def _validation_dataset(self) -> tf.data.Dataset | None:
         """This worker's share of the validation cases, if there is one for it."""
@@ -347,8 +330,11 @@ class _Training:
         dataset = slice_dataset(
             cases,
             self.recipe.image_size,
-            **{**self.options, "cache": self._cache(cases)},
+            channels=self.config.channels,
+            hu_range=self.config.hu_range,
+            cache=cache_for(cases),
             selection=self.validation_selection,
+            deterministic=self.deterministic,
             with_index=True,
         )
         return dataset.batch(self.recipe.batch_size).prefetch(2)
@@ -408,7 +394,7 @@ class _Training:
             "data_shards": len(self.shards),
             "from_model": str(self.from_model) if self.from_model is not None else None,
         }
-        return json.loads(json.dumps(settings))
+        return json.loads(to_json(settings))
 
     def run(self) -> Run:
         arrays, meta = self._look_at_folder()
@@ -563,7 +549,7 @@ class _Training:
         """Wait for the other workers, and make sure that all train the same thing from the same epoch on."""
         if self.workers == 1:
             return
-        state = json.dumps([self.settings(), len(meta.get("history", ()))])
+        state = to_json([self.settings(), len(meta.get("history", ()))])
         try:
             states = gather(self.strategy, np.int64(zlib.crc32(state.encode()))).tolist()
         except tf.errors.OpError as error:
@@ -599,7 +585,11 @@ class _Training:
                 "resume with the same command and data, or name another folder"
             )
         if saved.get("finished"):
-            return None, saved
+            return None, {
+                **saved,
+                "history": _undefined_as_nan(saved["history"]),
+                "best": _undefined_as_nan(saved["best"]),
+            }
         path = self.output / "checkpoint.npz"
         if not path.is_file():
             return None, {}
@@ -607,14 +597,14 @@ class _Training:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
             meta = json.loads(str(arrays.pop("meta")))
-            return arrays, {"history": meta["history"], "best": meta["best"]}
+            return arrays, {"history": _undefined_as_nan(meta["history"]), "best": _undefined_as_nan(meta["best"])}
         except Exception as error:  # NumPy and zipfile raise many kinds for a broken file
             raise ConfigError(f"{path}: expected a checkpoint of this run, got something else ({error})") from None
 
     def _write_checkpoint(self, trainer: Trainer, best) -> None:
         if not self.is_chief:
             return
-        meta = json.dumps({"history": self.history, "best": best})
+        meta = to_json({"history": self.history, "best": best})
         with atomic_write(self.output / "checkpoint.npz") as temporary:
             np.savez(temporary, meta=np.array(meta), **trainer.state())
 
@@ -631,7 +621,7 @@ class _Training:
             "finished": finished,
             "note": NOT_A_MEDICAL_DEVICE,
         }
-        write_text(self.output / "run.json", json.dumps(record, indent=2) + "\n")
+        write_text(self.output / "run.json", to_json(record, indent=2) + "\n")
         if self.history:
             text = io.StringIO()
             writer = csv.DictWriter(text, list(self.history[0]))
@@ -655,6 +645,13 @@ class _Training:
             f"the loss is not a number at epoch {epoch + 1}, step {step + 1} (cases {cases}): expected a finite loss; "
             f"lower the learning rate, use --precision float32, or check these cases with 'liverseg verify'{kept}"
         )
+
+
+def _undefined_as_nan(figures):
+    """History rows from JSON, which has no NaN: null stands for a figure that is undefined."""
+    if isinstance(figures, list):
+        return [_undefined_as_nan(row) for row in figures]
+    return figures and {name: math.nan if value is None else value for name, value in figures.items()}
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -228,3 +228,19 @@ def test_repr_tells_what_it_is(tmp_path, write_nifti):
         "MaskVolume(mask.nii: 5 x 6 x 7 (rows, columns, slices), 1.5 x 1.5 x 3 mm, stored LPS, classes 0, 2, 0 MB)"
     )
     assert repr(MaskVolume(labels, mask.geometry)).startswith("MaskVolume(array: 5 x 6 x 7 ")
+
+
+@pytest.mark.parametrize(("code", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])  # unknown, metre, mm, micron
+def test_the_headers_unit_of_length_is_honoured(tmp_path, code, factor):
+    affine = np.diag([-1.5, -1.5, 3.0, 1.0])
+    affine[:3, 3] = 20, -30, 40
+    array = np.full((4, 5, 6), -5, np.int16)
+    image = nib.Nifti1Image(array, np.diag([1 / factor] * 3 + [1]) @ affine)
+    image.header["xyzt_units"] = code + 8  # seconds
+    nib.save(image, tmp_path / "ct.nii")
+    for volume in (CTVolume.load(tmp_path / "ct.nii"), CTVolume.from_image(nib.load(tmp_path / "ct.nii"))):
+        np.testing.assert_allclose(volume.affine, affine, rtol=1e-5)
+        assert volume.voxel_volume_ml == pytest.approx(0.00675, rel=1e-5)
+        result = volume.image_like(np.zeros(volume.shape, np.uint8))
+        np.testing.assert_allclose(result.affine, nib.load(tmp_path / "ct.nii").affine, rtol=1e-6)
+        assert int(result.header["xyzt_units"]) == code + 8

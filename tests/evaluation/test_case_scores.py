@@ -53,7 +53,7 @@ def test_empty_masks_give_null_distances(mask_of, filled):
 
 def test_slices_and_their_scenarios(mask_of, liver_pair):
     rows = score_case(*map(mask_of, liver_pair)).slices
-    assert [row["slice"] for row in rows] == list(range(1, 13))
+    assert [row["slice_from_1"] for row in rows] == list(range(1, 13))
     assert [row["scenario"] for row in rows] == (
         ["neither"] * 2 + ["liver_only"] * 2 + ["liver_with_lesion"] * 4 + ["liver_only"] * 2 + ["neither"] * 2
     )
@@ -91,7 +91,7 @@ def test_lesion_rows_say_where_and_whether_found(mask_of, liver_pair):
     assert found == {("truth", 1): True, ("truth", 2): False, ("prediction", 1): True, ("prediction", 2): False}
     first = rows[0]
     assert first["center_mm"] == pytest.approx([-0.8 * 7.5, -0.8 * 7.5, 2.5 * 5.5])
-    assert first["slice"] == 5
+    assert first["slice_from_1"] == 5
     assert first["volume_ml"] == pytest.approx(64 * 1.6 / 1000)
 
 
@@ -105,3 +105,22 @@ def test_own_figures_do_not_depend_on_how_the_file_is_stored(mask_of, liver_pair
             assert scores.row[name] == pytest.approx(value), name
         assert scores.slices == expected.slices
         assert scores.counts == expected.counts
+
+
+def test_detected_lesions_are_scored_only_where_the_program_counts_any(mask_of):
+    truth, prediction = np.zeros((2, 12, 8, 8), np.uint8)
+    truth[1:3, 1:3, 1:3] = prediction[1:3, 1:3, 1:3] = 2  # found
+    truth[6, 1, 1] = truth[6, 1, 5] = 2  # two, merged by a prediction that is far too large
+    prediction[6:9, :4, :7] = 2
+    case = score_case(mask_of(truth), mask_of(prediction)).lits
+    assert case.detections[0.5] == 0  # two groups, less one for each of the merged lesions
+    assert case.detected_lesions == ()
+    alone = score_case(mask_of(np.where(prediction == 2, truth, 0)[:4]), mask_of(prediction[:4])).lits
+    assert alone.detections[0.5] == len(alone.detected_lesions) == 1
+
+
+def test_lesions_are_numbered_in_the_order_of_the_files_voxels(mask_of):
+    labels = np.zeros((10, 10, 4), np.uint8)
+    labels[1, 8, 1] = labels[8, 1, 1] = 2  # x decides, which are the columns of the canonical view
+    rows = score_case(mask_of(labels, LPS), mask_of(labels, LPS)).lesions
+    assert [(row["lesion"], row["center_mm"][0]) for row in rows[:2]] == [(1, -0.8), (2, -6.4)]

@@ -145,3 +145,12 @@ def test_a_failed_group_takes_away_every_merged_lesion():
     match = match_lesions(line("1000000002"), line("1111111111"))
     assert challenge_detections(match, 0.5)[1] == -1
     assert challenge_detections(match, 0)[1] == 1
+
+
+def test_a_prediction_of_tumour_alone_adds_no_liver_to_the_global_dice(scores_of):
+    tumour_alone = volume(False, LESION)
+    scores = scores_of((volume(True), volume(True)), (volume(True, LESION), tumour_alone))
+    liver = 10 * 8 * 6
+    assert scores["liver_dice_global"] == pytest.approx(2 * liver / (liver + liver + liver))
+    assert scores["liver_dice_per_case"] == pytest.approx(0.5)
+    assert scores["lesion_dice_global"] == 1

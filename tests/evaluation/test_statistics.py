@@ -108,3 +108,24 @@ def test_what_does_not_fit(labels):
     with pytest.raises(GeometryError, match="affine"):
         mask = MaskVolume(labels, Geometry.from_spacing(labels.shape, SPACING_MM))
         ls.statistics(mask, CTVolume.from_array(labels - 1000.0, (1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize(("index", "third"), [(0, "right"), (2, "right"), (3, "central"), (6, "central"), (7, "left")])
+def test_thirds_go_by_the_middle_of_a_voxel(index, third):
+    labels = np.ones((10, 10, 10), np.uint8)
+    labels[5, index, 5] = 2  # its middle lies at (index + 0.5) / 10 of the liver's width
+    assert ls.statistics(labels, spacing_mm=(1, 1, 1)).lesions[0].side == third
+
+
+def test_json_says_what_is_counted_from(labels):
+    found = ls.statistics(labels, spacing_mm=SPACING_MM)
+    printed = json.loads(json.dumps(found.to_dict()))
+    assert printed["liver_slices_from_1"] == [7, 16]
+    first, lesion = found.lesions[0], printed["lesions"][0]
+    assert (lesion["slice_from_1"], lesion["slices_from_1"]) == (first.slice, list(first.slices))
+    assert lesion["voxel_from_0"] == list(first.voxel)
+    assert (
+        labels[tuple(lesion["voxel_from_0"])] == 2 or labels[tuple(lesion["voxel_from_0"][i] for i in (1, 0, 2))] == 2
+    )
+    names = {*printed, *lesion}
+    assert not names & {"slice", "slices", "voxel", "liver_slices"}

@@ -30,7 +30,7 @@ def test_one_map_for_each_lesion_that_beats_random(explained, lesions):
         assert region.beats_random
     figures = explained.to_dict()
     assert figures["beat_random"] == figures["tested"] == 2
-    assert figures["regions"][0]["tested_slice"] == 3 and figures["regions"][0]["slices"] == [3, 5]
+    assert figures["regions"][0]["tested_slice_from_1"] == 3 and figures["regions"][0]["slices_from_1"] == [3, 5]
     json.dumps(figures)
 
 

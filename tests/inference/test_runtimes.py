@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from liverseg_tf.errors import ModelError
+from liverseg_tf.errors import GeometryError, ModelError
 from liverseg_tf.exporting.export import export
 from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.allowed_operations import check_operations
@@ -198,3 +198,15 @@ def forge_manifest(path, folder, *names):
     sha256 = manifest.sha256 | {name: sha256_of(folder / name) for name in names}
     sha256 = {name: value for name, value in sha256.items() if (folder / name).exists()}
     path.write_text(Manifest(manifest.config, manifest.card, sha256).to_json())
+
+
+def test_no_slices_give_no_labels_and_slices_without_pixels_are_told(keras_runtime, savedmodel, tflite_files):
+    for runtime in (keras_runtime, SavedModelRuntime(savedmodel), TFLiteRuntime(tflite_files["float32"])):
+        for shape in ((0, 40, 36), (0, 512, 512)):
+            labels, probabilities = (f(np.zeros(shape, np.float32)) for f in (runtime.labels, runtime.probabilities))
+            assert (labels.shape, labels.dtype) == (shape, np.uint8)
+            assert (probabilities.shape, probabilities.dtype) == ((*shape, 3), np.float32)
+        for shape in ((2, 0, 36), (2, 40, 0), (40, 36), (1, 40, 36, 1)):
+            for function in (runtime.labels, runtime.probabilities):
+                with pytest.raises(GeometryError, match="expected slices"):
+                    function(np.zeros(shape, np.float32))

@@ -71,3 +71,10 @@ def test_unknown_losses(bad):
         build_loss(bad)
     with pytest.raises(ConfigError, match="class weights"):
         build_loss("dice", class_weights=(1, 2))
+
+
+def test_tversky_weighs_what_is_missed_more_than_what_is_too_much():
+    p, t = softmax(LOGITS), np.eye(3)[LABELS]
+    shared, extra, missed = ((a * b).sum((0, 1, 2))[1:] for a, b in ((p, t), (p, 1 - t), (1 - p, t)))
+    expected = 1 - shared / (shared + 0.3 * extra + 0.7 * missed)
+    np.testing.assert_allclose(build_loss("tversky")(LABELS, LOGITS), expected.mean(), rtol=1e-5)
