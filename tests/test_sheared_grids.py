@@ -46,9 +46,6 @@ def as_mask(labels, affine=TILTED):
 class Thresholds:
     """A runtime that takes 100 HU for liver and 200 for tumour."""
 
-    is_remote = False
-    slices_at_once = 1
-
     config = ModelConfig(image_size=32)
     is_remote = False
     slices_at_once = 1

@@ -115,11 +115,17 @@ def _focal(classes, class_weights):
 
 
 def _tversky(classes, class_weights):
-    tversky = keras.losses.Tversky(alpha=0.3, beta=0.7, axis=(0, 1, 2), reduction=None)
+    """Salehi et al. 2017, arXiv 1706.05721: what is missed costs more than what is too much.
+
+    Not `keras.losses.Tversky`, whose alpha weighs what is missed, although it says false positives.
+    """
 
     def term(truth, logits, counted):  # over each replica's part of the batch
-        counted = counted[..., None]
-        return tf.reduce_mean(tversky(truth[..., 1:] * counted, tf.nn.softmax(logits)[..., 1:] * counted))
+        truth, found = (x[..., 1:] * counted[..., None] for x in (truth, tf.nn.softmax(logits)))
+        shared, extra, missed = (
+            tf.reduce_sum(x, (0, 1, 2)) for x in (truth * found, (1 - truth) * found, truth * (1 - found))
+        )
+        return tf.reduce_mean(1 - shared / (shared + 0.3 * extra + 0.7 * missed + keras.config.epsilon()))
 
     return term
 
