@@ -1,11 +1,11 @@
-"""Measure explanations: which method and stage beats random regions, and whether uncertainty is calibrated.
+"""Measure explanations: which method's maps earn a verdict, and how uncertainty relates to error.
 
+    python benchmarks/explanations.py MODEL DIR --methods integrated-gradients gradcam:bottleneck segxrescam:decoder1
     python benchmarks/explanations.py MODEL --phantoms 20 -o explanations.json
-    python benchmarks/explanations.py MODEL DIR --regions truth --methods gradcam layercam --layers bottleneck decoder1
     python benchmarks/explanations.py MODEL --phantoms 20 --uncertainty
 
-Each lesion is tested on its largest slice, as `liverseg explain` does. DIR holds volumes with masks in LiTS layout;
-without one, phantoms are made in memory.
+Each lesion is tested on its largest slice, as `liverseg explain` does; all methods share its random maps. DIR holds
+volumes with masks in LiTS layout; without one, phantoms are made in memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,12 +26,23 @@ from liverseg_tf.data.cases import find_cases, with_masks
 from liverseg_tf.data.phantom import make_phantom
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import LiverSegWarning
-from liverseg_tf.explanation.faithfulness import deletion_insertion, randomized_model, rank_correlation
+from liverseg_tf.explanation.explain import _compared, _explained
+from liverseg_tf.explanation.faithfulness import (
+    LEAST_BEATEN,
+    LEAST_IN_LIVER,
+    MOST_RANK_CORRELATION,
+    RANDOM_MAPS,
+    SliceTest,
+    randomized_model,
+    without_region,
+)
+from liverseg_tf.explanation.layers import LAYERS
+from liverseg_tf.explanation.methods import DEFAULT_METHOD, METHODS, make_explainer
 from liverseg_tf.explanation.regions import find_regions
-from liverseg_tf.explanation.seg_grad_cam import LAYERS, METHODS, SegGradCam
 from liverseg_tf.explanation.uncertainty import expected_calibration_error, measure_uncertainty
 from liverseg_tf.files import write_text
 from liverseg_tf.inference.predictor import Predictor
+from liverseg_tf.inference.runtimes import keras_runtime
 from liverseg_tf.inference.test_time_augmentation import Variations
 from liverseg_tf.labels import LIVER, TUMOUR
 
@@ -48,9 +60,14 @@ def main() -> None:
     parser.add_argument("--regions", choices=("prediction", "truth"), default="prediction")
     parser.add_argument("--smallest-mm", type=float, default=5.0, help="leave smaller regions out (equivalent ball)")
     parser.add_argument("--most-lesions", type=int, default=5, help="of a case, the largest")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["gradcam"])
-    parser.add_argument("--layers", nargs="+", default=["bottleneck"], help=f"of {', '.join(LAYERS)}")
-    parser.add_argument("--random-maps", type=int, default=10)
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD[:LAYER]",
+        default=[DEFAULT_METHOD],
+        help=f"of {', '.join(METHODS)}, and {', '.join(LAYERS)}",
+    )
+    parser.add_argument("--random-maps", type=int, default=RANDOM_MAPS)
     parser.add_argument("--randomized-models", type=int, default=3)
     parser.add_argument("--uncertainty", action="store_true", help="measure calibration instead")
     parser.add_argument("-o", "--output", metavar="FILE.json")
@@ -74,65 +91,47 @@ def _cases(args: argparse.Namespace) -> Iterator[tuple[str, CTVolume, np.ndarray
 
 
 def _explanations(args: argparse.Namespace, predictor: Predictor) -> dict:
-    runtime = predictor.runtimes[0]
+    runtime = keras_runtime(predictor.runtimes[0])
     network = runtime.slice_function.model
-    randomized = [randomized_model(network, seed) for seed in range(args.randomized_models)]
-    combinations = [(method, layer) for method in args.methods for layer in args.layers]
-    cams = {key: [SegGradCam(m, runtime.config, *key) for m in (network, *randomized)] for key in combinations}
+    networks = [network, *(randomized_model(network, seed) for seed in range(args.randomized_models))]
+    explainers = {
+        name: [make_explainer(one, runtime.config, *name.split(":")) for one in networks] for name in args.methods
+    }
     rows = []
-    for name, volume, truth in _cases(args):
+    for case, volume, truth in _cases(args):
         labels = truth if args.regions == "truth" else predictor.predict(volume).canonical_labels
         for region in find_regions(labels, volume.geometry)[: args.most_lesions]:
-            mm3 = 1000 * np.count_nonzero(region.mask) * volume.voxel_volume_ml
+            mm3 = np.count_nonzero(region.mask) * float(np.prod(volume.spacing_mm))
             if mm3 < np.pi / 6 * args.smallest_mm**3:
                 continue
             index = region.largest_slice
-            hu, inside = volume.slices(index, index + 1), region.mask[None, ..., index - region.first_slice]
-            domain, body = labels[..., index] >= LIVER, hu[0] > BODY_HU
-            for method, layer in combinations:
-                own, *others = (cam.enlarge(cam(hu, inside, TUMOUR), *hu.shape[1:])[0] for cam in cams[method, layer])
-                cam = cams[method, layer][0]
-                grid = tuple(int(n) for n in network.get_layer(cam.layer).output.shape[1:3])
-                curves = deletion_insertion(
-                    runtime.probabilities, hu[0], own, inside[0], domain, TUMOUR, grid, random_maps=args.random_maps
-                )
-                row = {
-                    "case": name,
-                    "region": region.name,
-                    "diameter_mm": round(float(np.cbrt(6 * mm3 / np.pi)), 1),
-                    "method": method,
-                    "layer": layer,
-                    "probability": float(curves.deletion[0]),
-                    **curves.to_dict(),
-                    "beats_random": curves.beats_random and bool(own.any()),
-                    "rank_correlation": float(np.mean([abs(rank_correlation(own, o, body)) for o in others])),
-                }
-                rows.append(row)
-                log.info(
-                    "%(case)s %(region)s %(diameter_mm)s mm, %(method)s %(layer)s: deletion %(deletion_area).3f "
-                    "(random %(deletion_area_random_mean).3f), insertion %(insertion_area).3f "
-                    "(random %(insertion_area_random_mean).3f), beats %(beats_random)s, rho %(rank_correlation).2f",
-                    row,
-                )
-    summary = {}
-    for method, layer in combinations:
-        own = [r for r in rows if (r["method"], r["layer"]) == (method, layer)]
-        if own:
-            summary[f"{method} {layer}"] = {
-                "lesions": len(own),
-                "beat_random": sum(r["beats_random"] for r in own),
-                **{
-                    key: float(np.mean([r[key] for r in own]))
-                    for key in (
-                        "deletion_area",
-                        "deletion_area_random_mean",
-                        "insertion_area",
-                        "insertion_area_random_mean",
-                        "rank_correlation",
-                    )
-                },
-            }
+            hu, inside = volume.slices(index, index + 1)[0], region.mask[..., index - region.first_slice]
+            filled = without_region(hu, labels[..., index], inside, TUMOUR)
+            test = SliceTest(runtime.probabilities, hu, filled, TUMOUR, inside, args.random_maps)
+            for method, (own, *others) in explainers.items():
+                found = _explained(own, volume, labels, region, all_slices=False)
+                (found,) = _compared([found], others, volume, labels, lambda *step: None)
+                curves = test.curves(found.slice_map(index), inside)
+                found = replace(found, curves=curves, filled_probability=test.filled_probability(inside))
+                row = {"case": case, "diameter_mm": round(float(np.cbrt(6 * mm3 / np.pi)), 1), "method": method}
+                rows.append(row | found.to_dict())
+                log.info("%s %s, %s: %s", case, region.name, method, found.words)
+    summary = {method: _summary([r for r in rows if r["method"] == method]) for method in explainers if rows}
     return {"summary": summary, "rows": rows}
+
+
+def _summary(rows: list[dict]) -> dict:
+    curves = [row["deletion_insertion"] for row in rows]
+    beaten = [min(c["deletion_beats_share"], c["insertion_beats_share"]) >= LEAST_BEATEN for c in curves]
+    return {
+        "lesions": len(rows),
+        "supported": sum(row["verdict"] == "supported" for row in rows),
+        "beat_random": sum(beaten),
+        "rank_correlation_low": sum(row["randomized_rank_correlation"] < MOST_RANK_CORRELATION for row in rows),
+        "heat_in_liver": sum(row["heat_in_liver"] > LEAST_IN_LIVER for row in rows),
+        "mean_rank_correlation": float(np.mean([row["randomized_rank_correlation"] for row in rows])),
+        "mean_heat_in_liver": float(np.mean([row["heat_in_liver"] for row in rows])),
+    }
 
 
 def _calibration(args: argparse.Namespace, predictor: Predictor) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from liverseg_tf.cli.explain import METHODS
 from liverseg_tf.cli.options import add_json, add_model, add_output, add_overwrite
 
 
@@ -20,7 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_model(parser)
     parser.add_argument("--truth", metavar="SEG", help="reference mask: adds scores and an overlay")
     parser.add_argument("--title", help="heading (default: the file's name)")
-    parser.add_argument("--no-heatmaps", action="store_true", help="leave Seg-Grad-CAM out: faster")
+    parser.add_argument("--no-heatmaps", action="store_true", help="leave them out: faster")
+    parser.add_argument("--method", choices=METHODS, metavar="NAME", help=f"of heatmaps: {', '.join(METHODS)}")
     parser.add_argument(
         "--uncertainty", action="store_true", help="add test-time variation: about eight times as long as predicting"
     )
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             title=args.title,
             explanations=not args.no_heatmaps,
             uncertainty=args.uncertainty,
+            method=args.method or METHODS[0],
             most_lesions=args.most_lesions,
             safe_colors=args.safe_colors,
             overwrite=args.overwrite,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +18,24 @@ import numpy as np
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
 from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, ModelError, OutputError
 from liverseg_tf.explanation.faithfulness import (
+    LEAST_BEATEN,
+    LEAST_IN_LIVER,
     MOST_RANK_CORRELATION,
+    RANDOM_MAPS,
     DeletionInsertion,
-    deletion_insertion,
+    SliceTest,
+    body_of,
     randomized_model,
     rank_correlation,
+    share_within,
+    without_region,
 )
+from liverseg_tf.explanation.methods import DEFAULT_METHOD, Explainer, make_explainer
 from liverseg_tf.explanation.regions import Region, check_request, find_regions
-from liverseg_tf.explanation.seg_grad_cam import SegGradCam
 from liverseg_tf.files import atomic_write, write_text
-from liverseg_tf.hounsfield import BODY_HU
 from liverseg_tf.inference.predictor import Prediction, Predictor, check_output, describe
 from liverseg_tf.inference.runtimes import KerasRuntime, keras_runtime
-from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
+from liverseg_tf.labels import CLASSES, LIVER
 from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -38,40 +44,77 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUMMARY = "explanation.json"
-# Between lung and fat: what is denser is the body or the couch
+CAN_SHOW = (
+    "Heat can show where on this slice the network looked when it said tumour; it cannot show whether that is right, "
+    "since maps of false alarms pass the same tests, nor what the finding is."
+)
 
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class RegionExplanation:
-    """The map of one region.
+    """The map of one region, and what it is worth.
 
     Attributes:
         region: what is explained.
-        maps: (slices of the region, rows, columns) float16 in [0, 1]; 1 is the region's highest value.
-        curves: deletion and insertion on the region's largest slice; None if not tested.
+        maps: (slices of the region, rows, columns) float16 in [0, 1]; 1 is the highest value on the tested slice, the
+            region's largest, and air is 0. Slices that were not looked at are 0.
+        heat_in_liver: share of the tested slice's heat that lies within the liver, its tumours, and the region; 0
+            without heat.
+        curves: deletion and insertion on the tested slice; None if not tested.
         randomized_correlation: mean absolute rank correlation with the maps of randomised networks; None if not tested.
+        filled_probability: mean probability of the class in the region, once the region alone is filled with what
+            surrounds it; None if not tested.
     """
 
     region: Region
     maps: np.ndarray
+    heat_in_liver: float
     curves: DeletionInsertion | None = None
     randomized_correlation: float | None = None
+    filled_probability: float | None = None
 
     @property
-    def beats_random(self) -> bool | None:
-        """True if the map marks something on the tested slice, and does better there than random maps."""
+    def reasons(self) -> list[str]:
+        """What speaks against the map; empty where nothing does, or it was not tested."""
         if self.curves is None:
-            return None
-        return self.curves.beats_random and bool(self.slice_map(self.region.largest_slice).any())
+            return []
+        curves, few = self.curves, len(self.curves.random_deletion) < RANDOM_MAPS
+        found = []
+        if not self.slice_map(self.region.largest_slice).any():
+            found.append("no heat")
+        if few:
+            found.append(f"fewer than {RANDOM_MAPS} random maps")
+        if min(curves.deletion_beats, curves.insertion_beats) < LEAST_BEATEN:
+            found.append(f"beats less than {LEAST_BEATEN:.0%} of random maps".replace("%", " %"))
+        if self.randomized_correlation >= MOST_RANK_CORRELATION:
+            found.append("looks like maps of randomised networks")
+        if self.heat_in_liver <= LEAST_IN_LIVER:
+            found.append("most of the heat is outside the liver")
+        return found
 
     @property
-    def means_little(self) -> bool | None:
-        """True if the map does no better than a random one, or hardly depends on what the network learned."""
-        if self.curves is None or self.randomized_correlation is None:
-            return None
-        return not self.beats_random or self.randomized_correlation >= MOST_RANK_CORRELATION
+    def verdict(self) -> str:
+        """ "supported", "not supported" or "not tested"."""
+        if self.curves is None:
+            return "not tested"
+        return "not supported" if self.reasons else "supported"
+
+    @property
+    def words(self) -> str:
+        """The verdict, what speaks against it, and its figures, in one line: the same wherever it is shown."""
+        share = f"{100 * self.heat_in_liver:.0f} % of the heat within the liver"
+        if self.curves is None:
+            return f"{self.verdict}: {share}"
+        against = f" ({'; '.join(self.reasons)})" if self.reasons else ""
+        curves = self.curves
+        return (
+            f"{self.verdict}{against}: beats {100 * curves.deletion_beats:.0f} % (deletion) and "
+            f"{100 * curves.insertion_beats:.0f} % (insertion) of {len(curves.random_deletion)} random maps, {share}, "
+            f"rank correlation {self.randomized_correlation:.2f}; filled: probability {curves.deletion[0]:.2f} to "
+            f"{self.filled_probability:.2f}"
+        )
 
     def heatmap(self, shape: tuple[int, int, int]) -> np.ndarray:
         """The map in a whole volume: (rows, columns, slices) float32 in [0, 1], 0 off the region's slices."""
@@ -91,17 +134,20 @@ class RegionExplanation:
             "voxels": int(np.count_nonzero(self.region.mask)),
             "slices_from_1": [self.region.slices.start + 1, self.region.slices.stop],
             "tested_slice_from_1": self.region.largest_slice + 1,
-            "beats_random": self.beats_random,
-            "map_in_region": self._share_inside(),
-            "deletion_insertion": self.curves.to_dict() if self.curves else None,
+            "verdict": self.verdict,
+            "reasons": self.reasons,
+            "heat_in_liver": self.heat_in_liver,
+            "heat_in_region": self._share_inside(),
             "randomized_rank_correlation": self.randomized_correlation,
-            "means_little": self.means_little,
+            "probability": None if self.curves is None else float(self.curves.deletion[0]),
+            "probability_filled": self.filled_probability,
+            "deletion_insertion": self.curves.to_dict() if self.curves else None,
         }
 
     def _share_inside(self) -> float:
-        """Share of the map's sum that lies in the region itself."""
-        total = float(self.maps.sum(dtype=np.float64))
-        return float(self.maps[np.moveaxis(self.region.mask, 2, 0)].sum(dtype=np.float64)) / total if total else 0.0
+        """Share of the tested slice's heat that lies in the region itself."""
+        index = self.region.largest_slice
+        return share_within(self.slice_map(index), self.region.mask[..., index - self.region.first_slice])
 
 
 @dataclass(eq=False)
@@ -129,7 +175,7 @@ class Explanation:
             "settings": self.settings,
             "regions": [r.to_dict() for r in self.regions],
             "left_out": self.left_out,
-            "beat_random": sum(r.beats_random for r in tested) if tested else None,
+            "supported": sum(r.verdict == "supported" for r in tested),
             "tested": len(tested),
         }
 
@@ -191,11 +237,12 @@ def explain(
     point: Sequence[float] | None = None,
     *,
     mask: str | Path | MaskVolume | np.ndarray | None = None,
-    method: str = "gradcam",
+    method: str = DEFAULT_METHOD,
     layer: str = "bottleneck",
+    all_slices: bool = False,
     radius_mm: float = 10.0,
     faithfulness: bool = True,
-    random_maps: int = 10,
+    random_maps: int = RANDOM_MAPS,
     randomized_models: int = 3,
     most_lesions: int = 20,
     seed: int = 0,
@@ -203,13 +250,12 @@ def explain(
     safe_colors: bool = False,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Show which places made the network see a lesion, the liver, or what it says about a point (Seg-Grad-CAM).
+    """Show which places made the network see a lesion, the liver, or what it says about a point.
 
-    The score that is explained is the sum of the class's logits over the region, slice by slice. Each map is tested:
-    deletion and insertion curves against random regions of the same size within the liver (for the liver itself, within
-    the body), and rank correlation with the maps of networks whose decoder was drawn anew (`Explanation.to_dict`). Go
-    by each map's own figures: with the shipped model Grad-CAM at the bottleneck held up on real CT and often not on
-    phantoms (docs/explanations.md).
+    Each map is made on the region's largest slice, and tested there: it is "supported" if it has heat, most of it
+    within the liver; if it beats 95 % of at least 20 random maps over the body, on deletion and on insertion; and if it
+    has little likeness to maps of networks whose decoder was drawn anew. What fails is "not supported"
+    (docs/explanations.md).
 
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction` that `Predictor` gave.
@@ -220,11 +266,13 @@ def explain(
         lesion: only this one, counted from 1, the largest first.
         point: voxel (x, y, z) of the file, from 0: its surroundings, whatever was predicted there.
         mask: take the regions from this mask instead of the model's own prediction.
-        method: "gradcam", "gradcam++", "layercam" or "scorecam"; see `SegGradCam`.
-        layer: "bottleneck", "decoder0" to "decoder4", or a layer's name.
+        method: "integrated-gradients" (`IntegratedGradients`), or "gradcam", "gradcam++", "layercam", "scorecam",
+            "hirescam", "segxrescam" (`SegGradCam`).
+        layer: "bottleneck", "decoder0" to "decoder4", or a layer's name; not for integrated gradients.
+        all_slices: make maps on all slices of a region, not on the tested one alone.
         radius_mm: of the surroundings of `point`.
         faithfulness: test the maps.
-        random_maps: random maps to compare each with.
+        random_maps: random maps to compare each with; a verdict needs 20.
         randomized_models: networks drawn anew to compare with.
         most_lesions: explain at most so many, the largest.
         seed: decides the random maps and networks.
@@ -256,7 +304,7 @@ def explain(
             "explanations look inside the network: they need a run folder, a .keras file or a SavedModel as the model"
         )
     network = runtime.slice_function.model
-    cam = SegGradCam(network, runtime.config, method, layer)
+    explainer = make_explainer(network, runtime.config, method, layer)
     if output is not None:
         check_folder(Path(output), [Path(output) / SUMMARY], overwrite)
     report = progress or (lambda done, total, what: None)
@@ -277,9 +325,12 @@ def explain(
     explained = []
     for done, region in enumerate(chosen):
         report(done, len(chosen), region.name)
-        explained.append(RegionExplanation(region, _maps(cam, volume, region)))
+        explained.append(_explained(explainer, volume, labels, region, all_slices))
     if faithfulness and explained:
-        explained = _tested(explained, cam, runtime, volume, labels, random_maps, randomized_models, seed, report)
+        make = functools.partial(make_explainer, config=runtime.config, method=method, layer=layer)
+        networks = [randomized_model(network, seed + number) for number in range(randomized_models)]
+        explained = _compared(explained, map(make, networks), volume, labels, report)
+        explained = _tested(explained, runtime, volume, labels, random_maps, seed, report)
     settings = {
         "target": target,
         "lesion": lesion,
@@ -287,11 +338,17 @@ def explain(
         "radius_mm": radius_mm if point is not None else None,
         "regions_from": "mask" if mask is not None else "prediction",
         "method": method,
-        "layer": cam.layer,
+        "layer": explainer.layer,
         "network": network.name,
         "random_maps": random_maps,
         "randomized_models": randomized_models,
-        "most_rank_correlation": MOST_RANK_CORRELATION,
+        "needed": {
+            "random_maps": RANDOM_MAPS,
+            "share_beaten": LEAST_BEATEN,
+            "rank_correlation_below": MOST_RANK_CORRELATION,
+            "heat_in_liver_above": LEAST_IN_LIVER,
+        },
+        "can_show": CAN_SHOW,
         "seed": seed,
     }
     explanation = Explanation(volume, labels, explained, len(found) - len(chosen), settings)
@@ -348,55 +405,75 @@ def _labels(source, volume: CTVolume, mask, predictor: Predictor, report: Progre
     return mask.labels
 
 
-def _maps(cam: SegGradCam, volume: CTVolume, region: Region) -> np.ndarray:
-    """(slices, rows, columns) float16 maps of a region, the highest value 1."""
-    small = []
-    for first in range(0, region.mask.shape[2], 16):
-        last = min(first + 16, region.mask.shape[2])
-        hu = volume.slices(region.first_slice + first, region.first_slice + last)
-        small.append(cam(hu, np.moveaxis(region.mask[..., first:last], 2, 0), region.label))
-    maps = cam.enlarge(np.concatenate(small), *volume.shape[:2])
-    return (maps / max(float(maps.max()), np.finfo(np.float32).tiny)).astype(np.float16)
+def _explained(
+    explainer: Explainer, volume: CTVolume, labels: np.ndarray, region: Region, all_slices: bool
+) -> RegionExplanation:
+    """A region's maps without air, the highest value of its largest slice 1."""
+    maps = np.zeros((len(region.slices), *volume.shape[:2]), np.float16)
+    tested = region.largest_slice
+    for index in [tested, *(i for i in region.slices if all_slices and i != tested)]:
+        heat = _slice_map(explainer, volume, labels, region, index)
+        if index == tested:
+            highest = max(float(heat.max()), np.finfo(np.float32).tiny)
+            liver = (labels[..., index] >= LIVER) | _on_slice(region, index)
+            share = share_within(heat, liver)
+        maps[index - region.first_slice] = np.minimum(heat / highest, 1)
+    return RegionExplanation(region, maps, share)
+
+
+def _slice_map(explainer: Explainer, volume: CTVolume, labels: np.ndarray, region: Region, index: int) -> np.ndarray:
+    hu, inside = volume.slices(index, index + 1)[0], _on_slice(region, index)
+    filled = without_region(hu, labels[..., index], inside, region.label)
+    return explainer.slice_map(hu, inside, region.label, filled) * (body_of(hu) | inside)
+
+
+def _on_slice(region: Region, index: int) -> np.ndarray:
+    return region.mask[..., index - region.first_slice]
+
+
+def _compared(
+    explained: list[RegionExplanation],
+    others: Iterable[Explainer],
+    volume: CTVolume,
+    labels: np.ndarray,
+    report: Progress,
+) -> list[RegionExplanation]:
+    """How like the maps are to those of randomised networks."""
+    correlations: list[list[float]] = [[] for _ in explained]
+    for number, other in enumerate(others):
+        for i, one in enumerate(explained):
+            report(i, len(explained), f"randomised network {number + 1}")
+            index = one.region.largest_slice
+            again = _slice_map(other, volume, labels, one.region, index)
+            body = body_of(volume.slices(index, index + 1)[0]) | _on_slice(one.region, index)
+            correlations[i].append(abs(rank_correlation(one.slice_map(index), again, body)))
+    return [
+        replace(one, randomized_correlation=float(np.mean(found)))
+        for one, found in zip(explained, correlations, strict=True)
+    ]
 
 
 def _tested(
     explained: list[RegionExplanation],
-    cam: SegGradCam,
     runtime: KerasRuntime,
     volume: CTVolume,
     labels: np.ndarray,
     random_maps: int,
-    randomized_models: int,
     seed: int,
     report: Progress,
 ) -> list[RegionExplanation]:
-    correlations = np.zeros((randomized_models, len(explained)))
-    at = [one.region.largest_slice for one in explained]
-    hu = [volume.slices(i, i + 1)[0] for i in at]
-    masks = [one.region.mask[..., i - one.region.first_slice] for one, i in zip(explained, at, strict=True)]
-    for number in range(randomized_models):
-        report(number, randomized_models, "randomised networks")
-        other = SegGradCam(randomized_model(cam.model, seed + number), runtime.config, cam.method, cam.layer)
-        for i, one in enumerate(explained):
-            small = other(hu[i][None], masks[i][None], one.region.label)
-            again = other.enlarge(small, *hu[i].shape)[0]
-            correlations[number, i] = abs(rank_correlation(one.slice_map(at[i]), again, hu[i] > BODY_HU))
-    grid = tuple(int(n) for n in cam.model.get_layer(cam.layer).output.shape[1:3])
-    tested = []
-    for i, one in enumerate(explained):
-        report(i, len(explained), f"testing {one.region.name}")
-        plane = labels[..., at[i]]
-        domain = plane >= LIVER if one.region.label == TUMOUR else hu[i] > BODY_HU
-        curves = deletion_insertion(
-            runtime.probabilities,
-            hu[i],
-            one.slice_map(at[i]),
-            masks[i],
-            domain,
-            one.region.label,
-            grid,
-            random_maps=random_maps,
-            seed=seed,
-        )
-        tested.append(RegionExplanation(one.region, one.maps, curves, float(correlations[:, i].mean())))
+    """Deletion and insertion; regions whose largest slice is the same share its random maps."""
+    tested = list(explained)
+    for done, index in enumerate(sorted({one.region.largest_slice for one in explained})):
+        report(done, len(explained), f"testing slice {index + 1}")
+        own = [i for i, one in enumerate(explained) if one.region.largest_slice == index]
+        masks = [_on_slice(explained[i].region, index) for i in own]
+        label = explained[own[0]].region.label
+        hu, plane = volume.slices(index, index + 1)[0], labels[..., index]
+        watched = np.logical_or.reduce(masks)
+        filled = without_region(hu, plane, watched, label)
+        test = SliceTest(runtime.probabilities, hu, filled, label, watched, random_maps, seed)
+        for i, mask in zip(own, masks, strict=True):
+            curves = test.curves(explained[i].slice_map(index), mask)
+            tested[i] = replace(explained[i], curves=curves, filled_probability=test.filled_probability(mask))
     return tested

@@ -9,15 +9,67 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy import stats
+from scipy import ndimage, stats
 
 from liverseg_tf.channels import RestoreSize
-from liverseg_tf.models.unet import is_encoder
+from liverseg_tf.explanation.layers import decoder_layers
+from liverseg_tf.hounsfield import BODY_HU
+from liverseg_tf.labels import LIVER
 
+RANDOM_MAPS = 20  # the fewest that a verdict may rest on
+LEAST_BEATEN = 0.95  # share of the random maps, on either curve
+LEAST_IN_LIVER = 0.5  # share of the heat
 # Above this a map looks the same whether the network has learned anything or not.
 MOST_RANK_CORRELATION = 0.5
+# Closer together at the start: a lesion is a hundredth of a body
+FRACTIONS = (0.0, 0.02, 0.1, 0.4, 1.0)
+_RANDOM_GRID = 16  # blobs of random maps are a 16th of the slice across
 _BATCH_PIXELS = 8 * 512 * 512
 _MOST_AT_ONCE = 16  # small slices become as large as the network's input
+
+
+def body_of(hu: np.ndarray) -> np.ndarray:
+    """The patient on a slice, without air, within or around, and without the couch: (rows, columns) HU -> bool.
+
+    Example:
+        >>> hu = np.full((8, 8), -1000.0)
+        >>> hu[1:5, 1:5] = 40
+        >>> hu[7] = 40  # a couch
+        >>> int(body_of(hu).sum())
+        16
+    """
+    dense = hu > BODY_HU
+    pieces, count = ndimage.label(dense)
+    if count < 2:
+        return dense
+    return pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+
+
+def without_region(hu: np.ndarray, labels: np.ndarray, region: np.ndarray, label: int) -> np.ndarray:
+    """A slice with nothing to be found: what deletion puts in a pixel's place.
+
+    For a tumour, liver, tumours and region get the liver's median HU; for the liver, they get that of the body around
+    it. The body around is blurred, so that its outline stays; air stays.
+
+    Args:
+        hu: (rows, columns) HU.
+        labels: the same shape, classes.
+        region: the same shape, bool, what is explained.
+        label: its class.
+
+    Returns:
+        (rows, columns) float32 HU.
+    """
+    hu = hu.astype(np.float32)
+    body, organ = body_of(hu) | region, (labels >= LIVER) | region
+    around = body & ~organ
+    sound = (labels == LIVER) & ~region if label != LIVER else around
+    if not sound.any():
+        sound = around if around.any() else body
+    blurred, weight = (ndimage.gaussian_filter(a, max(hu.shape) / 64) for a in (np.where(around, hu, 0), around * 1.0))
+    filled = np.where(around, blurred / np.maximum(weight, 1e-6), hu)
+    filled[organ] = np.median(hu[sound])
+    return filled.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +77,10 @@ class DeletionInsertion:
     """What happens to a class when the places that a map marks are taken out, or alone left in.
 
     Attributes:
-        fractions: (S,) float64 in [0, 1], share of the domain's pixels changed, from 0 to 1.
+        fractions: (S,) float64 in [0, 1], share of the body's pixels changed, from 0 to 1.
         deletion: (S,) mean probability of the class in the region, the map's highest pixels taken out first.
         insertion: (S,) the same, the map's highest pixels put back first.
-        random_deletion, random_insertion: (R, S) the same for R random maps, smooth like the tested one.
+        random_deletion, random_insertion: (R, S) the same for R smooth random maps over the body.
     """
 
     fractions: np.ndarray
@@ -58,110 +110,131 @@ class DeletionInsertion:
         return np.trapezoid(self.random_insertion, self.fractions, axis=1)
 
     @property
+    def deletion_beats(self) -> float:
+        """Share of the random maps whose deletion area is larger."""
+        return float(np.mean(self.random_deletion_areas > self.deletion_area))
+
+    @property
+    def insertion_beats(self) -> float:
+        """Share of the random maps whose insertion area is smaller."""
+        return float(np.mean(self.random_insertion_areas < self.insertion_area))
+
+    @property
     def beats_random(self) -> bool:
-        """Insertion minus deletion is larger than the random maps' median."""
-        random = self.random_insertion_areas - self.random_deletion_areas
-        return bool(self.insertion_area - self.deletion_area > np.median(random))
+        """At least 20 random maps were tried, and 95 % of them are beaten on either curve."""
+        enough = len(self.random_deletion) >= RANDOM_MAPS
+        return enough and min(self.deletion_beats, self.insertion_beats) >= LEAST_BEATEN
 
     def to_dict(self) -> dict[str, Any]:
-        """Curves, areas and verdict as JSON-able values."""
+        """Curves, areas and shares as JSON-able values."""
         curves = {name: getattr(self, name).round(4).tolist() for name in ("fractions", "deletion", "insertion")}
         return {
-            "deletion_area": self.deletion_area,
-            "deletion_area_random_mean": float(self.random_deletion_areas.mean()),
-            "insertion_area": self.insertion_area,
-            "insertion_area_random_mean": float(self.random_insertion_areas.mean()),
-            "deletion_beats_random": bool(self.deletion_area < np.median(self.random_deletion_areas)),
-            "insertion_beats_random": bool(self.insertion_area > np.median(self.random_insertion_areas)),
-            "beats_random": self.beats_random,
             "random_maps": len(self.random_deletion),
+            "deletion_beats_share": self.deletion_beats,
+            "insertion_beats_share": self.insertion_beats,
+            "deletion_area": self.deletion_area,
+            "insertion_area": self.insertion_area,
+            "deletion_areas_random": self.random_deletion_areas.round(4).tolist(),
+            "insertion_areas_random": self.random_insertion_areas.round(4).tolist(),
             **curves,
-            "random_deletion_mean": self.random_deletion.mean(axis=0).round(4).tolist(),
-            "random_insertion_mean": self.random_insertion.mean(axis=0).round(4).tolist(),
         }
 
 
-def deletion_insertion(
-    probabilities: Callable[[np.ndarray], np.ndarray],
-    hu: np.ndarray,
-    heatmap: np.ndarray,
-    region: np.ndarray,
-    domain: np.ndarray,
-    label: int,
-    grid: tuple[int, int],
-    steps: int = 8,
-    random_maps: int = 10,
-    seed: int = 0,
-) -> DeletionInsertion:
-    """Take out and put back what a map marks (Petsiuk, Das and Saenko 2018), and what random maps mark.
+class SliceTest:
+    """Deletion and insertion on one slice (Petsiuk, Das and Saenko 2018), for as many maps as one likes.
 
-    A pixel is taken out by setting it to the domain's median HU outside the region: for a tumour, to liver tissue.
-    Random maps are noise on the tested map's own grid, enlarged alike, so that at every step their regions are as
-    large and as coherent as the map's. All of it stays within the domain.
+    Random maps are smooth noise over the whole body. They are run once; each map costs six slices more.
 
     Args:
         probabilities: (B, rows, columns) HU -> (B, rows, columns, classes).
         hu: (rows, columns) HU.
-        heatmap: (rows, columns), higher where the map marks more.
-        region: (rows, columns) bool, where the class is explained.
-        domain: (rows, columns) bool, where pixels may change; the region is added to it.
+        filled: the same shape: what takes a deleted pixel's place, as `without_region` gives it.
         label: class index.
-        grid: rows and columns of the map's own grid.
-        steps: steps between nothing and everything, closer together at the start.
+        watched: (rows, columns) bool, all regions that will be asked about.
         random_maps: how many.
         seed: decides them.
 
     Examples:
         >>> hu = np.where(np.eye(16, dtype=bool), 20.0, 100.0)
         >>> bright = lambda hu: np.stack([hu > 60, hu <= 60], -1).astype(float)  # a "network"
-        >>> everywhere = np.ones((16, 16), bool)
-        >>> curves = deletion_insertion(bright, hu, np.eye(16), np.eye(16) > 0, everywhere, label=1, grid=(4, 4))
-        >>> curves.deletion_area < curves.random_deletion_areas.min()
-        np.True_
+        >>> test = SliceTest(bright, hu, np.full((16, 16), 100.0), label=1, watched=np.eye(16) > 0)
+        >>> test.curves(np.eye(16), np.eye(16) > 0).beats_random
+        True
     """
-    rng = np.random.default_rng(seed)
-    domain = domain | region
-    places = np.flatnonzero(domain)
-    outside = hu[domain & ~region]
-    fill = float(np.median(outside if len(outside) else hu[domain]))
-    noise = tf.convert_to_tensor(rng.random((random_maps + 1, *grid, 1)), tf.float32)
-    noise = RestoreSize()(noise, rows_columns=tuple(map(int, hu.shape))).numpy().reshape(random_maps + 1, -1)[:, places]
-    maps = np.concatenate([heatmap.reshape(1, -1)[:, places], noise[:-1]])
-    # ties, as where a map is 0, are put in the order of one more random map: an empty map is a random one
-    order = np.array([np.lexsort((-noise[-1], -one)) for one in maps])
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(len(places))[None], axis=1)
 
-    fractions = np.linspace(0, 1, steps + 1) ** 2
-    counts = np.rint(fractions * len(places)).astype(int)
-    flat = hu.astype(np.float32).ravel()
-    inside = region.ravel()
-    jobs = [(m, c, delete) for m in range(len(maps)) for c in counts[1:-1] for delete in (True, False)]
+    def __init__(
+        self,
+        probabilities: Callable[[np.ndarray], np.ndarray],
+        hu: np.ndarray,
+        filled: np.ndarray,
+        label: int,
+        watched: np.ndarray,
+        random_maps: int = RANDOM_MAPS,
+        seed: int = 0,
+    ):
+        self._probabilities, self._label, self._watched = probabilities, label, watched
+        self._hu, self._filled = hu.astype(np.float32), filled.astype(np.float32)
+        self._places = np.flatnonzero(body_of(hu) | watched)
+        self._counts = np.rint(np.array(FRACTIONS) * len(self._places)).astype(int)
+        rng = np.random.default_rng(seed)
+        noise = tf.convert_to_tensor(rng.random((random_maps + 1, _RANDOM_GRID, _RANDOM_GRID, 1)), tf.float32)
+        noise = RestoreSize()(noise, rows_columns=tuple(map(int, hu.shape))).numpy()
+        *random, self._ties = noise.reshape(random_maps + 1, -1)[:, self._places]
+        everything = np.ones(len(self._places), bool)
+        self._ends = self._scores([np.zeros_like(everything), everything])
+        self._random = self._steps(np.array(random))
 
-    def score(images: np.ndarray) -> np.ndarray:
-        found = probabilities(images.reshape(-1, *hu.shape))
-        return found[..., label].reshape(len(images), -1)[:, inside].mean(axis=1)
+    def curves(self, heatmap: np.ndarray, region: np.ndarray) -> DeletionInsertion:
+        """Test one map.
 
-    def image(changed: np.ndarray) -> np.ndarray:
-        picture = flat.copy()
-        picture[places[changed]] = fill
-        return picture
+        Args:
+            heatmap: (rows, columns), higher where the map marks more. Ties, as where it is 0, are put in the order of
+                one more random map: an empty map is a random one.
+            region: (rows, columns) bool, within `watched`.
+        """
+        own = self._steps(heatmap.reshape(1, -1)[:, self._places])
+        inside = region[self._watched]
+        kept = np.concatenate([own, self._random])[..., inside].mean(axis=-1)
+        start, end = self._ends[:, inside].mean(axis=-1)
+        ones = np.ones((len(kept), 1))
+        deletion = np.hstack([ones * start, kept[:, 0], ones * end])
+        insertion = np.hstack([ones * end, kept[:, 1], ones * start])
+        return DeletionInsertion(np.array(FRACTIONS), deletion[0], insertion[0], deletion[1:], insertion[1:])
 
-    ends = score(np.stack([flat, image(np.ones(len(places), bool))]))
-    batch = max(1, min(_MOST_AT_ONCE, _BATCH_PIXELS // hu.size))
-    scores = []
-    for first in range(0, len(jobs), batch):
-        part = jobs[first : first + batch]
-        scores.append(score(np.stack([image((rank[m] < c) == delete) for m, c, delete in part])))
-    inner = np.concatenate(scores).reshape(len(maps), len(counts) - 2, 2)
-    ones = np.ones((len(maps), 1))
-    deletion = np.hstack([ones * ends[0], inner[..., 0], ones * ends[1]])
-    insertion = np.hstack([ones * ends[1], inner[..., 1], ones * ends[0]])
-    return DeletionInsertion(fractions, deletion[0], insertion[0], deletion[1:], insertion[1:])
+    def filled_probability(self, region: np.ndarray) -> float:
+        """Mean probability of the class in a region, once the region alone is filled: the counterfactual.
+
+        Args:
+            region: (rows, columns) bool, within `watched`.
+        """
+        return float(self._scores([region.ravel()[self._places]])[0, region[self._watched]].mean())
+
+    def _steps(self, maps: np.ndarray) -> np.ndarray:
+        """(M, places) -> (M, deletion and insertion, steps, watched pixels) probabilities."""
+        order = np.array([np.lexsort((-self._ties, -one)) for one in maps])
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
+        inner = self._counts[1:-1]
+        changed = [(one < n) == delete for one in rank for delete in (True, False) for n in inner]
+        return self._scores(changed).reshape(len(maps), 2, len(inner), -1)
+
+    def _scores(self, changed: list[np.ndarray]) -> np.ndarray:
+        """Watched pixels' probabilities for each set of deleted places."""
+        batch = max(1, min(_MOST_AT_ONCE, _BATCH_PIXELS // self._hu.size))
+        found = []
+        for first in range(0, len(changed), batch):
+            pictures = np.repeat(self._hu[None], len(changed[first : first + batch]), axis=0)
+            for picture, deleted in zip(pictures, changed[first : first + batch], strict=True):
+                places = self._places[deleted]
+                picture.flat[places] = self._filled.flat[places]
+            found.append(self._probabilities(pictures)[..., self._label][:, self._watched].astype(np.float32))
+        return np.concatenate(found)
 
 
 def randomized_model(model: keras.Model, seed: int = 0) -> keras.Model:
     """A copy of a network whose decoder and head are drawn anew, and whose encoder is kept (Adebayo et al. 2018).
+
+    The decoder is what comes after the first layer that enlarges, whatever its layers are called.
 
     Args:
         model: as `build_unet` makes it.
@@ -169,14 +242,32 @@ def randomized_model(model: keras.Model, seed: int = 0) -> keras.Model:
     """
     rng = np.random.default_rng(seed)
     copy = keras.models.clone_model(model)
+    anew = decoder_layers(model)
     for source, layer in zip(model.layers, copy.layers, strict=True):
-        if is_encoder(source):
+        if source.name not in anew:
             layer.set_weights(source.get_weights())
-        elif isinstance(layer, keras.layers.Conv2D):
-            kernel = layer.kernel.shape
-            deviation = np.sqrt(2 / np.prod(kernel[:-1]))  # He et al. 2015
-            layer.set_weights([rng.normal(0, deviation, kernel)] + [np.zeros(w.shape) for w in layer.get_weights()[1:]])
+        else:  # kernels as He et al. 2015; biases and normalisation as a new layer has them
+            drawn = [
+                rng.normal(0, np.sqrt(2 / np.prod(w.shape[:-1])), w.shape) if w.ndim > 1 else w
+                for w in layer.get_weights()
+            ]
+            layer.set_weights(drawn)
     return copy
+
+
+def share_within(heatmap: np.ndarray, domain: np.ndarray) -> float:
+    """Share of a map's sum that lies within a domain; 0 where there is no heat.
+
+    Args:
+        heatmap: (rows, columns), at least 0.
+        domain: the same shape, bool.
+
+    Example:
+        >>> share_within(np.array([1.0, 3.0]), np.array([False, True]))
+        0.75
+    """
+    total = float(heatmap.sum(dtype=np.float64))
+    return float(heatmap[domain].sum(dtype=np.float64)) / total if total else 0.0
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray, domain: np.ndarray) -> float:

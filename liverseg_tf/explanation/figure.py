@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from liverseg_tf.drawing import (
     slice_aspect,
     window_title,
 )
-from liverseg_tf.explanation.faithfulness import MOST_RANK_CORRELATION, DeletionInsertion
+from liverseg_tf.explanation.faithfulness import DeletionInsertion
 from liverseg_tf.labels import CLASSES
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def explanation_figure(
     if explained.curves is not None:
         _curves(axes[2], explained.curves, "deletion")
         _curves(axes[3], explained.curves, "insertion")
-        figure.suptitle(_verdict(explained), fontsize="medium")
+    figure.suptitle(textwrap.fill(explained.words, 110 if explained.curves is None else 170), fontsize="medium")
     class_legend(figure, safe_colors)
     return figure
 
@@ -72,18 +73,7 @@ def _curves(axis: Axes, curves: DeletionInsertion, kind: str) -> None:
         label=f"this map, area {getattr(curves, f'{kind}_area'):.3f}",
     )  # fmt: skip
     better = "lower" if kind == "deletion" else "higher"
-    axis.set(title=f"{kind}: {better} is better", xlabel="share of pixels", ylabel="probability in the region")
+    axis.set(title=f"{kind}: {better} is better", xlabel="share of the body", ylabel="probability in the region")
     axis.set_ylim(-0.02, max(1.02 * float(max(own.max(), random.max())), 0.05))
     axis.legend(fontsize="small")
     axis.grid(alpha=0.3)
-
-
-def _verdict(explained: RegionExplanation) -> str:
-    random = "beats" if explained.beats_random else "does NOT beat"
-    correlation = explained.randomized_correlation
-    learned = "depends" if correlation < MOST_RANK_CORRELATION else "hardly depends"
-    text = (
-        f"{random} random regions of the same size; {learned} on what was learned "
-        f"(rank correlation with randomised networks {correlation:.2f}, at most {MOST_RANK_CORRELATION})"
-    )
-    return f"This map means little: {text}" if explained.means_little else f"This map {text}"

@@ -1,4 +1,4 @@
-"""Seg-Grad-CAM: class activation maps of a segmentation network, over tf-keras-vis."""
+"""Seg-Grad-CAM and its kin: class activation maps of a segmentation network, over tf-keras-vis where it has them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import tensorflow as tf
 from liverseg_tf.channels import RestoreSize, SquareResize
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError
+from liverseg_tf.explanation.layers import resolve_layer
 from liverseg_tf.inference.slice_function import SliceFunction
 
-METHODS = ("gradcam", "gradcam++", "layercam", "scorecam")
-LAYERS = ("bottleneck", "decoder0", "decoder1", "decoder2", "decoder3", "decoder4")
+CAM_METHODS = ("gradcam", "gradcam++", "layercam", "scorecam", "hirescam", "segxrescam")
 # Score-CAM runs the network once for each channel; those that vary most say most (Faster-Score-CAM).
 _SCORECAM_CHANNELS = 64
+_WINDOW = 7  # of Seg-XRes-CAM, in places of the layer
 _BATCH = 8
 
 
@@ -29,8 +30,11 @@ class SegGradCam:
     Args:
         model: channels in, logits out, as `build_unet` makes it.
         config: how its input is prepared; by default the model's own.
-        method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018), "layercam" (Jiang 2021), or "scorecam"
-            (Wang 2020), which needs no gradients and runs the network 64 times a slice.
+        method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018), "layercam" (Jiang 2021), "scorecam"
+            (Wang 2020), which needs no gradients and runs the network 64 times a slice; "hirescam" (Draelos and Carin
+            2020, arXiv 2011.08891), gradient times activation element by element, where Grad-CAM takes the gradient's
+            mean and loses the place; or "segxrescam" (Hasany, Petitjean and Meriaudeau 2023, arXiv 2306.09385), the
+            same with the gradient's mean in a window of 7 x 7.
         layer: "bottleneck", "decoder0" (coarse) to "decoder4" (fine), or the name of a layer of the network.
 
     Raises:
@@ -53,13 +57,16 @@ class SegGradCam:
         config = config or getattr(model, "liverseg_config", None)
         if config is None:
             raise ModelError("the Keras model carries no configuration; load it with load_model, or give config=")
-        if method not in METHODS:
-            raise ConfigError(f"explanation method: expected one of {', '.join(METHODS)}. Received: {method!r}")
+        if method not in CAM_METHODS:
+            raise ConfigError(f"explanation method: expected one of {', '.join(CAM_METHODS)}. Received: {method!r}")
         self.model, self.config, self.method = model, config, method
         self.layer = resolve_layer(model, layer)
         self.slice_function = SliceFunction(model, config)
         self._resize, self._restore = SquareResize(config.image_size), RestoreSize()
-        self._visualizer = self._make_visualizer()
+        if method in ("hirescam", "segxrescam"):
+            self._activations = keras.Model(model.inputs, [model.get_layer(self.layer).output, model.outputs[0]])
+        else:
+            self._visualizer = self._make_visualizer()
 
     def __call__(self, hu: np.ndarray, region: np.ndarray, label: int) -> np.ndarray:
         """Maps of slices, at the layer's own resolution.
@@ -86,6 +93,10 @@ class SegGradCam:
             ..., 0
         ]
 
+    def slice_map(self, hu: np.ndarray, region: np.ndarray, label: int, filled: np.ndarray | None = None) -> np.ndarray:
+        """(rows, columns) HU, region, class -> (rows, columns) float32 map, at least 0; `filled` is not needed."""
+        return self.enlarge(self(hu[None], region[None], label), *hu.shape)[0]
+
     def _make_visualizer(self):
         if self.method == "scorecam":
             from tf_keras_vis.scorecam import Scorecam
@@ -108,6 +119,8 @@ class SegGradCam:
             "expand_cam": False,
             "normalize_cam": False,
         }
+        if self.method in ("hirescam", "segxrescam"):
+            return self._element_by_element(channels, weights, label)
         if self.method == "scorecam":
             return np.concatenate(
                 [self._score_cam(c, w, label, options) for c, w in zip(channels, weights, strict=True)]
@@ -119,6 +132,15 @@ class SegGradCam:
             return total - tf.stop_gradient(total) if self.method == "gradcam++" else total
 
         return np.asarray(self._visualizer(score, channels, **options))
+
+    def _element_by_element(self, channels: tf.Tensor, weights: tf.Tensor, label: int) -> np.ndarray:
+        with tf.GradientTape() as tape:
+            activations, logits = self._activations(channels, training=False)
+            score = tf.reduce_sum(logits[..., label] * weights[..., 0])
+        gradient = tape.gradient(score, activations)
+        if self.method == "segxrescam":
+            gradient = tf.nn.avg_pool2d(gradient, _WINDOW, 1, "SAME")
+        return tf.reduce_sum(tf.cast(activations * gradient, tf.float32), -1).numpy()
 
     def _score_cam(self, channels: tf.Tensor, weights: tf.Tensor, label: int, options: dict) -> np.ndarray:
         self._mean.weights_map.assign(weights[None])
@@ -139,28 +161,3 @@ class _RegionMean(keras.layers.Layer):
 
     def call(self, logits):
         return tf.reduce_sum(logits * self.weights_map, (1, 2)) / tf.maximum(tf.reduce_sum(self.weights_map), 1e-6)
-
-
-def resolve_layer(model: keras.Model, layer: str) -> str:
-    """Name of the layer that "bottleneck", "decoder0" to "decoder4" or a layer's own name means.
-
-    Raises:
-        ConfigError: if the network has no such layer.
-
-    Examples:
-        >>> from liverseg_tf.models.unet import build_unet
-        >>> resolve_layer(build_unet(32, "resnet18"), "bottleneck")
-        'relu1'
-    """
-    names = {one.name for one in model.layers}
-    if layer == "bottleneck" and "decoder_stage0_upsampling" in names:
-        # what the decoder starts from, whatever the encoder calls it
-        return model.get_layer("decoder_stage0_upsampling").input._keras_history.operation.name
-    if layer in LAYERS and f"decoder_stage{layer[-1]}b_relu" in names:
-        return f"decoder_stage{layer[-1]}b_relu"
-    if layer in names and len(model.get_layer(layer).output.shape) == 4:
-        return layer
-    raise ConfigError(
-        f"explanation layer: expected one of {', '.join(LAYERS)}, or the name of a layer of {model.name} that gives "
-        f"pictures. Received: {layer!r}"
-    )

@@ -34,7 +34,7 @@ from liverseg_tf.strict_json import to_json
 from liverseg_tf.windows import WINDOWS, resolve_window, window_name
 
 if TYPE_CHECKING:
-    from liverseg_tf.explanation.explain import Explanation
+    from liverseg_tf.explanation.explain import Explanation, RegionExplanation
     from liverseg_tf.explanation.uncertainty import Uncertainty
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 # How our own pages are known when asked to write over them
 SIGNATURE = '<meta name="generator" content="liverseg_tf'
 _FIRST_WINDOWS = ("liver", "custom", "abdomen_soft", "mediastinum", "lungs", "spine_bone")
+
+# Key, name, letter; heat that is not supported is off until asked for
+_HEAT_LAYERS = (("heatmap", "Heatmap", "h", True), ("heatmap-unsupported", "Heat that is not supported", "k", False))
 
 Progress = Callable[[int, int, str], None]
 
@@ -82,7 +85,7 @@ def report(
     title: str | None = None,
     explanations: bool = True,
     uncertainty: bool = False,
-    method: str = "gradcam",
+    method: str = "integrated-gradients",
     layer: str = "bottleneck",
     most_lesions: int = 10,
     safe_colors: bool = False,
@@ -101,7 +104,8 @@ def report(
             that made it.
         truth: a reference mask on the same grid: scores and a further overlay.
         title: heading; by default the file's name.
-        explanations: add Seg-Grad-CAM heatmaps and their tests, if the model is a Keras one.
+        explanations: add heatmaps and their verdicts, if the network can be looked into. Heat that is not supported
+            is not shown until asked for.
         uncertainty: add test-time variation: takes about eight times as long as predicting.
         method, layer: of the heatmaps; see `explain`.
         most_lesions: explain at most so many, the largest.
@@ -179,10 +183,13 @@ def build_page(content: ReportContent, title: str, safe_colors: bool = False) ->
         masks["truth"] = content.truth.labels
         layers.append(_layer("truth", "Truth (dotted)", "t", "labels", 0.8))
     strengths, tables = {}, {}
-    if content.explanation is not None and content.explanation.regions:
-        strengths["heatmap"] = _heat(content.explanation)
-        layers.append(_layer("heatmap", "Heatmap", "h", "strength", 0.7, on=False))
-        tables["heatmap"] = _color_table("inferno")
+    if content.explanation is not None:
+        for key, name, letter, supported in _HEAT_LAYERS:
+            regions = [r for r in content.explanation.regions if (r.verdict == "supported") == supported]
+            if regions:
+                strengths[key] = _heat(volume.shape, regions)
+                layers.append(_layer(key, name, letter, "strength", 0.7, on=supported))
+                tables[key] = _color_table("inferno")
     if content.uncertainty is not None:
         strengths["uncertainty"] = content.uncertainty.entropy
         layers.append(_layer("uncertainty", "Uncertainty", "u", "strength", 0.7, on=False))
@@ -222,6 +229,9 @@ def build_page(content: ReportContent, title: str, safe_colors: bool = False) ->
         title=html.escape(title),
         style=_asset("style.css"),
         script=_asset("viewer.js"),
+        caveat=f'<p class="caution">{html.escape(content.explanation.settings["can_show"])}</p>'
+        if content.explanation and content.explanation.regions
+        else "",
         sections="\n".join(part for part in sections if part),
         footer=html.escape(SOFTWARE),
         data=_json(data),
@@ -276,7 +286,8 @@ def _lesion_table(content: ReportContent) -> str:
             f'<td class="number">{_number(lesion.mean_hu, 0)}</td>',
         ]
         if tests:
-            cells.append(f'<td class="words">{html.escape(_map_verdict(tests.get(f"lesion-{lesion.number}")))}</td>')
+            found = tests.get(f"lesion-{lesion.number}")
+            cells.append(f'<td class="words">{html.escape(found.words if found else "none")}</td>')
         if content.scores:
             cells.append(f"<td>{_matched(content.scores, lesion)}</td>")
         body.append(f'<tr data-lesion="{index}">{"".join(cells)}</tr>')
@@ -286,20 +297,6 @@ def _lesion_table(content: ReportContent) -> str:
         '<div class="table" tabindex="0" role="region" aria-label="Lesions"><table id="lesions">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
-
-
-def _map_verdict(explained) -> str:
-    if explained is None:
-        return "none"
-    if explained.curves is None:
-        return "not tested"
-    curves = explained.curves
-    figures = (
-        f"deletion {curves.deletion_area:.2f} (random {curves.random_deletion_areas.mean():.2f}), "
-        f"insertion {curves.insertion_area:.2f} (random {curves.random_insertion_areas.mean():.2f}), "
-        f"rank correlation {explained.randomized_correlation:.2f}"
-    )
-    return f"{'means little' if explained.means_little else 'holds up'}: {figures}"
 
 
 def _matched(scores: CaseScores, lesion: LesionStatistics) -> str:
@@ -383,12 +380,16 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> str:
         text.append("Truth: the reference mask, its outline dotted.")
     if content.explanation is not None and content.explanation.regions:
         settings = content.explanation.settings
+        where, needed = f" at the layer {settings['layer']}" if settings["layer"] else "", settings["needed"]
         text.append(
-            f"Heatmap: Seg-Grad-CAM ({settings['method']}) at the layer {settings['layer']}: which places raise the "
-            "network's tumour logits within each lesion; brighter is more, each lesion scaled to its own highest "
-            "value. A map holds up if taking out what it marks changes the tumour's probability more than taking out "
-            "random regions of the same size does, and if it changes when the network's decoder is drawn anew (rank "
-            f"correlation below {settings['most_rank_correlation']})."
+            f"Heatmap: {settings['method']}{where}: which places raise the network's tumour score within each lesion, "
+            "on the lesion's largest slice; brighter is more, scaled to that slice, air left out. It is supported if "
+            f"it beats {100 * needed['share_beaten']:.0f} % of at least {needed['random_maps']} random maps over the "
+            "body on deletion (taking out what it marks) and on insertion (leaving that alone in), if its rank "
+            "correlation with maps of networks whose decoder was drawn anew is below "
+            f"{needed['rank_correlation_below']}, and if more than {100 * needed['heat_in_liver_above']:.0f} % of its "
+            "heat is within the liver. Heat that is not supported is off until it is asked for. Filled: the "
+            "probability of tumour in the lesion, once the lesion alone has the HU of the liver around it."
         )
     if content.uncertainty is not None:
         count = content.uncertainty.variations.count
@@ -458,7 +459,6 @@ def _explained(
             method=method,
             layer=layer,
             most_lesions=most_lesions,
-            random_maps=6,
             randomized_models=2,
             progress=progress,
         )
@@ -506,10 +506,10 @@ def _slices_with_lesions(masks: list[np.ndarray]) -> list[int]:
     return [int(i) for i in order if area[i]]
 
 
-def _heat(explanation: Explanation) -> np.ndarray:
-    """(rows, columns, slices) float16: the highest of all regions' maps."""
-    heat = np.zeros(explanation.volume.shape, np.float16)
-    for one in explanation.regions:
+def _heat(shape: tuple[int, int, int], regions: Sequence[RegionExplanation]) -> np.ndarray:
+    """(rows, columns, slices) float16: the highest of these regions' maps."""
+    heat = np.zeros(shape, np.float16)
+    for one in regions:
         part = heat[..., one.region.slices.start : one.region.slices.stop]
         np.maximum(part, np.moveaxis(one.maps, 0, 2), out=part)
     return heat

@@ -12,12 +12,13 @@ from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, OutputError
 from liverseg_tf.explanation.explain import explain
 from liverseg_tf.inference.predictor import Predictor
+from liverseg_tf.inference.runtimes import KerasRuntime
 
 
 @pytest.fixture(scope="module")
 def explained(dark_is_tumour, lesions):
     volume, labels = lesions
-    return explain(volume, model=dark_is_tumour, mask=labels, random_maps=4)
+    return explain(volume, model=dark_is_tumour, mask=labels, method="gradcam")
 
 
 def test_one_map_for_each_lesion_that_beats_random(explained, lesions):
@@ -26,10 +27,12 @@ def test_one_map_for_each_lesion_that_beats_random(explained, lesions):
     for region in explained.regions:
         heat = region.heatmap(volume.shape)
         assert heat.shape == volume.shape and heat.max() == pytest.approx(1, abs=0.01) and heat.min() >= 0
-        assert set(np.flatnonzero(heat.any(axis=(0, 1)))) <= set(region.region.slices)
-        assert region.beats_random
+        # the slice that is shown and tested has heat, up to the brightest; no other was looked at
+        assert set(np.flatnonzero(heat.any(axis=(0, 1)))) == {region.region.largest_slice}
+        assert region.curves.beats_random and region.heat_in_liver > 0.9
+        assert region.verdict == "supported" and region.reasons == []
     figures = explained.to_dict()
-    assert figures["beat_random"] == figures["tested"] == 2
+    assert figures["supported"] == figures["tested"] == 2
     assert figures["regions"][0]["tested_slice_from_1"] == 3 and figures["regions"][0]["slices_from_1"] == [3, 5]
     json.dumps(figures)
 
@@ -56,7 +59,7 @@ def test_heatmaps_are_written_in_the_inputs_own_grid(dark_is_tumour, lesions, tm
     assert heat == pytest.approx(expected, abs=1 / 255)
     brightest = np.unravel_index(heat.argmax(), heat.shape)
     assert order.to_file(labels)[brightest] == 2
-    assert json.loads((tmp_path / "out" / "explanation.json").read_text())["regions"][0]["means_little"] is None
+    assert json.loads((tmp_path / "out" / "explanation.json").read_text())["regions"][0]["verdict"] == "not tested"
 
 
 def test_regions_come_from_the_prediction_by_default(dark_is_tumour, lesions):
@@ -72,6 +75,7 @@ def test_a_point_is_explained_where_nothing_was_found(dark_is_tumour, lesions):
     volume, labels = lesions
     empty = np.zeros_like(labels)
     result = explain(volume, model=dark_is_tumour, mask=empty, point=(24, 16, 3), radius_mm=10, random_maps=2)
+    assert result.regions[0].reasons[0] == "fewer than 20 random maps"
     assert result.regions[0].region.name == "point"
     assert result.regions[0].slice_map(3)[24, 16] > 0.5
 
@@ -80,7 +84,9 @@ def test_liver_target(dark_is_tumour, lesions):
     volume, labels = lesions
     result = explain(volume, model=dark_is_tumour, mask=labels, target="liver", random_maps=2)
     assert result.to_dict()["regions"][0]["class"] == "liver"
-    assert result.regions[0].means_little  # the network's liver logit is a constant: there is nothing to see
+    assert (
+        result.regions[0].verdict == "not supported" and "no heat" in result.regions[0].reasons
+    )  # the network's liver logit is a constant: there is nothing to see
 
 
 def test_nothing_to_explain_warns_and_only_the_largest_lesions_are_taken(dark_is_tumour, lesions):
@@ -119,11 +125,103 @@ def test_wrong_models_masks_and_options_are_errors(dark_is_tumour, lesions, tmp_
 
 def test_figure_tells_what_the_map_means(explained):
     figure = explained.figure(0)
-    assert figure.get_suptitle().startswith("This map beats random regions")
+    assert " ".join(figure.get_suptitle().split()) == explained.regions[0].words
+    assert explained.regions[0].words.startswith("supported: beats 100 % (deletion)")
     assert [a.get_title().splitlines()[0] for a in figure.axes[2:4]] == [
         "deletion: lower is better",
         "insertion: higher is better",
     ]
+
+
+class Marks:
+    """Says of every region that this is where the reasons lie."""
+
+    layer = None
+
+    def __init__(self, heat):
+        self.heat = heat
+
+    def slice_map(self, hu, region, label, filled):
+        return self.heat.astype(np.float32)
+
+
+@pytest.fixture
+def in_air(lesions):
+    """The lesions with air around the liver, and a pocket of muscle beside it."""
+    volume, labels = lesions
+    hu = volume.hu.copy()
+    hu[labels == 0] = -1000
+    hu[4:60, 60:63] = 50
+    return CTVolume.from_array(hu.astype(np.int16), volume.spacing_mm), labels
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "weight", "reason"),
+    [
+        (slice(0, 3), slice(0, 64), 1, "no heat"),  # air is masked, so nothing is left
+        (slice(4, 60), slice(60, 63), 9, "most of the heat is outside the liver"),
+        (slice(50, 58), slice(50, 58), 1, "beats less than 95 % of random maps"),
+    ],
+)
+def test_heat_in_air_outside_the_liver_or_in_the_wrong_place_is_not_supported(
+    dark_is_tumour, in_air, monkeypatch, rows, columns, weight, reason
+):
+    volume, labels = in_air
+    heat = np.zeros((64, 64))
+    if weight == 9:  # the lesion is marked too, and would beat any random map
+        heat[16:32, 8:24] = 1
+    heat[rows, columns] = weight
+    monkeypatch.setattr("liverseg_tf.explanation.explain.make_explainer", lambda *a, **k: Marks(heat))
+    (found,) = explain(volume, model=dark_is_tumour, mask=labels, lesion=1, randomized_models=1).regions
+    assert reason in found.reasons and found.verdict == "not supported"
+    assert not found.maps[:, :3].any()
+    if weight == 9:
+        assert found.heat_in_liver == pytest.approx(256 / (256 + 9 * 56 * 3), abs=0.01)
+        assert "14 % of the heat within the liver" in found.words
+
+
+def test_maps_like_those_of_randomised_networks_are_not_supported(dark_is_tumour, lesions, monkeypatch):
+    volume, labels = lesions
+    heat = (labels[..., 3] == 2) * 1.0  # the lesion itself, whatever the network
+    monkeypatch.setattr("liverseg_tf.explanation.explain.make_explainer", lambda *a, **k: Marks(heat))
+    (found,) = explain(volume, model=dark_is_tumour, mask=labels, lesion=1, randomized_models=1).regions
+    assert found.reasons == ["looks like maps of randomised networks"] and found.randomized_correlation > 0.99
+
+
+def test_each_map_is_scaled_on_the_slice_that_is_shown(dark_is_tumour, lesions, monkeypatch):
+    volume, labels = lesions
+
+    class Weaker(Marks):
+        def slice_map(self, hu, region, label, filled):
+            return self.heat * (0.01 if region.sum() == 256 else 7.0)
+
+    thinner = labels.copy()
+    thinner[16:18, 8:24, 2] = 1  # slices 3 and 4 hold most of lesion 1, slice 2 the hottest map
+    monkeypatch.setattr(
+        "liverseg_tf.explanation.explain.make_explainer", lambda *a, **k: Weaker(np.ones((64, 64), np.float32))
+    )
+    (found,) = explain(
+        volume, model=dark_is_tumour, mask=thinner, lesion=1, faithfulness=False, all_slices=True
+    ).regions
+    assert found.region.largest_slice == 3
+    assert [float(m.max()) for m in found.maps] == pytest.approx([1, 1, 1])  # cut, not the shown slice made dark
+
+
+def test_lesions_of_one_slice_share_its_random_maps(dark_is_tumour, lesions):
+    volume, labels = lesions
+    both = np.minimum(labels, 1)
+    both[16:32, 8:24, 3] = both[40:48, 40:48, 3] = 2
+    pictures = []
+
+    class Counting(KerasRuntime):
+        def probabilities(self, hu):
+            pictures.append(len(hu))
+            return super().probabilities(hu)
+
+    found = explain(volume, model=Counting(dark_is_tumour), mask=both, randomized_models=1)
+    assert [r.region.largest_slice for r in found.regions] == [3, 3]
+    # both ends and 20 random maps once; for each lesion its own map, and the lesion filled
+    assert sum(pictures) == 2 + 6 * 20 + 2 * (6 + 1)
 
 
 def test_the_shipped_model_is_explained_by_default(lesions):

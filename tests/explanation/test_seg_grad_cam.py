@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError
-from liverseg_tf.explanation.seg_grad_cam import METHODS, SegGradCam, resolve_layer
+from liverseg_tf.explanation.layers import resolve_layer
+from liverseg_tf.explanation.seg_grad_cam import CAM_METHODS, SegGradCam
 from liverseg_tf.models.unet import build_unet
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CAM_METHODS)
 def test_every_method_marks_what_the_network_goes_by(method, dark_is_tumour, lesions):
     volume, labels = lesions
     hu, tumour = volume.slices(3, 4), labels[None, ..., 3] == 2
@@ -22,6 +24,25 @@ def test_every_method_marks_what_the_network_goes_by(method, dark_is_tumour, les
     # Score-CAM weighs channels by what they alone would say, so those that are not used take part
     factor = 1.2 if method == "scorecam" else 3
     assert heat[tumour[0]].mean() > factor * heat[~tumour[0]].mean()
+
+
+def test_hirescam_keeps_the_place_that_grad_cams_mean_loses():
+    """Two places are as bright; the score goes by one of them alone."""
+    image = keras.Input((32, 32, 3))
+    bright = keras.layers.Conv2D(1, 4, strides=4, name="encoder")(image)
+    places = np.zeros((1, 8, 8, 1), np.float32)
+    places[0, 1, 1] = 1
+    used = keras.layers.Multiply()([bright, keras.ops.convert_to_tensor(places)])
+    model = keras.Model(image, keras.layers.Conv2D(3, 1)(keras.layers.UpSampling2D(4)(used)))
+    model.layers[1].set_weights([np.full((4, 4, 3, 1), 1 / 48, np.float32), np.zeros(1, np.float32)])
+    model.layers[-1].set_weights([np.ones((1, 1, 1, 3), np.float32), np.zeros(3, np.float32)])
+    hu = np.full((1, 32, 32), -500, np.float32)
+    hu[:, 4:8, 4:8] = hu[:, 20:24, 20:24] = 200
+    shares = {}
+    for method in ("gradcam", "hirescam"):
+        (heat,) = SegGradCam(model, ModelConfig(image_size=32), method, "encoder")(hu, np.ones((1, 32, 32)), 2)
+        shares[method] = heat[1, 1] / heat.sum()
+    assert shares["hirescam"] > 0.99 and shares["gradcam"] < 0.6
 
 
 def test_the_score_is_summed_over_the_region_alone(dark_is_tumour, lesions):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import ConfigError, GeometryError, InputFileError, OutputError
+from liverseg_tf.explanation.explain import explain
 from liverseg_tf.explanation.uncertainty import measure_uncertainty
 from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.inference.test_time_augmentation import Variations
@@ -42,6 +43,8 @@ def page(threshold_model, scan, tmp_path_factory):
             "liverseg_tf.explanation.uncertainty.measure_uncertainty",
             lambda source, model, progress: measure_uncertainty(source, model, quick, progress=progress),
         )
+        # this network sees single pixels alone, so that any network's maps look like its own
+        patch.setattr("liverseg_tf.explanation.explain.MOST_RANK_CORRELATION", 1.1)
         report(
             prediction, folder / "page.html", threshold_model, truth, title='Case <7> & "co"', uncertainty=True
         )  # fmt: skip
@@ -74,6 +77,20 @@ def test_the_page_tells_lesions_scores_and_what_was_missed(page):
     assert data["start"] == data["lesions"][0]
     assert "ml over variations of the scan" in text and "deletion" in text
     assert "nterval" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_heat_that_is_supported_is_shown_and_all_else_is_off(page, threshold_model, scan, tmp_path, monkeypatch):
+    layers = {layer["key"]: layer["on"] for layer in data_of(page)["layers"]}
+    assert layers["heatmap"] and "heatmap-unsupported" not in layers
+    text = page.read_text("utf-8")
+    assert text.index("it cannot show whether that is right") < text.index('id="viewer"')
+    monkeypatch.setattr("liverseg_tf.explanation.explain.MOST_RANK_CORRELATION", 0.0)
+    report(scan[0], tmp_path / "p.html", threshold_model)
+    layers = {layer["key"]: layer["on"] for layer in data_of(tmp_path / "p.html")["layers"]}
+    assert layers == {"mask": True, "heatmap-unsupported": False}
+    words = explain(scan[0], model=threshold_model, randomized_models=2).regions[0].words
+    assert words.startswith("not supported (looks like maps of randomised networks")
+    assert f'<td class="words">{words}</td>' in (tmp_path / "p.html").read_text("utf-8")
 
 
 def test_nothing_from_the_header_gets_onto_the_page(threshold_model, scan, tmp_path):
