@@ -155,7 +155,7 @@ def _extras(args, output, model, jobs) -> dict:
     if args.explain:
         from liverseg_tf.explanation.explain import explain
 
-        explain(jobs[0].source, output / "explanation", model=model)
+        explain(jobs[0].source, output / "explanation", model=model, most_lesions=1)
         made["explanation"] = output / "explanation"
     if args.report:
         from liverseg_tf.reporting.report import report

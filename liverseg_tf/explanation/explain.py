@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 SUMMARY = "explanation.json"
 CAN_SHOW = (
-    "Heat can show where on this slice the network looked when it said tumour; it cannot show whether that is right, "
+    "Heat can show where on this slice the network looked for what it said; it cannot show whether that is right, "
     "since maps of false alarms pass the same tests, nor what the finding is."
 )
 

@@ -31,7 +31,7 @@ _MOST_AT_ONCE = 16  # small slices become as large as the network's input
 def body_of(hu: np.ndarray) -> np.ndarray:
     """The patient on a slice, without air, within or around, and without the couch: (rows, columns) HU -> bool.
 
-    Example:
+    Examples:
         >>> hu = np.full((8, 8), -1000.0)
         >>> hu[1:5, 1:5] = 40
         >>> hu[7] = 40  # a couch
@@ -262,7 +262,7 @@ def share_within(heatmap: np.ndarray, domain: np.ndarray) -> float:
         heatmap: (rows, columns), at least 0.
         domain: the same shape, bool.
 
-    Example:
+    Examples:
         >>> share_within(np.array([1.0, 3.0]), np.array([False, True]))
         0.75
     """

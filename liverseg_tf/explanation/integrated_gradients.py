@@ -30,7 +30,7 @@ class IntegratedGradients:
     Raises:
         ModelError: if neither the model nor the caller says how its input is prepared.
 
-    Example:
+    Examples:
         >>> from liverseg_tf.models.unet import build_unet
         >>> explainer = IntegratedGradients(build_unet(32, "resnet18"), ModelConfig(image_size=32, backbone="resnet18"))
         >>> hu, region = np.zeros((40, 40), np.float32), np.ones((40, 40), bool)
@@ -40,7 +40,7 @@ class IntegratedGradients:
 
     layer = None
 
-    def __init__(self, model: keras.Model, config: ModelConfig | None = None, steps: int = 8):
+    def __init__(self, model: keras.Model, config: ModelConfig | None = None, steps: int = 5):
         config = config or getattr(model, "liverseg_config", None)
         if config is None:
             raise ModelError("the Keras model carries no configuration; load it with load_model, or give config=")

@@ -19,7 +19,7 @@ def stages(model: keras.Model) -> dict[str, str]:
     Returns:
         "bottleneck", "decoder0" (coarse) and so on, and the layer of each; empty where nothing enlarges.
 
-    Example:
+    Examples:
         >>> from liverseg_tf.models.unet import build_unet
         >>> stages(build_unet(32, "resnet18"))["bottleneck"]
         'relu1'
@@ -35,7 +35,7 @@ def resolve_layer(model: keras.Model, layer: str) -> str:
     Raises:
         ConfigError: if the network has no such layer.
 
-    Example:
+    Examples:
         >>> from liverseg_tf.models.unet import build_unet
         >>> resolve_layer(build_unet(32, "resnet18"), "bottleneck")
         'relu1'

@@ -41,7 +41,7 @@ def make_explainer(model: keras.Model, config: ModelConfig, method: str, layer: 
     Raises:
         ConfigError: for an unknown method or layer.
 
-    Example:
+    Examples:
         >>> from liverseg_tf.models.unet import build_unet
         >>> make_explainer(build_unet(32, "resnet18"), ModelConfig(image_size=32), "hirescam", "decoder1").layer
         'decoder_stage1b_relu'

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from liverseg_tf.errors import ModelError
-from liverseg_tf.explanation.seg_grad_cam import resolve_layer
+from liverseg_tf.explanation.layers import resolve_layer
 from liverseg_tf.models import efficientnet_lite
 from liverseg_tf.models.efficientnet_lite import (
     EFFICIENTNET_LITE,
