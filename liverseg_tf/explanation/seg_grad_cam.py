@@ -33,7 +33,7 @@ class SegGradCam:
         method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018), "layercam" (Jiang 2021), "scorecam"
             (Wang 2020), which needs no gradients and runs the network 64 times a slice; "hirescam" (Draelos and Carin
             2020, arXiv 2011.08891), gradient times activation element by element, where Grad-CAM takes the gradient's
-            mean and loses the place; or "segxrescam" (Hasany, Petitjean and Meriaudeau 2023, arXiv 2306.09385), the
+            mean and loses the place; or "segxrescam" (Hasany, Petitjean and Meriaudeau 2023), the
             same with the gradient's mean in a window of 7 x 7.
         layer: "bottleneck", "decoder0" (coarse) to "decoder4" (fine), or the name of a layer of the network.
 
