@@ -1,1 +1,1 @@
-"""Why the network says so: Seg-Grad-CAM, tests of its maps, and uncertainty by test-time variation."""
+"""Why the network says so: heatmaps, what they are worth, and disagreement over test-time variations."""

@@ -414,7 +414,7 @@ def _explained(
     for index in [tested, *(i for i in region.slices if all_slices and i != tested)]:
         heat = _slice_map(explainer, volume, labels, region, index)
         if index == tested:
-            highest = max(float(heat.max()), np.finfo(np.float32).tiny)
+            highest = float(heat.max()) or 1.0
             liver = (labels[..., index] >= LIVER) | _on_slice(region, index)
             share = share_within(heat, liver)
         maps[index - region.first_slice] = np.minimum(heat / highest, 1)
