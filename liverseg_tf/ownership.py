@@ -82,7 +82,7 @@ def claim(path: Where, kind: str, *, inputs: Iterable[Where] = (), overwrite: bo
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror or error}); choose another output") from None
     if reason:
-        raise OutputError(f"{path}: {reason}; choose another output, or replace it with --overwrite (overwrite=True)")
+        raise OutputError(f"{path}: {reason}; choose another output, or replace it with overwrite=True")
     return path
 
 

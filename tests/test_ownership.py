@@ -32,7 +32,7 @@ def test_a_file_of_ours_is_replaced_until_somebody_changes_it(tmp_path):
     write_text(path, "two", "table")
     assert path.read_text() == "two" and is_ours(path, "table")
     path.write_text("two, corrected")
-    with pytest.raises(OutputError, match="was changed since this library made it.*--overwrite"):
+    with pytest.raises(OutputError, match="was changed since this library made it.*overwrite=True"):
         write_text(path, "three", "table")
     assert path.read_text() == "two, corrected"
     write_text(path, "three", "table", overwrite=True)

@@ -9,6 +9,7 @@ import sys
 import warnings
 
 from liverseg_tf import __version__
+from liverseg_tf.cli.options import as_flags, flags_of
 from liverseg_tf.cli.quiet import load_tensorflow_quietly
 from liverseg_tf.errors import LiverSegError, LiverSegWarning
 
@@ -53,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"liverseg_tf.cli.{name}").add_parser(subparsers)
+    for command in subparsers.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -78,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     # --debug is taken anywhere on the line
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    flags: dict[str, str] = {}
     try:
         parser = build_parser()
         if not arguments:
@@ -85,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.print_help(sys.stderr)
             return 2
         args = parser.parse_args(arguments)
+        args.flags = flags = flags_of(args.parser)
         needs_tensorflow = args.command in _WITH_TENSORFLOW or getattr(args, "devices", False)
         if needs_tensorflow and not debug:
             load_tensorflow_quietly(start_devices=getattr(args, "strategy", None) != "multiworker")
@@ -92,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     except LiverSegError as error:
-        return _fail(error, debug)
+        return _fail(error, debug, flags)
     except KeyboardInterrupt as stop:
         if not debug:
             sys.excepthook = _tell_stop
@@ -102,13 +107,13 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, MemoryError) as error:
-        return _fail(LiverSegError(f"the system refused: {error or type(error).__name__}"), debug)
+        return _fail(LiverSegError(f"the system refused: {error or type(error).__name__}"), debug, flags)
 
 
-def _fail(error: Exception, debug: bool) -> int:
+def _fail(error: Exception, debug: bool, flags: dict[str, str]) -> int:
     if debug:
         raise error
-    print(f"liverseg: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"liverseg: error: {as_flags(' '.join(str(error).split()), flags)}", file=sys.stderr)
     return 1
 
 

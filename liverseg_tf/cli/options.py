@@ -11,6 +11,40 @@ from collections.abc import Callable
 _FILE_SUFFIX = re.compile(r"\.(?!v\d)[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
 
 
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The options of a command by the name of their argument: "max_bytes" is "--max-bytes"."""
+    return {
+        action.dest: min((flag for flag in action.option_strings if flag.startswith("--")), key=len)
+        for action in parser._actions
+        if any(flag.startswith("--") for flag in action.option_strings)
+    }
+
+
+def as_flags(message: str, flags: dict[str, str]) -> str:
+    """A message of the library, which names arguments, in the command line's words.
+
+    Args:
+        message: with arguments as `name=value`, or `name=` for any value.
+        flags: of the command, as `flags_of` gives them; other arguments stay as they are.
+
+    Examples:
+        >>> as_flags("try xla=False, precision='float32' or a smaller batch_size=", {"xla": "--xla"})
+        "try --no-xla, precision='float32' or a smaller batch_size="
+    """
+
+    def flag(found: re.Match) -> str:
+        name, value = found[1], found[2].strip("'")
+        if name not in flags:
+            return found[0]
+        if value == "True":
+            return flags[name]
+        if value == "False":
+            return "--no-" + flags[name].removeprefix("--")
+        return f"{flags[name]} {value}".rstrip()
+
+    return re.sub(r"\b([a-z]\w*)=((?:'[\w ]+'|[A-Z0-9]\w*)?)(?![\w'=])", flag, message)
+
+
 def output_name(*suffixes: str, folder: bool = False) -> Callable[[str], str]:
     """A type for argparse: the name of a file that ends in one of `suffixes`, or, if `folder`, of a folder.
 

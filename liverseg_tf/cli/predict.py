@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from liverseg_tf.cli.options import add_json, add_max_bytes, add_model, add_output, add_overwrite
+from liverseg_tf.cli.options import add_json, add_max_bytes, add_model, add_output, add_overwrite, as_flags
 from liverseg_tf.errors import ConfigError
 
 
@@ -125,9 +125,9 @@ def run(args: argparse.Namespace) -> int:
             if manifest is not None:
                 manifest.add(row)
             for message in row["warnings"]:
-                out.print(f"warning: {message}", markup=False, soft_wrap=True)
+                out.print(f"warning: {as_flags(message, args.flags)}", markup=False, soft_wrap=True)
             if row["status"] == "error":
-                out.print(f"error: {row['error']}", markup=False, soft_wrap=True)
+                out.print(f"error: {as_flags(row['error'], args.flags)}", markup=False, soft_wrap=True)
 
         rows = predict_files(
             predictor,

@@ -342,7 +342,7 @@ def _check_size(file: NiftiFile, size: int, limit: int) -> None:
     if needed > limit:
         raise InputFileError(
             f"{file.path}: shape {file.shape} of {file.dtype.name} takes {_size(needed)}, the limit is {_size(limit)}; "
-            "if that is right, raise the limit with --max-bytes or LIVERSEG_MAX_BYTES"
+            "if that is right, raise the limit with max_bytes= or LIVERSEG_MAX_BYTES"
         )
 
 

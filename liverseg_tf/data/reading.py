@@ -79,7 +79,7 @@ def read_volume(
     if kind == "dicom":
         return read_dicom(path, series, allow_gaps, max_bytes)
     if series is not None or allow_gaps:
-        raise ConfigError(f"{path}: series and allow_gaps (--series, --allow-gaps) are for DICOM alone")
+        raise ConfigError(f"{path}: series= and allow_gaps= are for DICOM alone")
     if kind == "itk":
         return _read_itk(path, max_bytes)
     file = open_nifti(path, max_bytes)
@@ -119,7 +119,7 @@ def _read_itk(path: Path, max_bytes: int | None) -> StoredVolume:
         if needed > limit:
             raise InputFileError(
                 f"{path}: shape {shape} of {kind} takes {needed} bytes, the limit is {limit}; if that is right, raise "
-                "the limit with --max-bytes or LIVERSEG_MAX_BYTES"
+                "the limit with max_bytes= or LIVERSEG_MAX_BYTES"
             )
         voxels = itk.GetArrayFromImage(image := reader.Execute())
     except RuntimeError:

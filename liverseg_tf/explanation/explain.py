@@ -385,7 +385,8 @@ def check_folder(folder: Path, files: Sequence[Path], overwrite: bool) -> None:
             own = False
         if not own:
             raise OutputError(
-                f"{taken[0]}: exists and was not made by this library; choose another output, or add --overwrite"
+                f"{taken[0]}: exists and was not made by this library; choose another output, "
+                "or replace it with overwrite=True"
             )
 
 

@@ -135,7 +135,7 @@ def predict_files(
     if engine not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}. Received: {engine!r}")
     if ray_options and engine != "ray":
-        raise ConfigError(f"{', '.join(ray_options)}: for engine='ray' (--engine ray) alone")
+        raise ConfigError(f"{', '.join(ray_options)}: for engine='ray' alone")
     jobs = list(jobs)
     rows = {index: finished[job.target] for index, job in enumerate(jobs) if finished and job.target in finished}
     todo = {index: job for index, job in enumerate(jobs) if index not in rows}
@@ -232,7 +232,7 @@ def _check_remote_outputs(targets: list[str], sources: Iterable[str | Path], ove
         if not says_own_result(start):
             raise OutputError(
                 f"{target}: exists and was not made by this library; choose another output, "
-                "or add --overwrite to replace it"
+                "or replace it with overwrite=True"
             )
 
 

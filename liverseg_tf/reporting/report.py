@@ -435,7 +435,8 @@ def _check_page(output: Path, source: Any, overwrite: bool) -> None:
         own = SIGNATURE.encode() in file.read(4096)
     if not own:
         raise OutputError(
-            f"{output}: exists and was not made by this library; choose another output, or add --overwrite"
+            f"{output}: exists and was not made by this library; choose another output, "
+            "or replace it with overwrite=True"
         )
 
 

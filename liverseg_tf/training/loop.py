@@ -117,10 +117,10 @@ class Trainer:
         if self.xla and self.mixed and bilinear:
             raise ConfigError(
                 "XLA, mixed precision and bilinear UpSampling2D crash together: expected nearest upsampling, "
-                "or one of the two switched off (--no-xla, --precision float32)"
+                "or one of the two switched off (xla=False, precision='float32')"
             )
         if self.xla and self.replicas > 1 and not tf.config.list_physical_devices("GPU"):
-            raise ConfigError("XLA can't reduce over several CPU devices: use one device, or --no-xla")
+            raise ConfigError("XLA can't reduce over several CPU devices: use one device, or xla=False")
 
     def start_phase(
         self,

@@ -93,7 +93,7 @@ def explain_lost_worker(error: tf.errors.OpError) -> TrainingError | None:
         return None
     return TrainingError(
         "another worker of TF_CONFIG has ended or does not answer, so this one ends too: expected all to go on; "
-        f"see the other workers' messages, and start all of them again with --resume ({_line(error)})"
+        f"see the other workers' messages, and start all of them again with resume=True ({_line(error)})"
     )
 
 

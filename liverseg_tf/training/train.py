@@ -261,7 +261,7 @@ class _Training:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
         if self.xla and self.precision == "bfloat16":
-            raise ConfigError("XLA takes no bfloat16 here: expected one of the two (--no-xla, --precision float32)")
+            raise ConfigError("XLA takes no bfloat16 here: expected one of the two (xla=False, precision='float32')")
         self.history: list[dict[str, Any]] = []
 
     def _split(self, cases, validation_cases, split, fraction) -> None:
@@ -449,7 +449,7 @@ class _Training:
             if isinstance(error, tf.errors.ResourceExhaustedError):
                 raise TrainingError(
                     f"out of memory at batch size {self.recipe.batch_size} and {self.recipe.image_size} px: "
-                    "expected them to fit; lower --batch-size or --image-size"
+                    "expected them to fit; lower batch_size= or image_size="
                 ) from error
             raise explain_read_error(error, [*self.training_cases, *self.validation_cases]) from error
         callbacks.on_train_end(self.history[-1])
@@ -566,7 +566,7 @@ class _Training:
             return self._load_checkpoint(record)
         if self.output.exists() and not (self.output.is_dir() and all(map(is_partial, self.output.iterdir()))):
             started = record.is_file()
-            advice = "add --resume to go on with it, or name another folder" if started else "name a new folder"
+            advice = "go on with it by resume=True, or name another folder" if started else "name a new folder"
             raise OutputError(f"{self.output}: expected no folder or an empty one, got one with files; {advice}")
         return None, {}
 
@@ -643,7 +643,7 @@ class _Training:
         kept = f"; the best epoch so far is kept in {self.output}" if self.history else ""
         return TrainingError(
             f"the loss is not a number at epoch {epoch + 1}, step {step + 1} (cases {cases}): expected a finite loss; "
-            f"lower the learning rate, use --precision float32, or check these cases with 'liverseg verify'{kept}"
+            f"lower the learning rate, use precision='float32', or check these cases with 'liverseg verify'{kept}"
         )
 
 

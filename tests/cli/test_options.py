@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
 
 import pytest
 
-from liverseg_tf.cli.main import main
-from liverseg_tf.cli.options import output_name
+from liverseg_tf.cli.main import build_parser, main
+from liverseg_tf.cli.options import as_flags, flags_of, output_name
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,41 @@ def test_folders_are_what_they_are_called(tmp_path):
             kind(name)
     with pytest.raises(argparse.ArgumentTypeError, match="ending in .html$"):
         output_name(".html")("new/")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("replace it with overwrite=True", "replace it with --overwrite"),
+        ("(xla=False, precision='float32')", "(--no-xla, --precision float32)"),
+        ("lower batch_size= or image_size=", "lower --batch-size or --image-size"),
+        ("raise max_bytes= or LIVERSEG_MAX_BYTES", "raise --max-bytes or LIVERSEG_MAX_BYTES"),
+        ("give that model too (from_model=)", "give that model too (--from)"),
+        ("spacing_mm=(row, column, slice)", "spacing_mm=(row, column, slice)"),
+        ("a=b is 1x=2, other='x' and xla='", "a=b is 1x=2, other='x' and xla='"),
+        ("/data/overwrite/x=1.nii: no CT", "/data/overwrite/x=1.nii: no CT"),
+    ],
+)
+def test_messages_name_flags_on_the_command_line(message, told):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--xla", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--from", dest="from_model")
+    for name in ("--overwrite", "--precision", "--batch-size", "--image-size", "--max-bytes"):
+        parser.add_argument(name)
+    assert as_flags(message, flags_of(parser)) == told
+
+
+def test_the_library_names_no_flags():
+    """Its errors name arguments, `overwrite=True`; flags are the command line's words for them."""
+    command_line = build_parser()
+    commands = next(a for a in command_line._actions if a.dest == "command").choices.values()
+    flags = {flag for command in commands for flag in flags_of(command).values()} - {"--help"}
+    package = Path(main.__code__.co_filename).parents[1]
+    named = {
+        f"{path.relative_to(package)}: {flag}"
+        for path in package.rglob("*.py")
+        if "cli" not in path.relative_to(package).parts
+        for flag in re.findall(r"(?<![\w=-])--[a-z][a-z-]+", path.read_text("utf-8"))
+        if flag in flags
+    }
+    assert named == {"training/strategies.py: --devices"}  # which advises `liverseg info`

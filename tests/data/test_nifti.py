@@ -98,7 +98,7 @@ def test_a_small_file_that_declares_a_huge_volume_takes_no_memory(ct, tmp_path):
 
 
 def test_the_limit_is_an_option_and_a_variable(ct, monkeypatch):
-    with pytest.raises(InputFileError, match="raise the limit with --max-bytes or LIVERSEG_MAX_BYTES"):
+    with pytest.raises(InputFileError, match="raise the limit with max_bytes= or LIVERSEG_MAX_BYTES"):
         open_nifti(ct, max_bytes=1000)
     monkeypatch.setenv("LIVERSEG_MAX_BYTES", "1000")
     with pytest.raises(InputFileError, match="the limit is 1000 bytes"):

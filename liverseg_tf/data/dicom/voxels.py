@@ -142,7 +142,7 @@ def _check_size(series: DicomSeries, slices: int, max_bytes: int | None) -> None
     if needed > limit:
         raise InputFileError(
             f"{series.path}: {slices} slices of {series.shape[0]} x {series.shape[1]} take {needed} bytes, the limit "
-            f"is {limit}; if that is right, raise the limit with --max-bytes or LIVERSEG_MAX_BYTES"
+            f"is {limit}; if that is right, raise the limit with max_bytes= or LIVERSEG_MAX_BYTES"
         )
 
 
