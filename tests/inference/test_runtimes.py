@@ -200,8 +200,8 @@ def forge_manifest(path, folder, *names):
     path.write_text(Manifest(manifest.config, manifest.card, sha256).to_json())
 
 
-def test_no_slices_give_no_labels_and_slices_without_pixels_are_told(keras_runtime, savedmodel, tflite_files):
-    for runtime in (keras_runtime, SavedModelRuntime(savedmodel), TFLiteRuntime(tflite_files["float32"])):
+def test_no_slices_give_no_labels_and_slices_without_pixels_are_told(keras_runtime, artefacts):
+    for runtime in (keras_runtime, SavedModelRuntime(artefacts["savedmodel"]), TFLiteRuntime(artefacts["tflite"])):
         for shape in ((0, 40, 36), (0, 512, 512)):
             labels, probabilities = (f(np.zeros(shape, np.float32)) for f in (runtime.labels, runtime.probabilities))
             assert (labels.shape, labels.dtype) == (shape, np.uint8)
