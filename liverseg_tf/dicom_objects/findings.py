@@ -1,0 +1,128 @@
+"""What a mask holds, gathered once for every DICOM object made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from liverseg_tf.data.dicom.headers import quiet
+from liverseg_tf.data.dicom.series import DicomSeries
+from liverseg_tf.data.dicom.writing import uid_of
+from liverseg_tf.data.volume import CTVolume, MaskVolume
+from liverseg_tf.errors import OutputError, require
+from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
+from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
+from liverseg_tf.labels import BACKGROUND
+
+
+@dataclass(frozen=True, eq=False)
+class LesionFinding:
+    """One lesion.
+
+    Attributes:
+        statistics, axes: its figures.
+        tracking_uid: the same in every object, and in every run that finds the same voxels.
+    """
+
+    statistics: LesionStatistics
+    axes: LesionAxes
+    tracking_uid: str
+
+    @property
+    def tracking_id(self) -> str:
+        return f"Lesion {self.statistics.number}"
+
+
+class Findings:
+    """A mask on the grid of the DICOM series that its CT came from.
+
+    Args:
+        labels: (rows A->P, columns R->L, slices I->S) uint8 of 0, 1 and 2.
+        volume: the CT, read from DICOM.
+        model: what the mask was made with, as text.
+        model_sha256: of its weights, or None.
+
+    Raises:
+        OutputError: if the CT is no DICOM series, has lost its UIDs, or was resampled.
+    """
+
+    def __init__(self, labels: np.ndarray, volume: CTVolume, model: str = "", model_sha256: str | None = None):
+        require("highdicom", "dicom", "writing DICOM")
+        if volume.series is None:
+            raise OutputError(f"{volume.name}: is no DICOM series; a DICOM object needs one to belong to")
+        if volume.series.is_uneven:
+            raise OutputError(
+                f"{volume.name}: was resampled (--allow-gaps), so its mask has no slices in the series; write NIfTI"
+            )
+        series = volume.series
+        if not all((series.uid, series.study_uid, *(i.sop_instance_uid for i in series.images))):
+            raise OutputError(
+                f"{volume.name}: its files have lost their UIDs, so nothing can refer to them; write NIfTI"
+            )
+        self.labels, self.volume, self.model, self.model_sha256 = labels, volume, model, model_sha256
+
+    @property
+    def series(self) -> DicomSeries:
+        return self.volume.series
+
+    @cached_property
+    def statistics(self) -> MaskStatistics:
+        geometry = self.volume.geometry
+        return statistics(MaskVolume(geometry.to_file(self.labels), geometry), self.volume)
+
+    @cached_property
+    def _numbered(self) -> tuple[np.ndarray, tuple[slice, slice, slice] | None]:
+        return numbered_lesions(self.labels)
+
+    @cached_property
+    def lesions(self) -> list[LesionFinding]:
+        """The largest first."""
+        numbered, box = self._numbered
+        found = []
+        for lesion in self.statistics.lesions:
+            axes = lesion_axes(numbered == lesion.number, self.volume.geometry, tuple(s.start for s in box))
+            uid = uid_of("lesion", self.series.uid, *lesion.center_mm, round(lesion.volume_ml, 6))
+            found.append(LesionFinding(lesion, axes, uid))
+        return found
+
+    @property
+    def liver_tracking_uid(self) -> str:
+        return uid_of("liver", self.series.uid)
+
+    @cached_property
+    def slices(self) -> slice:
+        """Slices of the series, in its own order, from the first to the last that hold anything."""
+        frames = self.frames(slice(None))
+        there = np.flatnonzero((frames != BACKGROUND).any(axis=(1, 2)))
+        return slice(int(there[0]), int(there[-1]) + 1) if len(there) else slice(0, 0)
+
+    def frames(self, slices: slice) -> np.ndarray:
+        """The mask as the series has it: (slices, rows, columns) uint8."""
+        return self.volume.geometry.to_file(self.labels).transpose(2, 1, 0)[slices]
+
+    def lesion_frames(self, slices: slice) -> np.ndarray:
+        """The lesions' numbers as the series has them: (slices, rows, columns) int32."""
+        numbered, box = self._numbered
+        whole = np.zeros(self.labels.shape, np.int32)
+        if box is not None:
+            whole[box] = numbered
+        return self.volume.geometry.to_file(whole).transpose(2, 1, 0)[slices]
+
+    def source_datasets(self, slices: slice) -> list[Any]:
+        """Headers of the images at these slices, without pixels; of a multi-frame series its one file."""
+        import pydicom
+
+        images = [place[0] for place in self.series.places[slices]]
+        files = {id(image.file): image.file for image in images}
+        found = []
+        with quiet():
+            for file in files.values():
+                with file.open() as stream:
+                    data = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+                # what is private may name anything; no object needs it
+                data.remove_private_tags()
+                found.append(data)
+        return found

@@ -1,0 +1,148 @@
+"""Diameters of lesions, with their end points: what a radiologist draws, computed from the mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage, spatial
+
+from liverseg_tf.data.volume import Geometry
+from liverseg_tf.evaluation.lesions import label_lesions
+from liverseg_tf.evaluation.surface import bounding_box
+from liverseg_tf.labels import TUMOUR
+
+Line = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class LesionAxes:
+    """Diameters of one lesion.
+
+    Attributes:
+        long_axis_mm: longest diameter in an axial slice, of all slices (RECIST 1.1).
+        short_axis_mm: longest diameter perpendicular to it in the same slice.
+        slice: index from 0 of that slice, counted from the feet.
+        long_axis_ends_mm, short_axis_ends_mm: both end points in RAS+ coordinates.
+        largest_diameter_mm: longest distance between two points of the lesion, in any direction.
+        largest_diameter_ends_mm: its end points.
+    """
+
+    long_axis_mm: float
+    short_axis_mm: float
+    slice: int
+    long_axis_ends_mm: Line
+    short_axis_ends_mm: Line
+    largest_diameter_mm: float
+    largest_diameter_ends_mm: Line
+
+
+def numbered_lesions(labels: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice, slice] | None]:
+    """Number a mask's lesions from 1, the largest first: the numbers of `statistics`, of every table and DICOM object.
+
+    Args:
+        labels: (rows, columns, slices) of 0, 1 and 2.
+
+    Returns:
+        (I, J, K) int32, 0 outside lesions, of the smallest box that holds them all; and the box, None without lesions.
+
+    Example:
+        >>> numbered_lesions(np.array([[[2, 0, 2, 2]]]))[0]
+        array([[[2, 0, 1, 1]]], dtype=int32)
+    """
+    tumour = labels == TUMOUR
+    box = bounding_box(tumour)
+    if box is None:
+        return np.zeros((0, 0, 0), np.int32), None
+    found, count = label_lesions(tumour[box])
+    order = np.argsort(-np.bincount(found.ravel(), minlength=count + 1)[1:], kind="stable")
+    rank = np.zeros(count + 1, np.int32)
+    rank[order + 1] = np.arange(1, count + 1)
+    return rank[found], box
+
+
+def lesion_axes(lesion: np.ndarray, geometry: Geometry, offset: tuple[int, int, int] = (0, 0, 0)) -> LesionAxes:
+    """Measure one lesion's diameters.
+
+    A voxel reaches from its center to the middles of its faces, so a single voxel is as long as its spacing. The short
+    axis is the widest chord of the slice's convex hull at a right angle to the long axis.
+
+    Args:
+        lesion: (rows A->P, columns R->L, slices I->S) bool, at least one voxel.
+        geometry: of the whole mask; sheared grids are measured as they lie.
+        offset: index of the array's first voxel in the mask, in the canonical view.
+
+    Example:
+        >>> geometry = Geometry.from_spacing((9, 9, 9), (1.0, 2.0, 3.0))
+        >>> axes = lesion_axes(np.ones((1, 4, 1), bool), geometry)
+        >>> axes.long_axis_mm, axes.short_axis_mm
+        (8.0, 1.0)
+    """
+    steps = geometry.steps_mm
+    best = None
+    for index in np.flatnonzero(lesion.any(axis=(0, 1))):
+        points = _faces(np.argwhere(lesion[..., index]))
+        flat = points @ steps[:2, :2].T
+        hull = points[spatial.ConvexHull(flat).vertices]
+        length, ends = _farthest(hull, steps[:2, :2])
+        if best is None or length > best[0] + 1e-9:
+            best = length, ends, hull, int(index)
+    length, ends, hull, index = best
+    width, chord = _widest_across(hull, ends, steps[:2, :2])
+    whole = _faces(np.argwhere(lesion & ~ndimage.binary_erosion(lesion)))
+    mm = whole @ steps.T
+    largest, largest_ends = _farthest(whole[spatial.ConvexHull(mm).vertices], steps)
+
+    def place(points: np.ndarray) -> Line:
+        if points.shape[1] == 2:
+            points = np.column_stack([points, np.full(len(points), index)])
+        affine = geometry.canonical_affine
+        ends_mm = (points + offset) @ affine[:3, :3].T + affine[:3, 3]
+        return tuple(tuple(float(v) for v in end) for end in ends_mm.round(3))
+
+    return LesionAxes(
+        long_axis_mm=length,
+        short_axis_mm=width,
+        slice=index + offset[2],
+        long_axis_ends_mm=place(ends),
+        short_axis_ends_mm=place(chord),
+        largest_diameter_mm=largest,
+        largest_diameter_ends_mm=place(largest_ends),
+    )
+
+
+def _faces(voxels: np.ndarray) -> np.ndarray:
+    """Middles of all faces (edges in 2-D) of voxels (N, D), in index units."""
+    half = np.eye(voxels.shape[1]) / 2
+    return (voxels[:, None] + np.concatenate([half, -half])).reshape(-1, voxels.shape[1])
+
+
+def _farthest(points: np.ndarray, steps: np.ndarray) -> tuple[float, np.ndarray]:
+    """Largest distance in mm between points in index units, and the two points."""
+    mm = points @ steps.T
+    distances = spatial.distance.pdist(mm)
+    pair = np.stack(np.triu_indices(len(points), 1))[:, distances.argmax()]
+    return float(distances.max()), points[pair]
+
+
+def _widest_across(hull: np.ndarray, ends: np.ndarray, steps: np.ndarray) -> tuple[float, np.ndarray]:
+    """Longest chord of a convex polygon (N, 2) perpendicular to a line: it begins at one of the corners."""
+    mm = hull @ steps.T
+    along = np.diff(ends @ steps.T, axis=0)[0]
+    along /= np.linalg.norm(along)
+    across = np.array([-along[1], along[0]])
+    at, height = mm @ along, mm @ across
+    next_at, next_height = np.roll(at, -1), np.roll(height, -1)
+    best, chord = -1.0, (0.0, 0.0, 0.0)
+    for place in at:
+        crosses = (np.minimum(at, next_at) <= place + 1e-9) & (np.maximum(at, next_at) >= place - 1e-9)
+        run = next_at[crosses] - at[crosses]
+        share = np.where(np.abs(run) > 1e-9, (place - at[crosses]) / np.where(np.abs(run) > 1e-9, run, 1), 0.0)
+        heights = np.concatenate(
+            [height[crosses] + share.clip(0, 1) * (next_height - height)[crosses], height[np.abs(at - place) < 1e-9]]
+        )
+        if heights.max() - heights.min() > best:
+            best, chord = float(heights.max() - heights.min()), (place, heights.min(), heights.max())
+    place, low, high = chord
+    found = np.array([place * along + low * across, place * along + high * across])
+    return best, found @ np.linalg.inv(steps).T
