@@ -24,6 +24,7 @@ def test_scores_of_two_folders(folders):
     dice = scores["summary"]["lesion_dice"]
     values = [2 * 48 / 163, 1, 2 * 48 / 163]
     assert dice["mean"] == pytest.approx(np.mean(values))
+    assert dice["median"] == pytest.approx(2 * 48 / 163)
     assert dice["std"] == pytest.approx(np.std(values, ddof=1))
     assert dice["ci95"][0] < dice["mean"] < dice["ci95"][1]
     assert scores["surface_dice"]["liver"]["1mm"]["mean"] == 1
