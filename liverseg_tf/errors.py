@@ -4,9 +4,17 @@ Every message is one line that says what was expected, what was got and what to 
 The command line prints it and exits with status 1; nothing else is shown.
 """
 
+import re
+
 
 class LiverSegError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base of every error that this library raises on purpose.
+
+    Users and passwords in URLs are left out of its message, whoever wrote it.
+    """
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(without_login(text) if isinstance(text, str) else text for text in arguments))
 
 
 class InputFileError(LiverSegError):
@@ -85,3 +93,14 @@ def require(module: str, extra: str, purpose: str):
             f"{purpose} needs the package {module.split('.')[0]!r}, which can't be imported ({error}); "
             f"install it with: pip install 'liverseg_tf[{extra}]'"
         ) from error
+
+
+def without_login(text: str) -> str:
+    """A URL, or a text with URLs in it, without the user and the password that stand in them.
+
+    Example:
+        >>> without_login("https://anna:secret@host:8501/liverseg")
+        'https://host:8501/liverseg'
+    """
+    # a password may hold slashes and @; a file's name behind a host without a password may hold @ too
+    return re.sub(r"(://)(?:[^\s/:@]*:\S*@|[^\s/]*@)", r"\1", text)

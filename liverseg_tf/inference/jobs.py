@@ -15,7 +15,7 @@ from typing import Any
 
 from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.data.remote import fetch, is_url, join, listing, location, parent, starts, store
-from liverseg_tf.errors import ConfigError, InputFileError, LiverSegError, OutputError
+from liverseg_tf.errors import ConfigError, InputFileError, LiverSegError, OutputError, without_login
 from liverseg_tf.inference.predictor import (
     Prediction,
     Predictor,
@@ -201,7 +201,7 @@ def predict_job(
             text = f"{job.source}: needs more memory than there is to be written ({failed})"
             row = manifest_row(job.source, None, None, text)
         except Exception as failed:  # nothing that one volume does ends a run over thousands
-            _log.info("%s", job.source, exc_info=True)
+            _log.info("%s", without_login(str(job.source)), exc_info=True)
             text = f"{job.source}: failed unexpectedly ({type(failed).__name__}: {failed})"
             row = manifest_row(job.source, None, None, " ".join(text.split()))
     row["seconds"] = round(time.perf_counter() - began, 3)
@@ -214,7 +214,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         for local, url in names.items():
             value = value.replace(local, url)
-        return value
+        return without_login(value)  # rows stand in manifests and on screens
     if isinstance(value, dict):
         return {key: _renamed(content, names) for key, content in value.items()}
     return [_renamed(content, names) for content in value] if isinstance(value, list) else value

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liverseg_tf.data.remote import fetch, is_url, listing, location, parent, store
-from liverseg_tf.errors import LiverSegError, OutputError
+from liverseg_tf.errors import LiverSegError, OutputError, without_login
 from liverseg_tf.files import write_text
 from liverseg_tf.inference.predictor import is_own_result
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
@@ -66,8 +66,12 @@ class RunManifest:
         Returns:
             Rows by output.
         """
-        rows = self._read()
-        jobs = [job for job in jobs if rows.get(str(job.source), {}).get("output") == str(job.target)]
+        rows = self._read()  # without the passwords of URLs
+
+        def row_of(job: Job) -> dict[str, Any]:
+            return rows.get(without_login(str(job.source)), {})
+
+        jobs = [job for job in jobs if row_of(job).get("output") == without_login(str(job.target))]
         folders = {parent(job.target) for job in jobs if is_url(job.target)}
         there = {url: seconds for folder in folders for url, seconds in listing(folder).items()}
         finished = {}
@@ -81,7 +85,7 @@ class RunManifest:
                 origins.append(job.source)
             times = [path.stat().st_mtime for path in origins if path.exists()]
             if made is not None and max([job.source_time or 0.0, *times]) <= made:
-                finished[job.target] = rows[str(job.source)]
+                finished[job.target] = row_of(job)
         return finished
 
     def write(self, rows: Iterable[dict[str, Any]] = ()) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import math
 import random
+import struct
 import threading
 import time
 import urllib.error
@@ -14,12 +16,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.errors import ConfigError, ServerError, first_line, require
+from liverseg_tf.errors import ConfigError, ServerError, first_line, require, without_login
 from liverseg_tf.hounsfield import PNG_OFFSET_HU
 from liverseg_tf.strict_json import to_json
 
@@ -31,6 +33,8 @@ SLICES_A_REQUEST = 8
 # A single slice of probabilities may be larger than REPLY_BYTES; no more than this is accepted.
 _LARGEST_REPLY_BYTES = 256 * 1024**2
 _FIRST_WAIT_S = 0.25
+# Float32, and decimal numbers of few digits, miss a sum of 1 by less.
+_PROBABILITY_TOLERANCE = 1e-3
 
 
 class ServingClient:
@@ -41,7 +45,8 @@ class ServingClient:
     429, 502, 503). Any failure ends the whole call; there is no part of a result.
 
     Args:
-        url: `grpc://host:8500`, `grpcs://`, `http://host:8501` or `https://`; behind it, if not the default,
+        url: `grpc://host:8500`, `grpcs://`, `http://host:8501` or `https://` (there also `user:password@host`, which
+            is sent as basic authentication and told nowhere; redirects aren't followed); behind it, if not the default,
             `/<model>`, and `/versions/<number>` or `/labels/<label>` for one that is not the newest.
         timeout_s: seconds to wait for the reply to one try of a request.
         retries: how often a request is tried again, after 0.25, 0.5, 1, ... seconds.
@@ -74,20 +79,22 @@ class ServingClient:
                 "a client needs timeout_s above 0, retries of at least 0 and in_flight of at least 1. "
                 f"Received: {timeout_s}, {retries}, {in_flight}"
             )
-        scheme, address, model, version = _parse_url(url)
+        scheme, address, model, version, login = _parse_url(url)
+        url = without_login(url)  # what stands in errors, logs and manifests
         self.url, self.retries, self.in_flight = url, retries, in_flight
         self.compact = scheme in ("http", "https") if compact is None else compact
         self.slices_at_once = SLICES_A_REQUEST * in_flight
         if scheme in ("grpc", "grpcs"):
             self._transport: _Transport = _Grpc(url, address, scheme == "grpcs", model, version, timeout_s)
         else:
-            self._transport = _Rest(url, f"{scheme}://{address}", model, version, timeout_s)
+            self._transport = _Rest(url, f"{scheme}://{address}", model, version, timeout_s, login)
 
     @cached_property
     def config(self) -> ModelConfig:
         """The model's configuration, asked from the server once."""
-        (text,) = self._call("describe", {"name": np.array([b""], object)}, "json", threading.Event())
+        reply = self._call("describe", {"name": np.array([b""], object)}, "json", threading.Event())
         try:
+            (text,) = reply
             return ModelConfig.from_json(text.decode("utf-8"), self.url)
         except Exception as error:
             raise ServerError(f"{self.url}: serves something else than a model of this library ({error})") from None
@@ -138,31 +145,45 @@ class ServingClient:
 
     def _labels_by_array(self, hu, stop):
         labels = self._call("serving_default", {"hu": hu}, "labels", stop)
-        return self._checked(np.asarray(labels), hu.shape, np.uint8)
+        return self._checked(labels, hu.shape, np.uint8)
 
     def _labels_by_png(self, hu, stop):
         import tensorflow as tf
 
         replies = self._call("compact", {"png": _png(hu)}, "labels_bytes", stop)
         try:
+            sizes = {_png_size(reply) for reply in replies}
+            if len(replies) != len(hu) or sizes != {hu.shape[1:]}:  # a small PNG can declare gigabytes of pixels
+                raise ValueError(f"{len(replies)} of (rows, columns) {sorted(sizes)[:3]} for {hu.shape}")
             labels = np.stack([tf.io.decode_png(reply, channels=1).numpy()[..., 0] for reply in replies])
-        except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
+        except (tf.errors.InvalidArgumentError, ValueError, TypeError, struct.error) as error:
             raise ServerError(f"{self.url}: expected labels as PNG, got something else ({first_line(error)})") from None
         return self._checked(labels, hu.shape, np.uint8)
 
     def _probabilities(self, hu, stop):
         values = self._call("probabilities", {"hu": hu}, "probabilities", stop)
-        return self._checked(np.asarray(values), (*hu.shape, len(self.config.class_names)), np.float32)
+        return self._checked(values, (*hu.shape, len(self.config.class_names)), np.float32)
 
-    def _checked(self, values: np.ndarray, shape: tuple[int, ...], dtype) -> np.ndarray:
+    def _checked(self, values: Any, shape: tuple[int, ...], dtype) -> np.ndarray:
+        """A reply as an array, or an error: it is trusted no more than a file is."""
+        values = np.asarray(values)
         if values.shape != shape:
             raise ServerError(f"{self.url}: expected an answer of shape {shape}, got {values.shape}")
-        if dtype == np.uint8 and values.size and not 0 <= values.min() <= values.max() < len(self.config.class_names):
-            raise ServerError(
-                f"{self.url}: expected class indices below {len(self.config.class_names)}, got up to {values.max()}"
-            )
-        if dtype == np.float32 and not np.isfinite(values).all():
-            raise ServerError(f"{self.url}: expected probabilities, got NaN or infinity")
+        if values.dtype.kind not in "iuf":
+            raise ServerError(f"{self.url}: expected numbers, got values of {values.dtype}")
+        if not values.size:
+            return values.astype(dtype)
+        low, high, classes = values.min(), values.max(), len(self.config.class_names)
+        if dtype == np.uint8 and not (low >= 0 and high < classes and (np.floor(values) == values).all()):
+            raise ServerError(f"{self.url}: expected class indices from 0 to {classes - 1}, got {low} to {high}")
+        if dtype == np.float32:
+            if not (low >= 0 and high <= 1 + _PROBABILITY_TOLERANCE):  # false for NaN too
+                raise ServerError(f"{self.url}: expected probabilities from 0 to 1, got {low} to {high}")
+            sums = values.sum(-1, dtype=np.float64)
+            if np.abs(sums - 1).max() > _PROBABILITY_TOLERANCE:
+                raise ServerError(
+                    f"{self.url}: expected probabilities of sum 1, got sums of {sums.min():.4g} to {sums.max():.4g}"
+                )
         return values.astype(dtype)
 
     def _call(self, signature: str, inputs: dict[str, np.ndarray], output: str, stop: threading.Event) -> Any:
@@ -232,28 +253,55 @@ class _Grpc:
                 raise ServerError(_too_slow(self._url, self._timeout_s)) from None
             raise ServerError(f"{self._url}: the server refused: {code.name}: {details}") from None
         try:
-            values = tf.make_ndarray(reply.outputs[output])
+            tensor = reply.outputs[output]
+            # one value and a shape mean that value everywhere: a short reply can declare terabytes
+            count = math.prod(dimension.size for dimension in tensor.tensor_shape.dim)
+            if not 0 <= count <= _LARGEST_REPLY_BYTES // 4:
+                raise ValueError(f"{count} values")
+            values = tf.make_ndarray(tensor)
         except (TypeError, ValueError) as error:
             raise ServerError(f"{self._url}: expected the output {output!r}, got something else ({error})") from None
         return values.tolist() if values.dtype == object else values
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer like another: following it would send the CT, and a password, to somebody else."""
+
+    def redirect_request(self, *arguments):
+        return None
+
+
 class _Rest:
-    def __init__(self, url: str, base: str, model: str, version: tuple[str, str] | None, timeout_s: float):
+    def __init__(
+        self,
+        url: str,
+        base: str,
+        model: str,
+        version: tuple[str, str] | None,
+        timeout_s: float,
+        login: str | None = None,
+    ):
         middle = "".join(f"/{part}" for part in version or ())
         self._endpoint = f"{base}/v1/models/{model}{middle}:predict"
         self._url, self._timeout_s = url, timeout_s
+        self._headers = {"Content-Type": "application/json"}
+        if login is not None:
+            self._headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode("ascii")
+        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def predict(self, signature, inputs, output):
         body = {"signature_name": signature, "inputs": {name: _to_json(values) for name, values in inputs.items()}}
-        request = urllib.request.Request(
-            self._endpoint, to_json(body).encode(), {"Content-Type": "application/json"}, method="POST"
-        )
+        request = urllib.request.Request(self._endpoint, to_json(body).encode(), self._headers, method="POST")
         try:
             content = self._read(request)
         except urllib.error.HTTPError as error:
             with error:
                 details = _error_text(error)
+            if 300 <= error.code < 400:
+                raise ServerError(
+                    f"{self._url}: the server sends elsewhere (HTTP {error.code}), which is not followed: a CT goes "
+                    "only where it was meant to; name the address that answers"
+                ) from None
             if error.code in (429, 502, 503):
                 raise _BusyError(f"the server is busy (HTTP {error.code}: {details})") from None
             raise ServerError(f"{self._url}: the server refused: HTTP {error.code}: {details}") from None
@@ -269,7 +317,7 @@ class _Rest:
             values = json.loads(content)["outputs"]
             values = values[output] if isinstance(values, dict) else values
             return _from_json(values, output)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ServerError(
                 f"{self._url}: expected the output {output!r} as JSON, got something else ({first_line(error)})"
             ) from None
@@ -278,7 +326,7 @@ class _Rest:
         """The reply's body, whole, within the time-out: a socket's own time-out begins anew with every byte."""
         deadline = time.monotonic() + self._timeout_s
         content = bytearray()
-        with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:
+        with self._opener.open(request, timeout=self._timeout_s) as reply:
             while block := reply.read1(1 << 20):
                 content += block
                 if time.monotonic() > deadline:
@@ -290,14 +338,14 @@ class _Rest:
         return bytes(content)
 
 
-def _parse_url(url: str) -> tuple[str, str, str, tuple[str, str] | None]:
-    """Scheme, host:port, model, and ("versions" | "labels", which) or None."""
+def _parse_url(url: str) -> tuple[str, str, str, tuple[str, str] | None, str | None]:
+    """Scheme, host:port, model, ("versions" | "labels", which) or None, and user:password or None."""
     expected = "expected grpc://host:port or http://host:port, with /<model> behind it where it is not /liverseg"
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port
-    except ValueError:
-        port = None
+    except ValueError:  # a port or an IPv6 address that is none
+        raise ConfigError(f"server: {expected}. Received: {url!r}") from None
     if parts.scheme not in ("grpc", "grpcs", "http", "https") or not parts.hostname or port is None:
         raise ConfigError(f"server: {expected}. Received: {url!r}")
     names = [name for name in parts.path.split("/") if name]
@@ -312,7 +360,12 @@ def _parse_url(url: str) -> tuple[str, str, str, tuple[str, str] | None]:
         raise ConfigError(
             f"server: {expected}, and /versions/<number> or /labels/<label> behind that. Received: {url!r}"
         )
-    return parts.scheme, parts.netloc, model, version
+    login = None
+    if parts.username is not None:
+        if parts.scheme in ("grpc", "grpcs"):
+            raise ConfigError(f"server: gRPC takes no user and password in the URL. Received: {url!r}")
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return parts.scheme, parts.netloc.rpartition("@")[2], model, version, login
 
 
 def _pixels(hu: np.ndarray) -> int:
@@ -334,6 +387,18 @@ def _png(hu: np.ndarray) -> np.ndarray:
     return np.array([tf.io.encode_png(image, compression=1).numpy() for image in shifted], object)
 
 
+def _png_size(content: bytes) -> tuple[int, int]:
+    """Rows and columns that a PNG declares.
+
+    Raises:
+        ValueError, TypeError: if it is none.
+    """
+    if not isinstance(content, bytes) or content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR":
+        raise ValueError("no PNG")
+    columns, rows = struct.unpack(">II", content[16:24])
+    return rows, columns
+
+
 def _to_json(values: np.ndarray) -> list:
     if values.dtype == object:
         return [{"b64": base64.b64encode(value).decode("ascii")} for value in values]
@@ -347,7 +412,7 @@ def _from_json(values: Any, output: str) -> Any:
         return [base64.b64decode(value["b64"], validate=True) for value in values]
     if values and isinstance(values[0], str):
         return [value.encode("utf-8") for value in values]
-    return np.asarray(values)
+    return np.asarray(values)  # lists of unequal lengths are a ValueError
 
 
 def _error_text(error: urllib.error.HTTPError) -> str:
@@ -357,7 +422,7 @@ def _error_text(error: urllib.error.HTTPError) -> str:
         return error.reason
     try:
         return first_line(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return first_line(text or error.reason)
 
 

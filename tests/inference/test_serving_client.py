@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -237,6 +239,149 @@ def test_strange_answers_are_errors(body_hu, content, told):
         client = ServingClient(f"http://127.0.0.1:{server.getsockname()[1]}", retries=0, compact=False)
         with pytest.raises(ServerError, match=told):
             client.labels(body_hu((1, 8, 8)))
+
+
+def reply(text: str, status: str = "200 OK", more: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(text)}\r\n{more}\r\n{text}".encode()
+
+
+def outputs(values) -> bytes:
+    return reply(json.dumps({"outputs": values}))
+
+
+def png(*sizes) -> bytes:
+    """Images of a header alone."""
+    start = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+    encoded = [base64.b64encode(start + struct.pack(">II", *size)).decode() for size in sizes]
+    return outputs([{"b64": text} for text in encoded])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (reply('{"outputs": ' + "[" * 100_000), "as JSON"),
+        (reply("[" * 100_000, "500 Oops"), "HTTP 500"),
+        (reply('{"outputs": {"labels": ' + "[" * 40 + "]" * 40 + "}}"), "shape"),
+        (outputs([[["a", "b"], ["c", "d"]]]), "numbers"),
+        (outputs([[[None, 1], [1, 1]]]), "numbers"),
+        (outputs([[[True, True], [True, True]]]), "numbers"),
+        (outputs([[[1.7, 1], [1, 1]]]), "class indices from 0 to 2, got 1.0 to 1.7"),
+        (outputs([[[3, 1], [1, 1]]]), "class indices from 0 to 2, got 1 to 3"),
+        (outputs([[[-1, 1], [1, 1]]]), "class indices from 0 to 2, got -1 to 1"),
+        (outputs([[[float("nan"), 1], [1, 1]]]), "class indices"),
+        (outputs([[[10**30, 1], [1, 1]]]), "numbers"),
+        (outputs([[[1, 1], [1]]]), "as JSON"),
+        (outputs([[1, 1], [1, 1]]), "shape"),
+        (outputs([{}, "x"]), "as JSON"),
+        (outputs([{"b64": 3}]), "as JSON"),
+        (outputs(["a", 3]), "as JSON"),
+        (reply('{"outputs": null}'), "as JSON"),
+        (reply("[]"), "as JSON"),
+    ],
+)
+def test_labels_are_checked(answered, content, told):
+    with pytest.raises(ServerError, match=told):
+        answered(content, compact=False).labels(np.zeros((1, 2, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    "content", [png((60000, 60000)), png((2, 2), (2, 2)), png(), png((2, 3)), outputs([{"b64": "AAAA"}]), outputs([3])]
+)
+def test_png_labels_are_checked_before_they_are_unpacked(answered, content, monkeypatch):
+    import tensorflow as tf
+
+    client = answered(content)
+    monkeypatch.setattr(tf.io, "decode_png", lambda *a, **k: pytest.fail("was unpacked"))
+    with pytest.raises(ServerError, match="labels as PNG"):
+        client.labels(np.zeros((1, 2, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([-5, 3, 3], "from 0 to 1, got -5 to 3"),
+        ([-0.2, 0.6, 0.6], "from 0 to 1"),
+        ([0, 0, 1.2], "from 0 to 1"),
+        ([float("nan"), 0, 1], "from 0 to 1"),
+        ([0.2, 0.2, 0.2], "sums of 0.6"),
+        ([0.5, 0.5, 0.5], "sums of 1.5"),
+        ([0, 1], "shape"),
+    ],
+)
+def test_probabilities_are_checked(answered, values, told):
+    with pytest.raises(ServerError, match=told):
+        answered(outputs([[[values]]])).probabilities(np.zeros((1, 1, 1), np.float32))
+    good = answered(outputs([[[[0.1001, 0.2, 0.7]]]])).probabilities(np.zeros((1, 1, 1), np.float32))
+    assert good.dtype == np.float32
+
+
+@pytest.fixture
+def answered(small_config):
+    """Function of the bytes that a server answers with: a client of it that knows the model's configuration."""
+    servers = []
+
+    def make(content, login="", **options):
+        servers.append(answering(content))
+        client = ServingClient(f"http://{login}127.0.0.1:{servers[-1].getsockname()[1]}", retries=0, **options)
+        client.__dict__["config"] = small_config
+        return client
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See", "307 Temporary", "308 Permanent"])
+def test_redirects_are_not_followed(answered, status):
+    with answering(outputs([[[1]]])) as elsewhere:
+        location = f"Location: http://127.0.0.1:{elsewhere.getsockname()[1]}/x\r\n"
+        client = answered(reply("", status, location), "anna:sec%40ret@", compact=False)
+        with pytest.raises(ServerError, match=f"HTTP {status[:3]}.*not followed") as caught:
+            client.labels(np.zeros((1, 1, 1), np.float32))
+    assert "sec" not in str(caught.value)
+
+
+def test_passwords_are_sent_and_told_nowhere():
+    seen = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                seen.append(connection.recv(65536))
+                connection.sendall(reply("no", "401 Unauthorized"))
+
+        threading.Thread(target=serve, daemon=True).start()
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        client = ServingClient(f"http://anna:s%40cret@{host}", retries=0)
+        with pytest.raises(ServerError, match=f"http://{host}: the server refused: HTTP 401"):
+            client.config  # noqa: B018
+    assert base64.b64encode(b"anna:s@cret") in seen[0]
+    assert "cret" not in client.url
+    for url in (
+        "grpc://anna:secret@host:8500",
+        "http://anna:secret@host",
+        "http://anna:sec/ret@host:1",
+        "x://:secret@h",
+    ):
+        with pytest.raises(ConfigError, match="Received") as caught:
+            ServingClient(url)
+        assert "ret@" not in str(caught.value)
+
+
+def test_grpc_replies_that_declare_more_than_they_hold(monkeypatch, small_config):
+    from tensorflow_serving.apis import predict_pb2
+
+    client = ServingClient("grpc://127.0.0.1:1")
+    client.__dict__["config"] = small_config
+    answer = predict_pb2.PredictResponse()
+    answer.outputs["labels"].dtype = 4
+    answer.outputs["labels"].int_val.append(1)
+    for _ in range(4):
+        answer.outputs["labels"].tensor_shape.dim.add(size=1 << 12)
+    client._transport._stub.Predict = lambda request, timeout: answer
+    with pytest.raises(ServerError, match="281474976710656 values"):
+        client.labels(np.zeros((1, 2, 2), np.float32))
 
 
 def test_compact_requests_are_smaller(body_hu):
