@@ -1,3 +1,6 @@
+import os
+import time
+
 import pytest
 
 from liverseg_tf.errors import OutputError
@@ -28,6 +31,15 @@ def test_another_process_may_finish_with_the_same_file_meanwhile(tmp_path):
     (tmp_path / ".0123abcd.partial.result.txt").symlink_to(tmp_path / "gone")
     write_text(tmp_path / "result.txt", "new")
     assert (tmp_path / "result.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize(("age_seconds", "swept"), [(3500, False), (3700, True)])
+def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path, age_seconds, swept):
+    left = tmp_path / ".0123abcd.partial.result.txt"
+    left.write_text("half")
+    os.utime(left, (time.time() - age_seconds,) * 2)
+    write_text(tmp_path / "result.txt", "new")
+    assert left.exists() != swept
 
 
 def test_what_cannot_be_written_is_told(tmp_path):

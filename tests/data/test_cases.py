@@ -39,6 +39,18 @@ def test_overlapping_folders_are_no_doubles(tmp_path):
     assert len(find_cases(tmp_path, tmp_path / "a")) == 1
 
 
+def test_a_folder_by_two_names_is_no_double(tmp_path):
+    _touch(tmp_path, "a/volume-1.nii")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert len(find_cases(tmp_path / "a", tmp_path / "link")) == 1
+    assert len(find_cases(tmp_path / "a", tmp_path / "a" / ".." / "a")) == 1
+
+
+def test_names_with_more_behind_the_number_are_no_cases(tmp_path):
+    _touch(tmp_path, "volume-7.nii", "volume-7_old.nii", "segmentation-7.bak.nii", "imagesTr/liver_8_old.nii.gz")
+    assert [(case.id, case.segmentation) for case in find_cases(tmp_path)] == [(7, None)]
+
+
 def test_doubles_are_an_error_that_names_both(tmp_path):
     _touch(tmp_path, "a/volume-1.nii", "b/volume-1.nii.gz")
     with pytest.raises(CaseError, match=r"volume 1 is there twice: .*a.volume-1.nii and .*b.volume-1.nii.gz"):
@@ -81,6 +93,9 @@ def test_groups_file(tmp_path):
         ("liver_7.nii.gz", 7),
         ("liver_7_seg.nii", 7),
         ("ct.nii", None),
+        ("volume-7_old.nii", None),
+        ("liver_7_seg_2.nii", None),
+        ("old_volume-7.nii", None),
     ],
 )
 def test_case_numbers(name, number):
@@ -104,6 +119,13 @@ def test_splitting_by_patient_never_leaks(patients, fraction, seed):
     assert not {c.patient for c in training} & {c.patient for c in validation}
     assert len(training) + len(validation) == len(patients)
     assert (training, validation) == split_by_patient(_cases(patients), fraction, seed)
+
+
+@pytest.mark.parametrize(
+    ("patients", "fraction", "count"), [(8, 0.2, 2), (9, 0.2, 2), (7, 0.2, 1), (10, 0.01, 1), (3, 0.99, 2)]
+)
+def test_the_share_of_patients_is_rounded(patients, fraction, count):
+    assert len(split_by_patient(_cases("abcdefghij"[:patients]), fraction)[1]) == count
 
 
 @settings(max_examples=30, deadline=None)
