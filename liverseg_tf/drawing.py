@@ -6,7 +6,7 @@ Pictures are in radiological orientation: the patient's right is on the left, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from liverseg_tf.files import atomic_write
 from liverseg_tf.labels import BACKGROUND, CLASSES, LIVER, TUMOUR, LabelClass, color_mask
+from liverseg_tf.ownership import owned_write
 from liverseg_tf.provenance import SOFTWARE
 from liverseg_tf.windows import resolve_window, window_bounds, window_name
 
@@ -34,14 +34,22 @@ CURVE_COLORS = (
 )
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
+def save_figure(
+    figure: Figure, path: str | Path, dpi: int = 120, *, inputs: Iterable[str | Path] = (), overwrite: bool = False
+) -> None:
     """Write a figure whole or not at all; PNG files carry this library's version.
 
+    Args:
+        figure: of matplotlib.
+        path: the suffix chooses the format.
+        dpi: dots per inch.
+        inputs, overwrite: as `ownership.claim`.
+
     Raises:
-        OutputError: if it can't be written.
+        OutputError: if it can't or must not be written.
     """
     metadata = {"Software": SOFTWARE} if Path(path).suffix.lower() == ".png" else None
-    with atomic_write(path) as temporary:
+    with owned_write(path, "figure", inputs=inputs, overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=dpi, metadata=metadata)
 
 

@@ -65,6 +65,30 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def staging_folder(path: str | Path) -> Iterator[Path]:
+    """Give a hidden folder beside `path` for files that shall all appear together, or none of them.
+
+    It goes at the end; `ownership.publish` moves its files to their place before.
+
+    Raises:
+        OutputError: if it can't be made.
+    """
+    path = Path(path)
+    folder = path.with_name(temporary_name(path.name))
+    try:
+        folder.mkdir(parents=True)
+        _sweep(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: could not be written ({error.strerror or error}); check the folder's rights and free space"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def temporary_name(name: str, what: str = "partial") -> str:
     """A hidden name for a file that is to be called `name`: unique, with its suffixes, and no longer than allowed."""
     return f".{uuid.uuid4().hex[:8]}.{what}.{_tail(name)}"
@@ -100,6 +124,11 @@ def sha256_of(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Tell whether a file below a folder, or a folder around it there, is hidden: someone's trash, or half written."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from liverseg_tf.errors import OutputError
 from liverseg_tf.files import atomic_write, sha256_of
 from liverseg_tf.strict_json import to_json
+from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -188,6 +189,35 @@ def sign(image: nib.Nifti1Image, kind: str) -> nib.Nifti1Image:
     return image
 
 
+def publish(folder: Path, into: Path, *, inputs: Iterable[Where] = (), overwrite: bool = False, last: str = "") -> None:
+    """Move what was written into a staging folder to its place: all of it, or nothing if one file may not be replaced.
+
+    Args:
+        folder: of `files.staging_folder`, on the same disk; its files were written by this module.
+        into: where they go.
+        inputs, overwrite: as `claim`.
+        last: name of the file that is moved after all others, as a sign that they are there.
+
+    Raises:
+        OutputError: as `claim`.
+    """
+    kinds = {name: (kind, digest) for name, kind, digest in _ledger(folder)}
+    files = sorted((p for p in folder.rglob("*") if p.is_file() and p.name != LEDGER), key=lambda p: p.name == last)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    for path, name in zip(files, names, strict=True):
+        kind = _kind_of(path) if _is_nifti(path) else kinds[name][0]
+        claim(into / name, kind, inputs=inputs, overwrite=overwrite)
+    try:
+        for path, name in zip(files, names, strict=True):
+            target = into / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name in kinds:
+                _record(target.parent, target.name, *kinds[name])
+            os.replace(path, target)
+    except OSError as error:
+        raise OutputError(f"{into}: could not be written ({error.strerror or error})") from error
+
+
 def signed_line(content: dict[str, Any], kind: str) -> str:
     """A line of a JSON Lines file that ends in its own digest."""
     return to_json({**content, "digest": _line_digest(content, kind)}) + "\n"
@@ -324,6 +354,14 @@ def _descrip(start: bytes) -> tuple[int, bytes]:
         if start[offset : offset + 4] in signatures:
             return place, start[place : place + _DESCRIP_BYTES]
     return 0, b""
+
+
+def _kind_of(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(2048)
+    if start[:2] == b"\x1f\x8b":
+        start = zlib.decompressobj(31).decompress(start, 600)
+    return _descrip(start)[1].split(b" ")[2].decode()
 
 
 def _parts(descrip: bytes, kind: str) -> str | None:

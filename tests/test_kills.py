@@ -185,7 +185,8 @@ def contents(folder: Path) -> dict[str, object]:
 def _timeless(value):
     """Without what differs from run to run."""
     if isinstance(value, dict):
-        dropped = ("seconds", "first_step_seconds", "output", "input", "command", "created", "sha256", "prediction")
+        dropped = ("seconds", "first_step_seconds", "output", "input", "command", "created", "sha256", "digest")
+        dropped += ("prediction",)
         return {k: _timeless(v) for k, v in value.items() if k not in dropped and not k.startswith("date")}
     if isinstance(value, list):
         return [_timeless(v) for v in value]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from liverseg_tf.cli.options import add_json, add_max_bytes, add_model, add_output, add_overwrite, as_flags
 from liverseg_tf.errors import ConfigError
@@ -16,8 +15,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="segment CT volumes",
         description="Segment CT volumes. One input and OUT ending in .nii or .nii.gz: that file. Otherwise OUT is a "
         "folder: volume-7.nii.gz gives segmentation-7.nii.gz, x.nii.gz gives x_seg.nii.gz, and manifest.jsonl "
-        "tells what was done, a line a volume. INPUT and OUT may be URLs (s3://, gs://). Inputs and files of others "
-        "are never written over.",
+        "tells what was done, a line a volume. INPUT and OUT may be URLs (s3://, gs://). Files of others, and masks "
+        "that were changed since, are kept; inputs always.",
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI files or folders of them, or URLs")
     add_output(parser, "OUT", "NIfTI file or folder to write", ".nii", ".nii.gz", folder=True)
@@ -61,14 +60,14 @@ def run(args: argparse.Namespace) -> int:
     """Predict; returns 1 if any volume failed."""
     import os
     from contextlib import ExitStack, redirect_stdout
-    from functools import partial
 
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.data.remote import join, location
-    from liverseg_tf.inference.jobs import plan, predict_files
+    from liverseg_tf.inference.jobs import UNCERTAINTY, check_outputs, plan, predict_files
     from liverseg_tf.inference.postprocessing import PostProcessing
-    from liverseg_tf.inference.predictor import Predictor, check_output
+    from liverseg_tf.inference.predictor import Predictor
     from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
+    from liverseg_tf.ownership import refuse_inputs
     from liverseg_tf.strict_json import to_json
 
     if args.server and args.model:
@@ -78,11 +77,7 @@ def run(args: argparse.Namespace) -> int:
     ray_options = {name: getattr(args, name) for name in ("address", "workers", "threads", "gpus")}
     ray_options["timeout_s"] = args.timeout
     ray_options = {name: value for name, value in ray_options.items() if value is not None}
-    jobs = plan(args.inputs, args.output, args.overwrite)
-    if args.uncertainty:
-        for job in jobs:
-            if isinstance(job.target, Path):
-                check_output(_entropy_path(job.target), [], args.overwrite)
+    jobs = plan(args.inputs, args.output, args.overwrite, args.resume)
     model = args.model
     if args.server:
         from liverseg_tf.inference.serving_client import ServingClient
@@ -104,12 +99,21 @@ def run(args: argparse.Namespace) -> int:
         "uncertainty": args.uncertainty,
     }
     output = location(args.output)
+    products = dict.fromkeys(predictor.config.class_names[1:], "probabilities") if args.probabilities else {}
+    if args.uncertainty:
+        products[UNCERTAINTY] = "uncertainty"
     with ExitStack() as stack:
         manifest, finished = None, {}
         if jobs[0].target != output:  # a folder
             name = str(args.server or args.model or "shipped")
-            manifest = stack.enter_context(RunManifest(join(output, MANIFEST), name, settings))
+            manifest = stack.enter_context(
+                RunManifest(join(output, MANIFEST), name, settings, predictor.sha256, args.overwrite)
+            )
+            refuse_inputs([manifest.where], [job.source for job in jobs])
             finished = manifest.finished(jobs) if args.resume else {}
+        todo = [job for job in jobs if job.target not in finished]
+        check_outputs(todo, products | ({"": "mask"} if args.resume else {}), args.overwrite, [j.source for j in jobs])
+        if manifest is not None:
             manifest.write(finished.values())
         bar = stack.enter_context(progress_bar())
         if args.engine == "ray":  # it prints of every worker that dies; the rows tell it too, and stdout is theirs
@@ -135,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
             probabilities=args.probabilities,
             overwrite=args.overwrite,
             finished=finished,
-            extra=partial(_uncertainty, overwrite=args.overwrite) if args.uncertainty else None,
+            extra=_uncertainty if args.uncertainty else None,
             progress=on_progress,
             on_done=on_done,
             engine=args.engine,
@@ -161,17 +165,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _uncertainty(predictor, prediction, target, overwrite: bool) -> dict:
+def _uncertainty(predictor, prediction, target) -> dict:
     from liverseg_tf.explanation.uncertainty import measure_uncertainty
+    from liverseg_tf.inference.jobs import entropy_path
 
     found = measure_uncertainty(prediction, predictor)
-    path = _entropy_path(target)
-    found.save(path, overwrite)
+    path = entropy_path(target)
+    found.save(path)
     return {"uncertainty": {"entropy": str(path), **found.to_dict()}}
-
-
-def _entropy_path(target: Path) -> Path:
-    return target.with_name(target.name.removesuffix(".gz").removesuffix(".nii") + "_uncertainty.nii.gz")
 
 
 def _range(ends: list[float]) -> str:

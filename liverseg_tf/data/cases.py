@@ -13,6 +13,7 @@ import numpy as np
 
 from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.errors import CaseError, ConfigError, DataWarning, InputFileError
+from liverseg_tf.files import is_hidden
 
 # LiTS: volume-7, segmentation-7. Medical Segmentation Decathlon: imagesTr/liver_7, labelsTr/liver_7.
 _NUMBER = r"(\d{1,18})"  # fits 64 bits
@@ -43,7 +44,7 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
 
     Knows LiTS's names (`volume-7.nii`, `segmentation-7.nii`, also .nii.gz) in any sub-folder, and the Medical
     Segmentation Decathlon's layout (`imagesTr/liver_7.nii.gz`, `labelsTr/liver_7.nii.gz`, `imagesTs/...`).
-    Hidden files are passed over.
+    Hidden files and folders are passed over.
 
     Args:
         folders: any number of folders, searched recursively; volumes and masks may lie in different ones.
@@ -223,7 +224,7 @@ def _nifti_files(folders: Sequence[str | Path]) -> list[Path]:
             what = "got a file" if folder.exists() else "there is none"
             raise InputFileError(f"{folder}: expected a folder of CTs, {what}; check the path")
         for path in sorted(folder.rglob("*")):
-            if is_nifti_name(path) and path.is_file():
+            if is_nifti_name(path) and path.is_file() and not is_hidden(path, folder):
                 files.setdefault(path.resolve(), path)  # overlapping folders are no doubles
     return list(files.values())
 

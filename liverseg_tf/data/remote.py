@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import re
-import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from liverseg_tf.errors import InputFileError, LiverSegError, MissingDependencyError, OutputError, require
+from liverseg_tf.files import temporary_name
+from liverseg_tf.ownership import is_url
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_LOCAL = re.compile("^(file|local)://", re.IGNORECASE)
 # These show an object only when all of it has come. Elsewhere a file grows under its name, and needs a temporary one.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
-
-
-def is_url(where: str | Path) -> bool:
-    """Tell whether something lies behind a URL that isn't a local file's."""
-    return isinstance(where, str) and bool(_URL.match(where)) and not where.lower().startswith("file://")
 
 
 def location(where: str | Path) -> str | Path:
@@ -32,8 +28,7 @@ def location(where: str | Path) -> str | Path:
     """
     if is_url(where):
         return where if where.endswith("://") else where.rstrip("/")
-    text = str(where)
-    return Path(text[len("file://") :] if text.lower().startswith("file://") else text)
+    return Path(_LOCAL.sub("", where, count=1) if isinstance(where, str) else where)
 
 
 def join(folder: str | Path, name: str) -> str | Path:
@@ -103,7 +98,7 @@ def store(path: Path, url: str) -> None:
             system.put_file(str(path), remote)
             return
         folder, name = remote.rsplit("/", 1)
-        temporary = f"{folder}/.{uuid.uuid4().hex[:8]}.partial.{name}"
+        temporary = f"{folder}/{temporary_name(name)}"
         try:
             system.makedirs(folder, exist_ok=True)
             system.put_file(str(path), temporary)

@@ -11,6 +11,7 @@ from liverseg_tf.data.cases import case_number, read_patients
 from liverseg_tf.data.nifti import is_nifti_name, open_nifti, stem
 from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, DataWarning, GeometryWarning, InputFileError
+from liverseg_tf.files import is_hidden
 
 _VOLUME_NAME = re.compile(r"volume-\d+", re.IGNORECASE)
 
@@ -93,7 +94,7 @@ def _masks(folder: Path) -> dict[int | str, Path]:
     masks: dict[int | str, Path] = {}
     for path in sorted(folder.rglob("*")):
         is_volume = _VOLUME_NAME.fullmatch(stem(path)) or path.parent.name.lower() in ("imagestr", "imagests")
-        if is_volume or not is_nifti_name(path) or not path.is_file():
+        if is_volume or not is_nifti_name(path) or not path.is_file() or is_hidden(path, folder):
             continue
         case = _case(path)
         if case in masks:

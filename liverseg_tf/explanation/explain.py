@@ -32,10 +32,10 @@ from liverseg_tf.explanation.faithfulness import (
 )
 from liverseg_tf.explanation.methods import DEFAULT_METHOD, Explainer, make_explainer
 from liverseg_tf.explanation.regions import Region, check_request, find_regions
-from liverseg_tf.files import atomic_write, write_text
-from liverseg_tf.inference.predictor import Prediction, Predictor, check_output, describe
+from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.runtimes import KerasRuntime, keras_runtime
 from liverseg_tf.labels import CLASSES, LIVER
+from liverseg_tf.ownership import claim, is_ours, save_image, sign, write_text
 from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ class Explanation:
         regions: one `RegionExplanation` for each, the largest lesion first.
         left_out: how many smaller lesions were not explained.
         settings: what was asked for.
+        mask_path: the file that the regions come from, if one was given.
     """
 
     volume: CTVolume
@@ -167,6 +168,7 @@ class Explanation:
     regions: list[RegionExplanation]
     left_out: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+    mask_path: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able figures."""
@@ -187,11 +189,9 @@ class Explanation:
 
     def image(self, region: int = 0) -> nib.Nifti1Image:
         """A region's map as a nibabel image in the input's grid: uint8, scaled to 0..1 by its header."""
-        image = describe(
-            self.volume.image_like(np.rint(self.regions[region].heatmap(self.volume.shape) * 255).astype(np.uint8))
-        )
+        image = self.volume.image_like(np.rint(self.regions[region].heatmap(self.volume.shape) * 255).astype(np.uint8))
         image.header.set_slope_inter(1 / 255, 0)
-        return image
+        return sign(image, "heatmap")
 
     def save(self, folder: str | Path, overwrite: bool = False, safe_colors: bool = False) -> list[Path]:
         """Write each region's map (`<region>_heatmap.nii.gz`), its figure (`<region>.png`), and `explanation.json`.
@@ -210,21 +210,21 @@ class Explanation:
         from liverseg_tf.drawing import save_figure
 
         folder = Path(folder)
+        options = {"inputs": [path for path in (self.volume.path, self.mask_path) if path], "overwrite": overwrite}
         names = [r.region.name for r in self.regions]
         maps = [folder / f"{name}_heatmap.nii.gz" for name in names]
         figures = [folder / f"{name}.png" for name in names]
-        check_folder(folder, [*figures, folder / SUMMARY], overwrite)
-        for path in maps:
-            check_output(path, [self.volume.path] if self.volume.path else [], overwrite)
+        _claim_all(folder, maps, figures, **options)
         for index, (path, figure) in enumerate(zip(maps, figures, strict=True)):
-            with atomic_write(path) as temporary:
-                nib.save(self.image(index), temporary)
-            save_figure(self.figure(index, safe_colors), figure)
+            save_image(self.image(index), path, "heatmap", **options)
+            save_figure(self.figure(index, safe_colors), figure, **options)
         earlier = _regions_of(folder / SUMMARY)
-        write_text(folder / SUMMARY, to_json({"made_by": "liverseg_tf", **self.to_dict()}, indent=2) + "\n")
+        text = to_json({"made_by": "liverseg_tf", **self.to_dict()}, indent=2) + "\n"
+        write_text(folder / SUMMARY, text, "explanation", **options)
         for name in earlier - set(names):  # of an earlier explanation with more regions
-            for path in (folder / f"{name}_heatmap.nii.gz", folder / f"{name}.png"):
-                path.unlink(missing_ok=True)
+            for path, kind in ((folder / f"{name}_heatmap.nii.gz", "heatmap"), (folder / f"{name}.png", "figure")):
+                if is_ours(path, kind):
+                    path.unlink()
         return [*maps, *figures, folder / SUMMARY]
 
 
@@ -306,7 +306,7 @@ def explain(
     network = runtime.slice_function.model
     explainer = make_explainer(network, runtime.config, method, layer)
     if output is not None:
-        check_folder(Path(output), [Path(output) / SUMMARY], overwrite)
+        _claim_all(Path(output), overwrite=overwrite)
     report = progress or (lambda done, total, what: None)
     if not isinstance(source, Prediction):
         source = predictor.read(source)
@@ -351,7 +351,8 @@ def explain(
         "can_show": CAN_SHOW,
         "seed": seed,
     }
-    explanation = Explanation(volume, labels, explained, len(found) - len(chosen), settings)
+    mask_path = Path(mask) if isinstance(mask, (str, Path)) else getattr(mask, "path", None)
+    explanation = Explanation(volume, labels, explained, len(found) - len(chosen), settings, mask_path)
     if output is not None:
         report(len(chosen), len(chosen), "writing")
         explanation.save(output, overwrite, safe_colors)
@@ -369,25 +370,12 @@ def _regions_of(summary: Path) -> set[str]:
         return set()
 
 
-def check_folder(folder: Path, files: Sequence[Path], overwrite: bool) -> None:
-    """Check that files may be written into a folder: they are new, or an explanation of ours lies there.
-
-    Raises:
-        OutputError: if the folder is a file, or a file of somebody else would be replaced.
-    """
+def _claim_all(folder: Path, maps: Sequence[Path] = (), figures: Sequence[Path] = (), **options) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder for explanations, got a file; name another output")
-    taken = [path for path in files if path.exists()]
-    if taken and not overwrite:
-        try:
-            own = json.loads((folder / SUMMARY).read_text("utf-8")).get("made_by") == "liverseg_tf"
-        except (OSError, ValueError, AttributeError):
-            own = False
-        if not own:
-            raise OutputError(
-                f"{taken[0]}: exists and was not made by this library; choose another output, "
-                "or replace it with overwrite=True"
-            )
+    for paths, kind in ((maps, "heatmap"), (figures, "figure"), ([folder / SUMMARY], "explanation")):
+        for path in paths:
+            claim(path, kind, **options)
 
 
 def _labels(source, volume: CTVolume, mask, predictor: Predictor, report: Progress) -> np.ndarray:

@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume
-from liverseg_tf.files import atomic_write
-from liverseg_tf.inference.predictor import Prediction, Predictor, check_output, describe
+from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.test_time_augmentation import Variations
 from liverseg_tf.labels import BACKGROUND, TUMOUR
+from liverseg_tf.ownership import save_image, sign
 
 
 @dataclass(eq=False)
@@ -49,9 +49,9 @@ class Uncertainty:
     @property
     def image(self) -> nib.Nifti1Image:
         """The entropy as a nibabel image in the input's grid: uint8, scaled to 0..1 by its header."""
-        image = describe(self.volume.image_like(self.entropy))
+        image = self.volume.image_like(self.entropy)
         image.header.set_slope_inter(1 / 255, 0)
-        return image
+        return sign(image, "uncertainty")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able figures."""
@@ -69,9 +69,8 @@ class Uncertainty:
         Raises:
             OutputError: if it must not or can't be written.
         """
-        check_output(path, [self.volume.path] if self.volume.path else [], overwrite)
-        with atomic_write(path) as temporary:
-            nib.save(self.image, temporary)
+        inputs = [self.volume.path] if self.volume.path else []
+        save_image(self.image, path, "uncertainty", inputs=inputs, overwrite=overwrite)
 
 
 def measure_uncertainty(

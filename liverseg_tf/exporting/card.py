@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from liverseg_tf.config import ModelConfig
+from liverseg_tf.models.saving import weights_sha256
 from liverseg_tf.provenance import versions
 
 
@@ -43,14 +43,6 @@ def model_card(
     }
     markdown = _markdown_beside(source)
     return card | ({"model_card.md": markdown} if markdown else {})
-
-
-def weights_sha256(model: keras.Model) -> str:
-    """SHA-256 over a model's weights: the same for all artefacts of one training."""
-    digest = hashlib.sha256()
-    for values in model.get_weights():
-        digest.update(values.tobytes())
-    return digest.hexdigest()
 
 
 def _markdown_beside(source: Path | None) -> str | None:

@@ -15,7 +15,7 @@ import numpy as np
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.cases import Case
 from liverseg_tf.errors import ConfigError, LiverSegError, ModelError, OutputError
-from liverseg_tf.exporting.card import model_card, weights_sha256
+from liverseg_tf.exporting.card import model_card
 from liverseg_tf.exporting.parity import REFERENCE, Parity, check_parity, megabytes
 from liverseg_tf.exporting.samples import samples
 from liverseg_tf.exporting.savedmodel import has_warmup_requests, write_savedmodel
@@ -23,7 +23,7 @@ from liverseg_tf.exporting.tflite import DESCRIPTION, PRECISIONS, check_builtin_
 from liverseg_tf.files import atomic_write, sha256_of, write_text
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, version_folders
-from liverseg_tf.models.saving import load_model, save_model
+from liverseg_tf.models.saving import load_model, save_model, weights_sha256
 from liverseg_tf.shipped import locate_model
 
 FORMATS = ("savedmodel", "tflite")

@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_tf.data.nifti import is_nifti_name, stem
-from liverseg_tf.data.remote import fetch, is_url, join, listing, location, parent, starts, store
+from liverseg_tf.data.remote import fetch, join, listing, location, parent, starts, store
 from liverseg_tf.errors import ConfigError, InputFileError, LiverSegError, OutputError, without_login
-from liverseg_tf.inference.predictor import (
-    Prediction,
-    Predictor,
-    check_output,
-    manifest_row,
-    says_own_result,
-)
+from liverseg_tf.files import is_hidden, staging_folder
+from liverseg_tf.inference.predictor import Prediction, Predictor, manifest_row, side_product
+from liverseg_tf.ownership import carries_our_mark, claim, is_url, publish, refuse_inputs, why_not_ours
 
 ENGINES = ("embedded", "ray")
+UNCERTAINTY = "uncertainty"
 _MASK_NAME = re.compile(r"segmentation-\d+(_[a-z]+)?|.*_seg(_[a-z]+)?", re.IGNORECASE)
 _MASK_FOLDERS = ("labelstr", "labelsts")
 # of a remote file, enough to tell whose it is
@@ -52,7 +49,7 @@ class Job:
         return Path(self.source).name
 
 
-def plan(inputs: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> list[Job]:
+def plan(inputs: Sequence[str | Path], output: str | Path, overwrite: bool = False, resume: bool = False) -> list[Job]:
     """Say which file's mask goes where, and check all of it before anything is predicted.
 
     One input file and an output ending in .nii or .nii.gz: that file. Otherwise `output` is a folder in which
@@ -61,7 +58,8 @@ def plan(inputs: Sequence[str | Path], output: str | Path, overwrite: bool = Fal
     Args:
         inputs: NIfTI files, or folders that are searched recursively; masks in them are passed over. Paths or URLs.
         output: file or folder, path or URL.
-        overwrite: replace files that this library did not make.
+        overwrite: replace files that this library did not make, or that were changed since.
+        resume: masks that are there may be kept: `check_outputs` asks later whether those that aren't may be replaced.
 
     Raises:
         InputFileError: if an input is missing or a folder holds no CT.
@@ -77,19 +75,60 @@ def plan(inputs: Sequence[str | Path], output: str | Path, overwrite: bool = Fal
         if isinstance(output, Path) and output.exists() and not output.is_dir():
             raise OutputError(f"{output}: expected a folder or a name ending in .nii or .nii.gz, got another file")
         jobs = [Job(source, join(output, mask_name(source)), time) for source, time in sources.items()]
-    first: dict[str | Path, str | Path] = {}
-    local_sources = [source for source in sources if isinstance(source, Path)]
-    for job in jobs:
-        if job.target in first:
-            raise OutputError(
-                f"{job.target}: both {first[job.target]} and {job.source} would give it; predict them apart"
-            )
-        first[job.target] = job.source
-        if isinstance(job.target, Path):
-            check_output(job.target, local_sources, overwrite)
-    if is_url(output):
-        _check_remote_outputs(list(first), sources, overwrite)
+    check_outputs(jobs, {"": "mask"}, overwrite or resume, sources)
     return jobs
+
+
+def check_outputs(
+    jobs: Sequence[Job],
+    products: Mapping[str, str],
+    overwrite: bool = False,
+    inputs: Iterable[str | Path] | None = None,
+) -> None:
+    """Check, before anything is predicted, that every output is one job's alone, no input, and new or ours.
+
+    Args:
+        jobs: of `plan`.
+        products: what is written of each job: the end of its name ("" for the mask itself) and its kind, as
+            `ownership.claim` takes it.
+        overwrite: replace any other file too, but never an input.
+        inputs: of the whole run; by default the jobs' volumes.
+
+    Raises:
+        OutputError: naming the first that may not be written.
+    """
+    inputs = [job.source for job in jobs] if inputs is None else list(inputs)
+    of: dict[str | Path, str | Path] = {}
+    kinds: dict[str | Path, str] = {}
+    for job in jobs:
+        for ending, kind in {"": "mask", **products}.items():
+            path = product(job.target, ending)
+            if path in of:
+                raise OutputError(f"{path}: both {of[path]} and {job.source} would give it; predict them apart")
+            of[path] = job.source
+            if ending in products:
+                kinds[path] = kind
+    refuse_inputs(kinds, inputs)
+    remote = {path: kind for path, kind in kinds.items() if is_url(path)}
+    for path, kind in kinds.items():
+        if path not in remote:
+            claim(path, kind, overwrite=overwrite)
+    if remote and not overwrite:
+        _check_remote_outputs(remote)
+
+
+def product(target: Path | str, ending: str) -> Path | str:
+    """Where a job's further result goes: `x_seg_liver.nii.gz` of `x_seg.nii.gz`; the mask itself without ending."""
+    if not ending:
+        return target
+    if not is_url(target):
+        return entropy_path(target) if ending == UNCERTAINTY else side_product(target, ending)
+    return join(parent(target), str(product(Path(Path(target).name), ending)))
+
+
+def entropy_path(target: Path) -> Path:
+    """Where the entropy of a mask's variations goes."""
+    return target.with_name(f"{stem(target)}_{UNCERTAINTY}.nii.gz")
 
 
 def mask_name(source: str | Path) -> str:
@@ -117,8 +156,8 @@ def predict_files(
 
     Args:
         finished: rows, by output, that need no second prediction; see `RunManifest.finished`.
-        extra: called with the predictor, each prediction and its mask's path; what it returns joins the row. For Ray it
-            must be picklable.
+        extra: called with the predictor, each prediction and its mask's path, still in a hidden folder; what it writes
+            into that folder appears with the mask, what it returns joins the row. For Ray it must be picklable.
         progress: called with the job, the slices done and their total; not with Ray.
         on_done: called with each new row as it is complete, always in this process.
         engine: `embedded`, in this process; or `ray`, by workers on this machine or a cluster.
@@ -164,8 +203,8 @@ def predict_job(
 ) -> dict[str, Any]:
     """Predict one volume and write its results: what every engine does with a job.
 
-    A volume behind a URL is copied to a temporary folder, and results that go to a URL are written there first: its
-    files take no more of the disk than this one volume, its mask comes last.
+    A volume behind a URL is copied to a temporary folder. Results are written to a hidden folder first and get their
+    place together, the mask last: where one fails, none is left beside the error.
 
     Returns:
         The volume's row, of an error too.
@@ -176,24 +215,27 @@ def predict_job(
         warnings.simplefilter("always")
         try:
             source, target = job.source, job.target
-            if is_url(source) or is_url(target):
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-"))
             if is_url(source):
-                source = Path(folder, "in", job.name)
+                source = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")), job.name)
                 local_names[str(source)] = job.source
                 fetch(job.source, source)
-            if is_url(target):
-                target = Path(folder, "out", Path(job.target).name)
-                local_names[str(target.parent)] = parent(job.target)
             report = (lambda done, total: progress(job, done, total)) if progress else None
             prediction = predictor.predict(source, probabilities=probabilities, progress=report)
-            prediction.save(target, overwrite)
+            if is_url(target):
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")))
+            else:
+                folder = stack.enter_context(staging_folder(target))
+            local_names[str(folder)] = parent(target) if is_url(target) else str(target.parent)
+            staged = folder / Path(target).name
+            prediction.save(staged)
             if probabilities:
-                prediction.save_probabilities(target, overwrite)
-            more = extra(predictor, prediction, target) if extra is not None else {}
-            if is_url(job.target):
-                for path in sorted(target.parent.iterdir(), key=lambda path: path == target):
-                    store(path, join(parent(job.target), path.name))
+                prediction.save_probabilities(staged)
+            more = extra(predictor, prediction, staged) if extra is not None else {}
+            if is_url(target):
+                for path in sorted(folder.iterdir(), key=lambda path: path == staged):
+                    store(path, join(parent(target), path.name))
+            else:
+                publish(folder, target.parent, inputs=[job.source], overwrite=overwrite, last=staged.name)
             row = {**manifest_row(job.source, job.target, prediction, None), **more}
         except LiverSegError as failed:
             row = manifest_row(job.source, None, None, str(failed))
@@ -220,20 +262,19 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     return [_renamed(content, names) for content in value] if isinstance(value, list) else value
 
 
-def _check_remote_outputs(targets: list[str], sources: Iterable[str | Path], overwrite: bool) -> None:
-    """`check_output` for URLs of one folder, with few requests."""
-    if inputs := set(targets).intersection(sources):
-        raise OutputError(f"{min(inputs)}: is an input and is never written over; choose another output")
-    there = listing(parent(targets[0]))
-    existing = [target for target in targets if target in there]
-    if overwrite:
-        return
-    for target, start in zip(existing, starts(existing, _START_BYTES), strict=True):
-        if not says_own_result(start):
-            raise OutputError(
-                f"{target}: exists and was not made by this library; choose another output, "
-                "or replace it with overwrite=True"
-            )
+def _check_remote_outputs(kinds: Mapping[str, str]) -> None:
+    """`claim` for URLs of one folder, with few requests: only what carries our mark is read whole."""
+    there = listing(parent(next(iter(kinds))))
+    existing = [url for url in kinds if url in there]
+    with tempfile.TemporaryDirectory(prefix="liverseg-") as folder:
+        for url, start in zip(existing, starts(existing, _START_BYTES), strict=True):
+            copy = Path(folder, Path(url).name)
+            if carries_our_mark(start, kinds[url]):
+                fetch(url, copy)
+            reason = why_not_ours(copy, kinds[url])
+            copy.unlink(missing_ok=True)
+            if reason:
+                raise OutputError(f"{url}: {reason}; choose another output, or replace it with overwrite=True")
 
 
 def _sources(inputs: Sequence[str | Path]) -> dict[str | Path, float | None]:
@@ -250,7 +291,8 @@ def _sources(inputs: Sequence[str | Path]) -> dict[str | Path, float | None]:
                     f"{given}: expected CTs ending in .nii or .nii.gz, there is no such folder or it holds none"
                 )
         elif given.is_dir():
-            paths = [p for p in sorted(given.rglob("*")) if p.is_file() and is_nifti_name(p) and not _is_mask(p)]
+            files = [p for p in sorted(given.rglob("*")) if p.is_file() and not is_hidden(p, given)]
+            paths = [p for p in files if is_nifti_name(p) and not _is_mask(p)]
             if not paths:
                 raise InputFileError(f"{given}: expected CTs ending in .nii or .nii.gz, the folder holds none")
             found = dict.fromkeys(paths)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,14 +19,17 @@ import numpy as np
 import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.data.nifti import is_nifti_name
+from liverseg_tf.data.nifti import stem
 from liverseg_tf.data.volume import CTVolume, grid_in_words
-from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, OutputError
-from liverseg_tf.files import atomic_write
+from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError
+from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
-from liverseg_tf.inference.runtimes import Runtime, open_runtime
+from liverseg_tf.inference.runtimes import Runtime, keras_runtime, open_runtime
 from liverseg_tf.inference.test_time_augmentation import Variations
 from liverseg_tf.labels import BACKGROUND
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, version_folder
+from liverseg_tf.models.saving import weights_sha256
+from liverseg_tf.ownership import save_image, sign
 from liverseg_tf.shipped import locate_model, shipped_models
 
 if TYPE_CHECKING:
@@ -38,8 +41,6 @@ _PIXELS_A_BATCH = 4 * 512 * 512
 _MOST_PIXELS_A_SLICE = 4096 * 4096
 # Adult livers have 1000 ml and more; below this the model has hardly found one.
 SMALLEST_LIVER_ML = 200.0
-# Our results say so in their header, so that we never write over anything else.
-DESCRIPTION = "liverseg_tf"
 
 Progress = Callable[[int, int], None]
 
@@ -84,7 +85,7 @@ class Prediction:
     @cached_property
     def image(self) -> nib.Nifti1Image:
         """The mask as a nibabel image with the input's grid, orientation, affine and header."""
-        return describe(self.volume.image_like(self.canonical_labels))
+        return sign(self.volume.image_like(self.canonical_labels), "mask")
 
     def statistics(self) -> MaskStatistics:
         """Volumes in ml, lesions, burden; see `liverseg_tf.statistics`."""
@@ -103,10 +104,9 @@ class Prediction:
         Raises:
             OutputError: if it must not or can't be written.
         """
-        check_output(path, [self.volume.path] if self.volume.path else [], overwrite)
-        with atomic_write(path) as temporary:
-            # not `image`, which would be kept
-            nib.save(describe(self.volume.image_like(self.canonical_labels)), temporary)
+        # not `image`, which would be kept
+        image = self.volume.image_like(self.canonical_labels)
+        save_image(image, path, "mask", inputs=self._inputs, overwrite=overwrite)
 
     def save_probabilities(self, path: str | Path, overwrite: bool = False) -> list[Path]:
         """Write one NIfTI file a class beside `path`: `x.nii.gz` gives `x_liver.nii.gz` and `x_tumour.nii.gz`.
@@ -118,18 +118,18 @@ class Prediction:
         """
         if not self.probabilities:
             raise ConfigError("no probabilities were kept: predict with probabilities=True")
-        path = Path(path)
-        stem, suffix = (path.name[:-7], ".nii.gz") if path.name.endswith(".nii.gz") else (path.stem, path.suffix)
         written = []
         for name, values in self.probabilities.items():
-            target = path.with_name(f"{stem}_{name}{suffix}")
-            check_output(target, [self.volume.path] if self.volume.path else [], overwrite)
-            image = describe(self.volume.image_like(values))
+            target = side_product(Path(path), name)
+            image = self.volume.image_like(values)
             image.header.set_slope_inter(1 / 255, 0)
-            with atomic_write(target) as temporary:
-                nib.save(image, temporary)
+            save_image(image, target, "probabilities", inputs=self._inputs, overwrite=overwrite)
             written.append(target)
         return written
+
+    @property
+    def _inputs(self) -> list[Path]:
+        return [self.volume.path] if self.volume.path else []
 
 
 class Predictor:
@@ -192,6 +192,16 @@ class Predictor:
             Path(m).name if isinstance(m, (str, os.PathLike)) else "given in memory" for m in models if m is not None
         ]
         return ", ".join(names) or "shipped"
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Digest of the models' files, or of the weights in memory: another one where anything of them was changed.
+
+        None where a server or another runtime can't be looked into.
+        """
+        models = self._model if isinstance(self._model, (list, tuple)) else _folds(self._model)
+        digests = [_model_digest(model, runtime) for model, runtime in zip(models, self.runtimes, strict=True)]
+        return None if None in digests else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
     def folders(self) -> list[Path]:
@@ -335,49 +345,9 @@ class Predictor:
         return CTVolume.from_array(np.asarray(source), spacing_mm, hu_range=self.config.hu_range)
 
 
-def check_output(path: str | Path, inputs: Sequence[Path], overwrite: bool = False) -> None:
-    """Check that a result may be written to `path`.
-
-    Raises:
-        OutputError: if it is an input, a folder, no NIfTI name, or a file that this library didn't write.
-    """
-    path = Path(path)
-    if not is_nifti_name(path):
-        raise OutputError(f"{path}: expected a name ending in .nii or .nii.gz for a mask")
-    if path.is_dir():
-        raise OutputError(f"{path}: expected a file to write, got a folder; name a file in it")
-    if not path.exists():
-        return
-    if any(path.samefile(source) for source in inputs if source.exists()):
-        raise OutputError(f"{path}: is an input and is never written over; choose another output")
-    if not overwrite and not is_own_result(path):
-        raise OutputError(
-            f"{path}: exists and was not made by this library; choose another output, or replace it with overwrite=True"
-        )
-
-
-def is_own_result(path: str | Path) -> bool:
-    """Tell whether a NIfTI file's header says that this library predicted it."""
-    from liverseg_tf.data.nifti import open_nifti
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            described = open_nifti(path).header["descrip"].tobytes()
-    except LiverSegError:
-        return False
-    return described.startswith(DESCRIPTION.encode())
-
-
-def says_own_result(start: bytes) -> bool:
-    """`is_own_result` of a file's first 2 kB, compressed or not."""
-    if start[:2] == b"\x1f\x8b":
-        try:
-            start = zlib.decompressobj(31).decompress(start, 600)
-        except zlib.error:
-            return False
-    # where NIfTI-1 and NIfTI-2 have their description
-    return any(start[offset:].startswith(DESCRIPTION.encode()) for offset in (148, 240))
+def side_product(target: Path, name: str) -> Path:
+    """Where a class's probabilities go: `x_liver.nii.gz` of the mask `x.nii.gz`."""
+    return target.with_name(f"{stem(target)}_{name}{target.name[len(stem(target)) :]}")
 
 
 def _folds(model) -> list:
@@ -391,17 +361,21 @@ def _folds(model) -> list:
     return [model]
 
 
-def describe(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Mark an image as this library's result, and drop header texts that may name the patient."""
-    from liverseg_tf import __version__
-
-    image.header["descrip"] = f"{DESCRIPTION} {__version__}".encode()
-    # what scanners and converters write there may name the patient
-    for name in ("db_name", "aux_file", "intent_name"):
-        if name in image.header:  # NIfTI-2 has no db_name
-            image.header[name] = b""
-    image.header.extensions.clear()
-    return image
+def _model_digest(model, runtime: Runtime) -> str | None:
+    if model is None or model == "shipped":
+        model = shipped_model()
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        if path.is_file():
+            return sha256_of(path)
+        if (path / "model.keras").is_file():
+            return sha256_of(path / "model.keras")
+        if path.is_dir():
+            return sha256_of(version_folder(path) / SAVEDMODEL_MANIFEST)  # has the digests of all other files
+        return None
+    if (network := keras_runtime(runtime)) is None:
+        return None
+    return weights_sha256(network.slice_function.model)
 
 
 def manifest_row(source: Path, target: Path | None, prediction: Prediction | None, error: str | None) -> dict[str, Any]:

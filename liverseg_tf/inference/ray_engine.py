@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from liverseg_tf.data.remote import is_url
 from liverseg_tf.errors import ConfigError, LiverSegError, ServerError, first_line, require
 from liverseg_tf.inference.jobs import Job, predict_job
 from liverseg_tf.inference.predictor import Predictor, manifest_row
+from liverseg_tf.ownership import is_url
 
 # A worker may wait for a node that a cluster is still starting, but not for ever while no other works.
 _START_SECONDS = 600.0

@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liverseg_tf.data.remote import fetch, is_url, listing, location, parent, store
+from liverseg_tf.data.remote import fetch, listing, location, parent, store
 from liverseg_tf.errors import LiverSegError, OutputError, without_login
-from liverseg_tf.files import write_text
-from liverseg_tf.inference.predictor import is_own_result
+from liverseg_tf.ownership import carries_our_mark, is_url, read_signed_line, signed_line, why_not_ours, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.strict_json import to_json
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from liverseg_tf.inference.jobs import Job
 
 MANIFEST = "manifest.jsonl"
+_KIND = "manifest"
 # Objects can't grow: behind a URL the whole file is written again, not more often than this and a twentieth of the time
 _UPLOAD_SECONDS = 30.0
 _UPLOAD_SHARE = 20
@@ -32,12 +32,15 @@ class RunManifest:
 
     The first line tells the versions, the model and the settings; each line after it is a volume's row. Rows are added
     as volumes are done; the end of the run writes them once more, in the order of the volumes. A killed run leaves what
-    it had done, perhaps with a last line that was cut.
+    it had done, perhaps with a last line that was cut. Each line ends in its digest, by which `liverseg_tf.ownership`
+    knows it.
 
     Args:
         where: path or URL. Behind a URL it is written at most every 30 seconds, and when the run ends.
         model: what the volumes are predicted with, as the user names it.
         settings: of the run; JSON.
+        model_sha256: of `Predictor`: rows of another model are no rows of this run, whatever its name.
+        overwrite: replace a manifest that this library did not write.
 
     Examples:
         >>> with RunManifest("masks/manifest.jsonl", "shipped", {}) as manifest:  # doctest: +SKIP
@@ -46,8 +49,16 @@ class RunManifest:
         ...     manifest.write(predict_files(predictor, jobs, finished=finished, on_done=manifest.add))
     """
 
-    def __init__(self, where: str | Path, model: str, settings: dict[str, Any]):
+    def __init__(
+        self,
+        where: str | Path,
+        model: str,
+        settings: dict[str, Any],
+        model_sha256: str | None = None,
+        overwrite: bool = False,
+    ):
         self.where, self.model, self.settings = location(where), model, settings
+        self.model_sha256, self._overwrite = model_sha256, overwrite
         self._folder = tempfile.mkdtemp(prefix="liverseg-") if is_url(self.where) else None
         self._path = Path(self._folder, MANIFEST) if self._folder else self.where
         self._stored_at, self._pause, self._changed = 0.0, _UPLOAD_SECONDS, False
@@ -61,7 +72,8 @@ class RunManifest:
     def finished(self, jobs: Iterable[Job]) -> dict[str | Path, dict[str, Any]]:
         """Rows of an earlier run, perhaps a killed one, that this run would give again.
 
-        Those of the same model and settings whose mask is there and newer than its volume and the model.
+        Those of the same model and settings whose mask is there and newer than its volume. A mask that was corrected by
+        hand since is still the one of its row: it is kept.
 
         Returns:
             Rows by output.
@@ -79,12 +91,11 @@ class RunManifest:
             if is_url(job.target):
                 made = there.get(job.target)
             else:
-                made = job.target.stat().st_mtime if is_own_result(job.target) else None
-            origins = [Path(self.model)]
-            if not is_url(job.source):
-                origins.append(job.source)
-            times = [path.stat().st_mtime for path in origins if path.exists()]
-            if made is not None and max([job.source_time or 0.0, *times]) <= made:
+                made = job.target.stat().st_mtime if _has_mask(job.target) else None
+            changed = job.source_time or 0.0
+            if not is_url(job.source) and job.source.exists():
+                changed = job.source.stat().st_mtime
+            if made is not None and changed <= made:
                 finished[job.target] = row_of(job)
         return finished
 
@@ -92,15 +103,20 @@ class RunManifest:
         """Write it anew, with the rows that are known: at the start, and at the end of the run.
 
         Raises:
-            OutputError: if it can't be written.
+            OutputError: if somebody else's lies there, or it can't be written.
         """
         first = {
             "versions": versions(),
             "model": self.model,
+            "model_sha256": self.model_sha256,
             "settings": self.settings,
             "note": NOT_A_MEDICAL_DEVICE,
         }
-        write_text(self._path, "".join(_line(content) for content in (first, *rows)))
+        if self._folder and not self._overwrite:
+            self._check_remote()
+        text = "".join(signed_line(content, _KIND) for content in (first, *rows))
+        write_text(self._path, text, _KIND, overwrite=self._overwrite)
+        self._overwrite = True  # what lies there now is this run's
         self._store()
 
     def add(self, row: dict[str, Any]) -> None:
@@ -111,7 +127,7 @@ class RunManifest:
         """
         try:
             with self._path.open("ab", buffering=0) as file:  # in one piece: other processes may add too
-                file.write(_line(row).encode())
+                file.write(signed_line(row, _KIND).encode())
         except OSError as error:
             raise OutputError(
                 f"{self.where}: could not be written ({error.strerror or error}); is the disk full?"
@@ -143,21 +159,34 @@ class RunManifest:
         try:
             if self._folder:
                 fetch(self.where, self._path)
-            first, *lines = self._path.read_text("utf-8").splitlines()
-            run = json.loads(first)
-            if run["model"] != self.model or run["settings"] != json.loads(to_json(self.settings)):
+            first, *lines = (read_signed_line(line, _KIND) for line in self._path.read_bytes().splitlines())
+            if (first["model_sha256"] or first["model"]) != (self.model_sha256 or self.model):
                 return {}
-        except (LiverSegError, OSError, ValueError, KeyError, TypeError, RecursionError):
+            if first["settings"] != json.loads(to_json(self.settings)):
+                return {}
+        except (LiverSegError, OSError, ValueError, KeyError, TypeError):
             return {}
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a line that was cut
-                row = json.loads(line)
+        for row in filter(None, lines):  # none: a line that was cut
+            with contextlib.suppress(KeyError, TypeError):
                 if row["status"] == "done":
                     rows[row["input"]] = row
                 else:
                     rows.pop(row["input"], None)
         return rows
 
+    def _check_remote(self) -> None:
+        if self.where not in listing(self.where):
+            self._path.unlink(missing_ok=True)
+            return
+        fetch(self.where, self._path)
+        if reason := why_not_ours(self._path, _KIND):
+            raise OutputError(f"{self.where}: {reason}; choose another output, or add --overwrite to replace it")
 
-def _line(content: dict[str, Any]) -> str:
-    return to_json(content) + "\n"
+
+def _has_mask(path: Path) -> bool:
+    """Whether a mask of this library lies there, perhaps corrected since."""
+    try:
+        with path.open("rb") as file:
+            return carries_our_mark(file.read(2048), "mask")
+    except OSError:
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zipfile
 from collections.abc import Sequence
@@ -168,3 +169,11 @@ def model_file(path: str | Path) -> Path:
         what = "a run folder holds model.keras, this one does not" if path.is_dir() else "there is no such file"
         raise ModelError(f"{path}: expected a .keras file or a run folder ({what})")
     return file
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """SHA-256 over a model's weights: the same for all artefacts of one training."""
+    digest = hashlib.sha256()
+    for values in model.get_weights():
+        digest.update(values.tobytes())
+    return digest.hexdigest()

@@ -17,10 +17,10 @@ from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
 from liverseg_tf.errors import ConfigError, ModelError, OutputError
 from liverseg_tf.evaluation.case_scores import CaseScores, score_case
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
-from liverseg_tf.files import write_text
 from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.labels import CLASSES, TUMOUR
+from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.provenance import SOFTWARE, versions
 from liverseg_tf.reporting.page_data import (
     PICTURE_BYTES,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How our own pages are known when asked to write over them
 SIGNATURE = '<meta name="generator" content="liverseg_tf'
 _FIRST_WINDOWS = ("liver", "custom", "abdomen_soft", "mediastinum", "lungs", "spine_bone")
 
@@ -123,7 +122,12 @@ def report(
         >>> report("volume-7.nii.gz", "volume-7.html", truth="segmentation-7.nii.gz")  # doctest: +SKIP
     """
     output = Path(output)
-    _check_page(output, source, overwrite)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"{output}: expected a page's name ending in .html")
+    read = [getattr(given, "volume", given) for given in (source, truth)]
+    read = [given if isinstance(given, (str, Path)) else getattr(given, "path", None) for given in read]
+    options = {"inputs": [path for path in read if path], "overwrite": overwrite}
+    claim(output, "page", **options)
     report_progress = progress or (lambda done, total, what: None)
     reference = truth if truth is None or isinstance(truth, MaskVolume) else MaskVolume.load(truth)
     if model is None and isinstance(source, Prediction) and source.model_name not in (None, "shipped"):
@@ -160,7 +164,7 @@ def report(
         _model_card(predictor),
         notes,
     )
-    write_text(output, build_page(content, title or _title(volume), safe_colors))
+    write_text(output, build_page(content, title or _title(volume), safe_colors), "page", **options)
     report_progress(1, 1, "writing the page")
     return output
 
@@ -422,22 +426,6 @@ def _pairs_table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 # --- Values ---
-
-
-def _check_page(output: Path, source: Any, overwrite: bool) -> None:
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise OutputError(f"{output}: expected a page's name ending in .html")
-    if output.is_dir():
-        raise OutputError(f"{output}: expected a file to write, got a folder; name a file in it")
-    if not output.exists() or overwrite:
-        return
-    with output.open("rb") as file:
-        own = SIGNATURE.encode() in file.read(4096)
-    if not own:
-        raise OutputError(
-            f"{output}: exists and was not made by this library; choose another output, "
-            "or replace it with overwrite=True"
-        )
 
 
 def _explained(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from liverseg_tf.cli.main import COMMANDS, build_parser, main
+from liverseg_tf.ownership import read_signed_line
 from tests.data.test_volume import stored_as
 
 
@@ -104,7 +105,8 @@ def test_predict_a_folder(capsys, tmp_path, write_nifti, small_model_file):
     assert status == 0
     rows = json.loads(captured.out)["volumes"]
     assert {r["output"].rsplit("/", 1)[-1] for r in rows} == {"segmentation-7.nii.gz", "ct scan_seg.nii.gz"}
-    first, *lines = map(json.loads, (output / "manifest.jsonl").read_text().splitlines())
+    lines = (output / "manifest.jsonl").read_text().splitlines()
+    first, *lines = (read_signed_line(line, "manifest") for line in lines)
     assert lines == rows
     assert first["versions"]["liverseg_tf"]
     assert "medical device" in first["note"]

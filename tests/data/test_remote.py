@@ -14,6 +14,7 @@ from liverseg_tf.cli.main import main
 from liverseg_tf.data import remote
 from liverseg_tf.errors import InputFileError, LiverSegError, MissingDependencyError, OutputError
 from liverseg_tf.inference.jobs import plan, predict_files
+from liverseg_tf.ownership import read_signed_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 
@@ -129,7 +130,7 @@ def test_the_command_from_bucket_to_bucket_and_on(s3, phantom_folder, small_mode
     assert [row["status"] for row in rows] == ["done", "done", "error"]
     objects = {f"archive/out/{name}" for name in ("manifest.jsonl", "segmentation-0.nii.gz", "segmentation-1.nii.gz")}
     assert set(s3.find("archive/out", refresh=True)) == objects
-    lines = [json.loads(line) for line in s3.cat_file("archive/out/manifest.jsonl").splitlines()]
+    lines = [read_signed_line(line, "manifest") for line in s3.cat_file("archive/out/manifest.jsonl").splitlines()]
     assert lines[1:] == rows and lines[0]["model"] == str(small_model_file)
 
     made = {name: s3.info(name, refresh=True)["ETag"] for name in objects if name.endswith(".gz")}

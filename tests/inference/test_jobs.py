@@ -13,6 +13,7 @@ import liverseg_tf as ls
 from liverseg_tf.errors import ConfigError, OutputError
 from liverseg_tf.inference.jobs import plan, predict_files
 from liverseg_tf.inference.run_manifest import RunManifest
+from liverseg_tf.ownership import read_signed_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 
@@ -51,10 +52,10 @@ def test_rows_are_in_the_manifest_as_soon_as_they_are_known(predictor, data, tmp
 
         def on_done(row):
             manifest.add(row)
-            assert json.loads(where.read_text().splitlines()[-1]) == json.loads(json.dumps(row))
+            assert read_signed_line(where.read_text().splitlines()[-1], "manifest") == json.loads(json.dumps(row))
 
         rows = predict_files(predictor, jobs, on_done=on_done)
-    lines = [json.loads(line) for line in where.read_text().splitlines()]
+    lines = [read_signed_line(line, "manifest") for line in where.read_text().splitlines()]
     assert lines[0]["model"] == "small" and lines[1:] == json.loads(json.dumps(rows))
 
     # a volume that failed the second time is not done, whatever its first row says

@@ -19,6 +19,7 @@ import liverseg_tf as ls
 from liverseg_tf.cli.main import main
 from liverseg_tf.errors import ConfigError, LiverSegError, MissingDependencyError, ServerError
 from liverseg_tf.inference.jobs import Job, plan, predict_files
+from liverseg_tf.ownership import read_signed_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 
@@ -116,7 +117,7 @@ def test_every_volume_ends_once_whatever_dies(ray, cluster, data, tmp_path, smal
 
     told = json.loads(capsys.readouterr().out)["volumes"]
     assert [Path(row["input"]).name for row in told] == [job.source.name for job in plan([data], output)]
-    manifest = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+    manifest = [read_signed_line(line, "manifest") for line in (output / "manifest.jsonl").read_text().splitlines()]
     assert manifest[1:] == told and len(told) == 14
     status = {Path(row["input"]).name: row for row in told}
     crashed, broken = status.pop("volume-13.nii.gz"), status.pop("volume-7.nii.gz")
