@@ -47,7 +47,7 @@ def test_heatmaps_are_written_in_the_inputs_own_grid(dark_is_tumour, lesions, tm
         tmp_path / "ct.nii.gz", tmp_path / "out", dark_is_tumour, lesion=2, mask=tmp_path / "mask.nii.gz",
         faithfulness=False,
     )  # fmt: skip
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+    assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == [
         "explanation.json",
         "lesion-2.png",
         "lesion-2_heatmap.nii.gz",
@@ -104,6 +104,9 @@ def test_files_of_others_are_not_replaced(explained, tmp_path):
     assert (tmp_path / "lesion-1.png").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
     explained.save(tmp_path / "new")
     explained.save(tmp_path / "new")  # our own are
+    (tmp_path / "new" / "explanation.json").write_text("{}")
+    with pytest.raises(OutputError, match="explanation.json: exists and was changed"):
+        explained.save(tmp_path / "new")
     explained.save(tmp_path, overwrite=True)
     assert (tmp_path / "lesion-1.png").read_bytes().startswith(b"\x89PNG")
 
@@ -248,6 +251,7 @@ def test_files_of_an_earlier_explanation_go(dark_is_tumour, lesions, tmp_path):
     options = {"model": dark_is_tumour, "mask": labels, "faithfulness": False}
     explain(volume, tmp_path, **options)
     (tmp_path / "notes.png").write_text("mine")
+    (tmp_path / "lesion-1.png").write_text("mine by now")
     explain(volume, tmp_path, lesion=2, **options)
-    names = ["explanation.json", "lesion-2.png", "lesion-2_heatmap.nii.gz", "notes.png"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    names = ["explanation.json", "lesion-1.png", "lesion-2.png", "lesion-2_heatmap.nii.gz", "notes.png"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == names

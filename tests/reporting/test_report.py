@@ -146,6 +146,9 @@ def test_files_that_must_not_be_replaced_and_wrong_names(threshold_model, scan, 
     assert (tmp_path / "mine.html").read_text() == "<html>mine</html>"
     report(volume, tmp_path / "own.html", threshold_model, explanations=False)
     report(volume, tmp_path / "own.html", threshold_model, explanations=False)
+    (tmp_path / "own.html").write_text((tmp_path / "own.html").read_text() + "<!-- my note -->")
+    with pytest.raises(OutputError, match="was changed since this library made it"):
+        report(volume, tmp_path / "own.html", threshold_model, explanations=False)
     other = MaskVolume(labels[:-1], CTVolume.from_array(labels[:-1], (1, 1, 1), hu_range=None).geometry)
     steps = []
     for truth, error in ((other, GeometryError), (tmp_path / "none.nii.gz", InputFileError)):
