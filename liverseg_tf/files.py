@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from liverseg_tf.errors import OutputError
 
@@ -124,6 +125,16 @@ def sha256_of(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV cell; text that a spreadsheet would run as a formula gets an apostrophe before it.
+
+    Example:
+        >>> csv_cell("=1+1"), csv_cell(-1.5), csv_cell("7")
+        ("'=1+1", -1.5, '7')
+    """
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
 
 
 def is_hidden(path: Path, folder: Path) -> bool:

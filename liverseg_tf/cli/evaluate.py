@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from liverseg_tf.cli.options import add_seed, output_name
+from liverseg_tf.cli.options import add_overwrite, add_seed, output_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -39,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default: 2000)")
     add_seed(parser, "of the bootstrap")
+    add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
@@ -59,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
             progress=bar.show("evaluate"),
         )
     if args.output:
-        scores.save_json(args.output)
+        scores.save_json(args.output, args.overwrite)
     for rows, path in (("cases", args.csv), ("slices", args.csv_slices), ("lesions", args.csv_lesions)):
         if path:
-            scores.save_csv(path, rows)
+            scores.save_csv(path, rows, args.overwrite)
     if args.figure:
-        scores.save_figure(args.figure)
+        scores.save_figure(args.figure, args.overwrite)
     if args.json:
         print(scores.to_json(), end="")
     else:
@@ -73,12 +73,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse to write over what is read, before an hour of scoring."""
-    from liverseg_tf.errors import OutputError
+    """Refuse to write over what is read or others', before an hour of scoring."""
+    from liverseg_tf.ownership import claim
 
-    for path in (args.output, args.csv, args.csv_slices, args.csv_lesions):
-        if path and args.patients and os.path.realpath(path) == os.path.realpath(args.patients):
-            raise OutputError(f"{path}: is the file of patients that is read; choose another name")
+    inputs = [path for path in (args.truth, args.prediction, args.patients) if path]
+    tables = ((table, "table") for table in (args.csv, args.csv_slices, args.csv_lesions))
+    for path, kind in ((args.output, "scores"), *tables, (args.figure, "figure")):
+        if path:
+            claim(path, kind, inputs=inputs, overwrite=args.overwrite)
 
 
 def _print(scores) -> None:

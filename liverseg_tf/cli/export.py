@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_json, add_output
+from liverseg_tf.cli.options import add_json, add_output, add_overwrite
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -35,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="CASES",
         help="compare with the Keras model, on phantoms or on the cases in a folder; exit 1 if masks differ too much",
     )
+    add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             args.calibration,
             args.check,
             progress=lambda step: bar.update(task, description=step),
+            overwrite=args.overwrite,
         )
     if exported.warmup is False:
         out.print(

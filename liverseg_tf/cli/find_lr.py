@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_folders, add_json, add_output, add_seed, add_training_input
+from liverseg_tf.cli.options import add_folders, add_json, add_output, add_overwrite, add_seed, add_training_input
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -20,6 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_training_input(parser)
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="batches (default: 100)")
     add_seed(parser, "of weights and order")
+    add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.data.cases import find_cases, with_masks
     from liverseg_tf.drawing import save_figure
-    from liverseg_tf.files import write_text
+    from liverseg_tf.ownership import claim, write_text
     from liverseg_tf.reporting.figures import learning_rate_figure
     from liverseg_tf.strict_json import to_json
     from liverseg_tf.training.find_learning_rate import find_learning_rate
@@ -41,14 +42,19 @@ def run(args: argparse.Namespace) -> int:
     changes = {"image_size": args.image_size, "batch_size": args.batch_size, "encoder_weights": args.encoder_weights}
     recipe = replace(get_recipe(args.recipe), **{k: v for k, v in changes.items() if v is not None})
     cases = with_masks(find_cases(*args.folders))
+    output = Path(args.output)
+    table, figure = output / "learning_rate.json", output / "learning_rate.png"
+    claim(table, "learning rates", overwrite=args.overwrite)
+    claim(figure, "figure", overwrite=args.overwrite)
     with progress_bar() as bar:
         task = bar.add_task("range test", total=args.steps)
         curve = find_learning_rate(
             cases, recipe, steps=args.steps, seed=args.seed, on_step=lambda step: bar.advance(task)
         )  # fmt: skip
-    output = Path(args.output)
-    write_text(output / "learning_rate.json", to_json(asdict(curve), indent=2) + "\n")
-    save_figure(learning_rate_figure(curve.rates, curve.losses, curve.suggestion), output / "learning_rate.png")
+    text = to_json(asdict(curve), indent=2) + "\n"
+    write_text(table, text, "learning rates", overwrite=args.overwrite)
+    picture = learning_rate_figure(curve.rates, curve.losses, curve.suggestion)
+    save_figure(picture, figure, overwrite=args.overwrite)
     if args.json:
         print(to_json({"suggestion": curve.suggestion, "output": str(output)}))
     else:

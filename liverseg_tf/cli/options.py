@@ -111,7 +111,9 @@ def add_max_bytes(parser: argparse.ArgumentParser) -> None:
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """`--overwrite`."""
-    parser.add_argument("--overwrite", action="store_true", help="replace files that liverseg did not make")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of others, or changed by others; never an input"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

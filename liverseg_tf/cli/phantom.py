@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_json, add_seed, output_name
+from liverseg_tf.cli.options import add_json, add_overwrite, add_seed, output_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -27,6 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar=("ROWS", "COLUMNS", "SLICES"),
         help="voxels of each volume (default: 128 128 40)",
     )
+    add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -42,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     with progress_bar() as bar:
-        cases = write_phantoms(args.folder, args.cases, args.seed, tuple(args.shape), bar.show("phantoms"))
+        cases = write_phantoms(
+            args.folder, args.cases, args.seed, tuple(args.shape), bar.show("phantoms"), args.overwrite
+        )
     seconds = time.perf_counter() - start
     if args.json:
         print(to_json({"folder": str(Path(args.folder)), "seconds": round(seconds, 2), "cases": cases}))

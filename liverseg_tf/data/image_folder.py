@@ -20,10 +20,10 @@ from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
 from liverseg_tf.config import ChannelsConfig, Config
 from liverseg_tf.data.cases import Case, with_masks
 from liverseg_tf.data.slices import SliceSelection, explain_read_error, slice_dataset
-from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LabelError, LiverSegError, OutputError
-from liverseg_tf.files import atomic_write
+from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LabelError, LiverSegError
 from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.labels import CLASSES
+from liverseg_tf.ownership import claim_folder, owned_write
 
 FORMATS = ("jpg", "png")
 # Every third volume in the string order of the files' names, and every second slice.
@@ -97,7 +97,7 @@ def write_image_folder(
 
     Args:
         cases: those with a mask are written.
-        output: folder to make; an image folder that lies there is replaced.
+        output: folder to make; an image folder of ours is replaced if no file in it was changed or added.
         format: "jpg" or "png" (larger, without JPG's losses).
         quality: of JPG, 1 to 100; fastai's `save_jpg` takes 90.
         selection: which slices; the original's by default.
@@ -121,8 +121,9 @@ def write_image_folder(
     config = _Index(format, channels or ChannelsConfig(), hu_range, ())
     if not 1 <= quality <= 100:
         raise ConfigError(f"JPG quality: expected 1 to 100. Received: {quality}")
-    _refuse_foreign(output)
     chosen = selection.cases(with_masks(cases))
+    inputs = [path for case in cases for path in (case.volume, case.segmentation) if path]
+    claim_folder(output, "images", inputs=inputs)
     patients = {case.id: case.patient for case in chosen}
     if len(patients) < len(chosen):
         raise CaseError("two cases have the same number: expected different ones, as they name the pictures")
@@ -139,7 +140,7 @@ def write_image_folder(
     dataset = slice_dataset(cases, selection=selection, hu_range=hu_range, with_index=True)
     total = int(dataset.cardinality())
     rows = []
-    with atomic_write(output) as temporary:
+    with owned_write(output, "images", inputs=inputs, folder=True) as temporary:
         for folder in ("images", "masks"):
             (temporary / folder).mkdir(parents=True)
         try:
@@ -285,13 +286,3 @@ def _slices(folder: Path, index: _Index) -> list[ImageSlice]:
         ImageSlice(row.case, row.slice, row.patient, *_paths(folder, row, index.format), index.channels.count)
         for row in index.slices
     ]
-
-
-def _refuse_foreign(output: Path) -> None:
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise OutputError(f"{output}: expected a folder to write, there is a file; name another with -o")
-    found = {path.name for path in output.iterdir()}
-    if found and not (INDEX in found and found <= {INDEX, "images", "masks"}):
-        raise OutputError(f"{output}: exists and is no image folder of ours; name another with -o")

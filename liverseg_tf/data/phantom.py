@@ -18,17 +18,14 @@ import numpy as np
 from nibabel import orientations
 from scipy.spatial.transform import Rotation
 
-from liverseg_tf.data.nifti import open_nifti
 from liverseg_tf.data.volume import Geometry
-from liverseg_tf.errors import ConfigError, LiverSegError, OutputError
-from liverseg_tf.files import atomic_write
+from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.labels import LIVER, TUMOUR
+from liverseg_tf.ownership import claim, save_image
 
 DEFAULT_SHAPE = (128, 128, 40)
 _SMALLEST_SHAPE = (32, 32, 8)
-# Written into the header's `descrip`: how we know our own files when asked to write over them.
-_SIGNATURE = "liverseg_tf phantom"
 # Voxels drawn at a time: keeps the intermediate arrays small, whatever the shape.
 _SLAB_VOXELS = 2_000_000
 
@@ -127,6 +124,7 @@ def write_phantoms(
     seed: int = 0,
     shape: tuple[int, int, int] = DEFAULT_SHAPE,
     progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Write LiTS-style pairs `volume-<i>.nii.gz` and `segmentation-<i>.nii.gz`.
 
@@ -136,6 +134,7 @@ def write_phantoms(
         seed: of the set; case i is `make_phantom((seed, i), shape)`.
         shape: (rows, columns, slices) of each.
         progress: called with the number of cases written and their total.
+        overwrite: replace files of such names that are no phantoms of ours, or were changed since.
 
     Returns:
         One row a case: its `id`, and what `Phantom.description` holds.
@@ -155,13 +154,12 @@ def write_phantoms(
         raise ConfigError(f"seed: expected 0 or more, got {seed}")
     pairs = [[folder / f"{kind}-{i}.nii.gz" for kind in ("volume", "segmentation")] for i in range(cases)]
     for path in sum(pairs, []):
-        _refuse_foreign(path)
+        claim(path, "phantom", overwrite=overwrite)
     rows = []
     for i, paths in enumerate(pairs):
         phantom = make_phantom((seed, i), shape)
         for path, array in zip(paths, (phantom.hu, phantom.labels), strict=True):
-            with atomic_write(path) as temporary:
-                _image(phantom, array).to_filename(temporary)
+            save_image(_image(phantom, array), path, "phantom", overwrite=overwrite)
         rows.append({"id": i, **phantom.description})
         if progress is not None:
             progress(i + 1, cases)
@@ -173,19 +171,7 @@ def _image(phantom: Phantom, array: np.ndarray) -> nib.Nifti1Image:
     image.set_sform(phantom.affine, code=1)
     image.set_qform(phantom.affine, code=1)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = _SIGNATURE
     return image
-
-
-def _refuse_foreign(path: Path) -> None:
-    if not path.exists():
-        return
-    try:
-        ours = bytes(open_nifti(path).header["descrip"]).startswith(_SIGNATURE.encode())
-    except LiverSegError:
-        ours = False
-    if not ours:
-        raise OutputError(f"{path}: exists and is no phantom of ours; choose another folder, or move the file away")
 
 
 def _geometry(orientation: str, grid: _Grid, spacing_mm: tuple[float, float, float]) -> Geometry:

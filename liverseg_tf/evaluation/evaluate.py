@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,8 @@ from liverseg_tf.evaluation.case_scores import OVERLAPS, REGIONS, SCENARIOS, TOL
 from liverseg_tf.evaluation.lesions import SIZES
 from liverseg_tf.evaluation.lits import lits_scores, lits_terms
 from liverseg_tf.evaluation.pairs import find_pairs
-from liverseg_tf.files import atomic_write, write_text
+from liverseg_tf.files import csv_cell
+from liverseg_tf.ownership import write_text
 from liverseg_tf.strict_json import to_json
 
 RULES: dict[str, str] = {
@@ -78,6 +80,12 @@ class Evaluation:
     lesions: list[dict[str, Any]]
     settings: dict[str, Any]
 
+    @property
+    def inputs(self) -> list[str]:
+        """The files that were read."""
+        read = [row.get(name) for row in self.cases for name in ("truth", "prediction")]
+        return [path for path in (*read, self.settings.get("patients_file")) if path]
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as dictionaries, lists and numbers; JSON keeps it exactly."""
         return asdict(self)
@@ -86,44 +94,50 @@ class Evaluation:
         """`to_dict` as JSON text, without NaN."""
         return to_json(self.to_dict(), indent=1) + "\n"
 
-    def save_json(self, path: str | Path) -> None:
+    def save_json(self, path: str | Path, overwrite: bool = False) -> None:
         """Write `to_json` to a file.
 
-        Raises:
-            OutputError: if it can't be written.
-        """
-        write_text(path, self.to_json())
+        Args:
+            path: replaced if it holds earlier scores that nobody changed.
+            overwrite: replace any other file too, but none that was read.
 
-    def save_csv(self, path: str | Path, rows: str = "cases") -> None:
+        Raises:
+            OutputError: if it can't or must not be written.
+        """
+        write_text(path, self.to_json(), "scores", inputs=self.inputs, overwrite=overwrite)
+
+    def save_csv(self, path: str | Path, rows: str = "cases", overwrite: bool = False) -> None:
         """Write a table of rows to a CSV file; an undefined figure is an empty cell.
 
         Args:
             path: the file.
             rows: `cases`, `slices` or `lesions`.
+            overwrite: as `save_json`.
 
         Raises:
             ConfigError: for other rows.
-            OutputError: if it can't be written.
+            OutputError: if it can't or must not be written.
         """
         if rows not in ("cases", "slices", "lesions"):
             raise ConfigError(f"rows: expected cases, slices or lesions. Received: {rows!r}")
         table = [{name: _cell(value) for name, value in row.items()} for row in getattr(self, rows)]
-        with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            if table:  # a set without lesions has no lesion rows
-                writer = csv.DictWriter(file, fieldnames=list(table[0]))
-                writer.writeheader()
-                writer.writerows(table)
+        text = io.StringIO(newline="")
+        if table:  # a set without lesions has no lesion rows
+            writer = csv.DictWriter(text, fieldnames=list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+        write_text(path, text.getvalue(), "table", inputs=self.inputs, overwrite=overwrite)
 
-    def save_figure(self, path: str | Path) -> None:
+    def save_figure(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the overview figure (see `figure.plot_evaluation`); the suffix chooses the format.
 
         Raises:
             ConfigError: for a suffix that matplotlib doesn't know.
-            OutputError: if it can't be written.
+            OutputError: if it can't or must not be written.
         """
         from liverseg_tf.evaluation.figure import save_evaluation_figure
 
-        save_evaluation_figure(self, path)
+        save_evaluation_figure(self, path, overwrite)
 
     def __repr__(self) -> str:
         return (
@@ -354,4 +368,4 @@ def _scenarios(cases: Sequence[CaseScores]) -> dict[str, dict[str, Any]]:
 
 
 def _cell(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
+    return " ".join(map(str, value)) if isinstance(value, list) else csv_cell(value)

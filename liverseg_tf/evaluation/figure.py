@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from liverseg_tf.drawing import save_figure
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.evaluation.case_scores import REGIONS
 from liverseg_tf.evaluation.lesions import SIZES
-from liverseg_tf.files import atomic_write
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
 
 if TYPE_CHECKING:
@@ -69,17 +69,15 @@ def check_figure_name(path: str | Path) -> None:
         raise ConfigError(f"{path}: expected a figure's name ending in one of {', '.join('.' + k for k in known)}")
 
 
-def save_evaluation_figure(evaluation: Evaluation, path: str | Path) -> None:
+def save_evaluation_figure(evaluation: Evaluation, path: str | Path, overwrite: bool = False) -> None:
     """Write `plot_evaluation` to a file, whole or not at all.
 
     Raises:
         ConfigError: as `check_figure_name`.
-        OutputError: if it can't be written.
+        OutputError: if it can't or must not be written.
     """
     check_figure_name(path)
-    figure = plot_evaluation(evaluation)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(plot_evaluation(evaluation), path, inputs=evaluation.inputs, overwrite=overwrite)
 
 
 def _plot_dice(axes: Axes, evaluation: Evaluation) -> None:

@@ -19,11 +19,12 @@ from liverseg_tf.exporting.card import model_card
 from liverseg_tf.exporting.parity import REFERENCE, Parity, check_parity, megabytes
 from liverseg_tf.exporting.samples import samples
 from liverseg_tf.exporting.savedmodel import has_warmup_requests, write_savedmodel
-from liverseg_tf.exporting.tflite import DESCRIPTION, PRECISIONS, check_builtin_only, convert
-from liverseg_tf.files import atomic_write, sha256_of, write_text
+from liverseg_tf.exporting.tflite import PRECISIONS, check_builtin_only, convert
+from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, version_folders
 from liverseg_tf.models.saving import load_model, save_model, weights_sha256
+from liverseg_tf.ownership import claim, owned_write, write_text
 from liverseg_tf.shipped import locate_model
 
 FORMATS = ("savedmodel", "tflite")
@@ -60,6 +61,7 @@ def export(
     calibration: str | Path | Sequence[Case] | None = None,
     check: bool | str | Path | Sequence[Case] = False,
     progress: Callable[[str], None] | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Turn a trained model into an artefact that takes raw HU and gives labels.
 
@@ -75,6 +77,7 @@ def export(
         check: compare with the Keras model, and with all artefacts of the same weights in the output folder: True on
             phantoms, or a folder of cases, or cases.
         progress: called with the name of each step.
+        overwrite: replace a TFLite file or its JSON that is none of ours, or was changed since.
 
     Raises:
         ModelError: if the model can't be read or converted.
@@ -103,12 +106,14 @@ def export(
         exported = Exported(path, path / SAVEDMODEL_MANIFEST, megabytes(path), has_warmup_requests())
     else:
         path = output if output.suffix == ".tflite" else output / f"{output.resolve().name}-{precision}.tflite"
-        _refuse_foreign(path)
+        options = {"inputs": [source] if source else [], "overwrite": overwrite}
+        for written in (path, path.with_suffix(".json")):
+            claim(written, "tflite", **options)
         say(f"converting to TFLite {precision}")
         slices = _calibration_slices(network, config, calibration) if precision == "int8" else None
         content = convert(network, config, precision, slices)
         check_builtin_only(content)
-        manifest = _write_tflite(path, content, config, card)
+        manifest = _write_tflite(path, content, config, card, **options)
         exported = Exported(path, manifest, megabytes(path))
     if check is False or check is None:
         return exported
@@ -145,28 +150,13 @@ def _calibration_slices(model: keras.Model, config: ModelConfig, source) -> list
     return list(itertools.chain.from_iterable(function.network_input(sample.hu).numpy() for sample in drawn))
 
 
-def _write_tflite(path: Path, content: bytes, config: ModelConfig, card: dict) -> Path:
-    with atomic_write(path) as temporary:
+def _write_tflite(path: Path, content: bytes, config: ModelConfig, card: dict, **options) -> Path:
+    with owned_write(path, "tflite", **options) as temporary:
         temporary.write_bytes(content)
         sha256 = sha256_of(temporary)
     manifest = path.with_suffix(".json")
-    write_text(manifest, Manifest(config, card, {path.name: sha256}).to_json())
+    write_text(manifest, Manifest(config, card, {path.name: sha256}).to_json(), "tflite", **options)
     return manifest
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Refuse to replace what this library didn't write."""
-    if path.is_dir():
-        raise OutputError(f"{path}: expected a file to write, got a folder")
-    manifest = path.with_suffix(".json")
-    if path.exists() or manifest.exists():
-        try:
-            known = path.name in Manifest.load(manifest).sha256
-        except ModelError:
-            # an export that was killed between its two files
-            known = not manifest.exists() and DESCRIPTION in path.read_bytes()
-        if not known:
-            raise OutputError(f"{path} or {manifest.name} exists and is no earlier export; choose another output")
 
 
 def _compare(model: keras.Model, config: ModelConfig, folder: Path, cases) -> Parity:

@@ -12,9 +12,9 @@ import keras
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError, first_line
-from liverseg_tf.files import atomic_write
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
 from liverseg_tf.models.unet import build_unet
+from liverseg_tf.ownership import owned_write
 from liverseg_tf.shipped import locate_model
 
 CONFIG_ENTRY = "liverseg_config.json"
@@ -23,13 +23,19 @@ _LARGEST_BYTES = 2 * 1024**3
 _LARGEST_CONFIG_BYTES = 1 << 20
 
 
-def save_model(model: keras.Model, config: ModelConfig, path: str | Path) -> None:
+def save_model(model: keras.Model, config: ModelConfig, path: str | Path, overwrite: bool = False) -> None:
     """Write a `.keras` file with `config` inside; whole or not at all.
 
+    Args:
+        model: the network.
+        config: what its input is.
+        path: replaced if it is a model that this library wrote there and nobody changed.
+        overwrite: replace any other file too.
+
     Raises:
-        OutputError: if it can't be written.
+        OutputError: if it can't or must not be written.
     """
-    with atomic_write(path) as temporary:
+    with owned_write(path, "model", overwrite=overwrite) as temporary:
         model.save(temporary)
         with zipfile.ZipFile(temporary, "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(CONFIG_ENTRY, config.to_json())

@@ -121,15 +121,29 @@ def test_nothing_is_left_of_a_failed_run_and_ours_is_replaced(cases, tmp_path, w
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
     assert len(write_image_folder(cases[1:], output, selection=ALL)) == 12
     assert {s.case for s in read_image_folder(output)} == {cases[1].id}
+    mask = read_image_folder(output)[0].mask
+    mask.write_bytes(mask.read_bytes() + b"corrected")
+    with pytest.raises(OutputError, match=f"{mask.name}: exists and was changed"):
+        write_image_folder(cases[1:], output, selection=ALL)
+    assert mask.read_bytes().endswith(b"corrected")
+
+
+def test_no_case_of_the_folder_itself_is_written_over(cases, tmp_path):
+    inside = [tmp_path / path.name for path in (cases[0].volume, cases[0].segmentation)]
+    for path, source in zip(inside, (cases[0].volume, cases[0].segmentation), strict=True):
+        path.write_bytes(source.read_bytes())
+    with pytest.raises(OutputError, match="is an input"):
+        write_image_folder([Case(1, "1", *inside)], tmp_path, selection=ALL)
+    assert all(path.is_file() for path in inside)
 
 
 def test_foreign_folders_and_bad_options_are_refused(cases, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("text")
-    with pytest.raises(OutputError, match="no image folder of ours"):
+    with pytest.raises(OutputError, match="thesis.txt: exists and was not made by this library"):
         write_image_folder(cases, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "text"
-    with pytest.raises(OutputError, match="there is a file"):
+    with pytest.raises(OutputError, match="got a file"):
         write_image_folder(cases, tmp_path / "mine" / "thesis.txt")
     with pytest.raises(ConfigError, match="image format"):
         write_image_folder(cases, tmp_path / "new", format="bmp")

@@ -14,6 +14,7 @@ from liverseg_tf.data.cases import find_cases
 from liverseg_tf.data.phantom import make_phantom, write_phantoms
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import ConfigError, OutputError
+from liverseg_tf.ownership import claim, is_ours
 
 SHAPE = (64, 64, 24)
 
@@ -158,6 +159,19 @@ def test_foreign_files_are_left_alone(tmp_path, content):
     with pytest.raises(OutputError, match="segmentation-1"):
         write_phantoms(tmp_path, cases=2, shape=SHAPE)
     assert [p.name for p in tmp_path.iterdir()] == [foreign.name] and foreign.read_bytes() == before
+
+
+def test_a_corrected_phantom_is_kept_and_no_mask_takes_its_place(tmp_path):
+    write_phantoms(tmp_path, cases=1, shape=SHAPE)
+    path = tmp_path / "segmentation-0.nii.gz"
+    with pytest.raises(OutputError, match=r"another result of this library \(phantom\)"):
+        claim(path, "mask")
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.zeros_like(np.asarray(image.dataobj)), image.affine, image.header), path)
+    with pytest.raises(OutputError, match="was changed since this library made it"):
+        write_phantoms(tmp_path, cases=1, shape=SHAPE)
+    write_phantoms(tmp_path, cases=1, shape=SHAPE, overwrite=True)
+    assert is_ours(path, "phantom")
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 20), (64, 64), (64, 64, 2), (64.5, 64, 20)])

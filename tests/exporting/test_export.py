@@ -47,7 +47,11 @@ def test_replaces_its_own_and_nothing_else(small_model_file, tmp_path):
     (tmp_path / "a.json").unlink()
     first = ls.export(small_model_file, target, "tflite", "float16")
     assert ls.export(small_model_file, target, "tflite", "float16").path == first.path == target
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.tflite"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["a.json", "a.tflite"]
+    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text() + " ")
+    with pytest.raises(OutputError, match=r"a\.json: exists and was changed"):
+        ls.export(small_model_file, target, "tflite", "float16")
+    ls.export(small_model_file, target, "tflite", "float16", overwrite=True)
 
 
 def test_mixed_precision_is_exported_in_float32(small_config, tmp_path, body_hu):
