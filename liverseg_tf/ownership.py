@@ -233,6 +233,19 @@ def read_signed_line(line: str | bytes, kind: str) -> dict[str, Any] | None:
     return content if digest == _line_digest(content, kind) else None
 
 
+def adopt(path: Path, kind: str) -> None:
+    """Take a file for ours that version 0.1.0 wrote without a record, where its folder proves whose it is.
+
+    Raises:
+        OutputError: if there is a record, and the file was changed since.
+    """
+    reason = why_not_ours(path, kind)
+    if reason == _FOREIGN and path.is_file():
+        _record(path.parent, path.name, kind, sha256_of(path))
+    elif reason:
+        raise OutputError(f"{path}: {reason}; move it to another place, or name another folder")
+
+
 def is_ours(path: Where, kind: str) -> bool:
     """Tell whether a local file is one of this kind that this library wrote and that nobody has changed since."""
     try:

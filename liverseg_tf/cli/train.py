@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--folds", type=int, metavar="K", help="cross-validate over K shares of the patients")
     parser.add_argument("--from", dest="from_model", metavar="MODEL", help="model to start from; 'shipped' for ours")
     add_seed(parser, "everything random goes by it")
-    parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
+    parser.add_argument("--resume", action="store_true", help="go on where a run stopped; more --epochs extend it")
     parser.add_argument("--xla", action=argparse.BooleanOptionalAction, default=None, help="default: where it pays")
     parser.add_argument(
         "--precision",

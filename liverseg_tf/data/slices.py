@@ -7,9 +7,12 @@ file that ends early is an error even when it ends on a slice's edge.
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,10 @@ from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LiverSegError
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR, to_labels
+from liverseg_tf.ownership import write_text
 
+# Changes whenever other slices come out of the same files and options.
+_CACHE_FORMAT = 1
 # What a slice shows, in the order of `proportions`.
 CATEGORIES = ("tumour", "liver only", "neither")
 SliceMap = Callable[..., tuple[tf.Tensor, tf.Tensor]]
@@ -117,7 +123,9 @@ def slice_dataset(
         synthesis: callable with a further `spacing_mm` (row, column), as `LesionSynthesis`; comes before augmentation.
         seed, epoch: everything random is a function of these and of the slice's place in the epoch.
         with_index: add `{"case": int64, "slice": int64}`: the case's number, and the slice counted from inferior.
-        cache: `"memory"`, or a file to keep decoded slices in; random steps come after the cache.
+        cache: `"memory"`, or a file to keep decoded slices in; random steps, channels and sizes come after the cache.
+            A file of other cases, of files that were changed, or of another selection or `hu_range` is refused, as its
+            record `<file>.json` tells.
         hu_range: HU to clip to, or None for none.
         deterministic: keep the order whatever the parallelism; False may be faster.
         shuffle_buffer: slices that are mixed with one another at a time.
@@ -129,7 +137,8 @@ def slice_dataset(
     Raises:
         CaseError: if no case has a mask.
         InputFileError, GeometryError: for files that can't be used, or a mask on another grid than its volume.
-        ConfigError: for options that can't be met.
+        ConfigError: for options that can't be met, or a stale cache.
+        OutputError: if the cache's record can't be written.
 
     Examples:
         >>> dataset = slice_dataset(find_cases("LiTS"), image_size=128).batch(16)  # doctest: +SKIP
@@ -256,9 +265,29 @@ class _Pipeline:
         self.resize = SquareResize(image_size) if image_size else None
         self.keep = self._keep_probabilities(proportions) if proportions is not None else None
         # made once, so that every round reads the same cache
-        self.cached = (
-            self.source.slices(None, True).cache("" if str(cache) == "memory" else str(cache)) if cache else None
-        )
+        self.cached = self._cache(cache) if cache else None
+
+    def _cache(self, where: str | Path) -> tf.data.Dataset:
+        slices = self.source.slices(None, True)
+        if str(where) == "memory":
+            return slices.cache()
+        where = Path(where)
+        record = where.with_name(f"{where.name}.json")
+        fingerprint = self.source.fingerprint()
+        text = json.dumps({"fingerprint": fingerprint, "of": "slices cached by liverseg_tf"}, indent=1) + "\n"
+        name = glob.escape(where.name)
+        if any(path for ending in ("", "_[0-9]*") for path in where.parent.glob(f"{name}{ending}.index")):
+            try:
+                known = json.loads(record.read_text("utf-8"))["fingerprint"] == fingerprint
+            except (OSError, ValueError, KeyError, TypeError):
+                known = False
+            if not known:
+                raise ConfigError(
+                    f"{where}: its cached slices are of other files or options, or there is no {record.name} that "
+                    f"tells; remove {where.name}.* or name another cache"
+                )
+        write_text(record, text, "cache")
+        return slices.cache(str(where))
 
     def round(self, number: tf.Tensor) -> tf.data.Dataset:
         """The dataset of one round; called while a graph function is traced."""
@@ -368,6 +397,17 @@ class _Source:
             [bool(g.transform[2 - z, 1] < 0) for z in axes]
             for g, axes in zip(self._geometries, self._axes, strict=True)
         ]
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides what `slices` gives: the files as they are now, and the options."""
+        files = [
+            (case.id, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
+            for case in self.cases
+            for path in (case.volume, case.segmentation)
+        ]
+        selection = asdict(replace(self.selection, every_volume=1, order="number"))  # these chose the cases
+        parts = [_CACHE_FORMAT, files, selection, self.hu_range, self.hu_dtype.name]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def is_filtered(self) -> bool:

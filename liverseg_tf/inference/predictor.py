@@ -199,7 +199,7 @@ class Predictor:
 
         None where a server or another runtime can't be looked into.
         """
-        models = self._model if isinstance(self._model, (list, tuple)) else _folds(self._model)
+        models = self._model if isinstance(self._model, (list, tuple)) else _folds(locate_model(self._model))
         digests = [_model_digest(model, runtime) for model, runtime in zip(models, self.runtimes, strict=True)]
         return None if None in digests else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -362,8 +362,7 @@ def _folds(model) -> list:
 
 
 def _model_digest(model, runtime: Runtime) -> str | None:
-    if model is None or model == "shipped":
-        model = shipped_model()
+    model = locate_model(model)
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
         if path.is_file():

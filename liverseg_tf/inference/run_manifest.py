@@ -180,7 +180,7 @@ class RunManifest:
             return
         fetch(self.where, self._path)
         if reason := why_not_ours(self._path, _KIND):
-            raise OutputError(f"{self.where}: {reason}; choose another output, or add --overwrite to replace it")
+            raise OutputError(f"{self.where}: {reason}; choose another output, or replace it with overwrite=True")
 
 
 def _has_mask(path: Path) -> bool:

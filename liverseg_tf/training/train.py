@@ -31,9 +31,10 @@ from liverseg_tf.errors import (
     TrainingError,
     first_line,
 )
-from liverseg_tf.files import atomic_write, is_partial, write_text
+from liverseg_tf.files import atomic_write, is_partial
 from liverseg_tf.models.losses import build_loss
 from liverseg_tf.models.saving import build_model, load_model, save_model
+from liverseg_tf.ownership import LEDGER, adopt, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.shipped import locate_model, models_folder
 from liverseg_tf.strict_json import to_json
@@ -54,6 +55,8 @@ from liverseg_tf.training.tensorboard import TensorBoardLog
 
 logger = logging.getLogger(__name__)
 
+# What lies in a run folder until the end, and its kind for `ownership`.
+_FILES = {"run.json": "run", "history.csv": "table", "curves.png": "figure", "model.keras": "model"}
 PRECISIONS = ("float32", "mixed_float16", "bfloat16")
 # Compiling with XLA costs about this much on a CPU, and saves about this share of a step of this length.
 _XLA_COMPILE_SECONDS, _XLA_SAVED_SHARE, _CPU_SECONDS_A_PIXEL = 30.0, 0.3, 1.2e-5
@@ -147,7 +150,8 @@ def train(
             same on any number of workers.
         data_service: dispatcher of a tf.data service that makes the training batches, as "grpc://host:port". They come
             in the order in which they are ready: no repeated or resumed training is then equal to the bit.
-        resume: go on where a killed run stopped.
+        resume: go on where a killed run stopped; or with a finished one, which more `epochs` extend: from its kept
+            model, with a fresh optimizer and a further one-cycle rate over the new epochs.
         callbacks: Keras callbacks; they get batches and epochs with the history row as logs.
         tensorboard: write `output/tensorboard` with every figure, and overlays of validation slices.
         deterministic: same seed, same weights on the same machine; False may read faster.
@@ -158,7 +162,7 @@ def train(
     Raises:
         CaseError, InputFileError, GeometryError, LabelError: for data that can't be used.
         ConfigError: for options that can't be met, or a resumed run with other settings.
-        OutputError: if `output` holds something already.
+        OutputError: if `output` holds something already, or a file of the resumed run that was changed.
         TrainingError: if the loss stops being a number, or another worker has ended.
         ServerError: if no data service answers.
 
@@ -201,7 +205,7 @@ def train(
         runs.append(_Training(training, validation, output / f"fold-{index}", recipe, **options).run())
     rows = [{"fold": i, **run.best} for i, run in enumerate(runs)]
     if worker_index(strategy)[0] == 0:
-        write_text(output / "folds.json", to_json(rows, indent=2) + "\n")
+        write_text(output / "folds.json", to_json(rows, indent=2) + "\n", "run")
     larger = BEST_BY[recipe.best_by]
     return (max if larger else min)(runs, key=lambda run: run.best[recipe.best_by])
 
@@ -257,12 +261,13 @@ class _Training:
             logger.info("the frozen phase is skipped: the encoder starts from random weights")
         self.epochs = sum(phase.epochs for phase in self.phases)
         self.precision = precision or self._best_precision(xla)
-        self.xla = self._xla_pays() if xla is None else xla
+        self.xla_was_given, self.xla = xla is not None, self._xla_pays() if xla is None else xla
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
         if self.xla and self.precision == "bfloat16":
             raise ConfigError("XLA takes no bfloat16 here: expected one of the two (xla=False, precision='float32')")
         self.history: list[dict[str, Any]] = []
+        self.extended_after: list[int] = []
 
     def _split(self, cases, validation_cases, split, fraction) -> None:
         part = None
@@ -403,8 +408,7 @@ class _Training:
             if self.is_chief:
                 (self.output / "checkpoint.npz").unlink(missing_ok=True)  # left by a kill in the last moment
             return Run(self.output, meta["history"], meta["best"])
-        if not meta:
-            self._write_record(None, finished=False)
+        extends = arrays is None and bool(meta)
         keras.utils.set_random_seed(self.seed)
         strategy = self.strategy or tf.distribute.get_strategy()
         with strategy.scope():
@@ -412,6 +416,8 @@ class _Training:
             model = build_model(self.config, self.recipe.encoder_weights, policy)
             if self.from_model is not None:
                 self._take_over(model)
+            if extends:
+                model.set_weights(load_model(self.output).get_weights())
         if strategy.num_replicas_in_sync > 1:
             for layer in model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
@@ -420,6 +426,10 @@ class _Training:
         trainer = Trainer(model, self.recipe, loss, strategy, self.xla)
         self.history = meta.get("history", [])
         best = meta.get("best")
+        if not meta:
+            if self.is_chief and (self.output / "run.json").exists():
+                adopt(self.output / "run.json", _FILES["run.json"])
+            self._write_record(None, finished=False)
         callbacks = list(self.callbacks)
         if self.tensorboard and self.is_chief:
             channels, labels, _ = next(iter(self.validation))
@@ -562,34 +572,43 @@ class _Training:
 
     def _look_at_folder(self) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
         record = self.output / "run.json"
+        if self._can_start_anew(record):
+            return None, {}
         if self.resume and record.is_file():
             return self._load_checkpoint(record)
-        if self.output.exists() and not (self.output.is_dir() and all(map(is_partial, self.output.iterdir()))):
-            started = record.is_file()
-            advice = "go on with it by resume=True, or name another folder" if started else "name a new folder"
-            raise OutputError(f"{self.output}: expected no folder or an empty one, got one with files; {advice}")
-        return None, {}
+        started = record.is_file()
+        advice = "go on with it by resume=True, or name another folder" if started else "name a new folder"
+        raise OutputError(f"{self.output}: expected no folder or an empty one, got one with files; {advice}")
 
-    def _load_checkpoint(self, record: Path):
+    def _can_start_anew(self, record: Path) -> bool:
+        """Whether nothing is lost: no folder, an empty one, or one of a run that ended before its first epoch did."""
+        if not self.output.exists():
+            return True
+        if not self.output.is_dir():
+            return False
+        names = {p.name for p in self.output.iterdir() if not is_partial(p)} - {LEDGER}
+        if not names:
+            return True
+        if "run.json" not in names or not names <= {"run.json", "tensorboard"}:
+            return False
         try:
             saved = json.loads(record.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{record}: expected the record of a run, got something else ({error})") from None
-        if not isinstance(saved, dict) or not isinstance(saved.get("settings"), dict):
-            raise ConfigError(f"{record}: expected the record of a run, got other JSON; name another folder")
-        if saved["settings"] != self.settings():
-            now = self.settings()
-            different = [key for key in now if saved["settings"].get(key) != now[key]]
-            raise ConfigError(
-                f"{self.output}: was started with other settings ({', '.join(different)} differ); "
-                "resume with the same command and data, or name another folder"
-            )
+            return isinstance(saved["settings"], dict) and saved["history"] == []
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _load_checkpoint(self, record: Path):
+        saved = self._matching_record(record)
+        if self.is_chief:
+            for name, kind in _FILES.items():
+                if (self.output / name).exists():
+                    adopt(self.output / name, kind)
         if saved.get("finished"):
-            return None, {
-                **saved,
-                "history": _undefined_as_nan(saved["history"]),
-                "best": _undefined_as_nan(saved["best"]),
-            }
+            known = {name: _undefined_as_nan(saved[name]) for name in ("history", "best")}
+            if self.epochs > len(saved["history"]):
+                self._extend(len(saved["history"]))
+                return None, known
+            return None, {**saved, **known}
         path = self.output / "checkpoint.npz"
         if not path.is_file():
             return None, {}
@@ -600,6 +619,36 @@ class _Training:
             return arrays, {"history": _undefined_as_nan(meta["history"]), "best": _undefined_as_nan(meta["best"])}
         except Exception as error:  # NumPy and zipfile raise many kinds for a broken file
             raise ConfigError(f"{path}: expected a checkpoint of this run, got something else ({error})") from None
+
+    def _matching_record(self, record: Path) -> dict[str, Any]:
+        """The record of the run in the folder, which this one goes on with or extends."""
+        try:
+            saved = json.loads(record.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{record}: expected the record of a run, got something else ({error})") from None
+        if not isinstance(saved, dict) or not isinstance(saved.get("settings"), dict):
+            raise ConfigError(f"{record}: expected the record of a run, got other JSON; name another folder")
+        now, then = self.settings(), saved["settings"]
+        if saved.get("finished") and now["recipe"]["epochs"] > then.get("recipe", {}).get("epochs", math.inf):
+            now["recipe"]["epochs"] = then["recipe"]["epochs"]
+            if not self.xla_was_given:  # its default goes by the number of epochs
+                self.xla = now["xla"] = then.get("xla")
+        if then != now:
+            different = [key for key in now if then.get(key) != now[key]]
+            raise ConfigError(
+                f"{self.output}: was started with other settings ({', '.join(different)} differ); "
+                "resume with the same command and data, or name another folder; more epochs extend a finished run alone"
+            )
+        for done in saved.get("extended_after", []):
+            self._extend(done)
+        return saved
+
+    def _extend(self, done: int) -> None:
+        """Divide the last phase: what comes after `done` epochs has an optimizer and a one-cycle rate of its own."""
+        self.extended_after.append(done)
+        *before, last = self.phases
+        first = replace(last, epochs=done - last.first_epoch)
+        self.phases = [*before, first, replace(last, first_epoch=done, epochs=last.epochs - first.epochs)]
 
     def _write_checkpoint(self, trainer: Trainer, best) -> None:
         if not self.is_chief:
@@ -618,20 +667,21 @@ class _Training:
             "best": best,
             "best_by": self.recipe.best_by,
             "history": self.history,
+            "extended_after": self.extended_after,
             "finished": finished,
             "note": NOT_A_MEDICAL_DEVICE,
         }
-        write_text(self.output / "run.json", to_json(record, indent=2) + "\n")
+        write_text(self.output / "run.json", to_json(record, indent=2) + "\n", _FILES["run.json"])
         if self.history:
             text = io.StringIO()
             writer = csv.DictWriter(text, list(self.history[0]))
             writer.writeheader()
             writer.writerows(self.history)
-            write_text(self.output / "history.csv", text.getvalue())
+            write_text(self.output / "history.csv", text.getvalue(), _FILES["history.csv"])
+            from liverseg_tf.drawing import save_figure
             from liverseg_tf.reporting.figures import history_figure
 
-            with atomic_write(self.output / "curves.png") as temporary:
-                history_figure(self.history).savefig(temporary, dpi=110)
+            save_figure(history_figure(self.history), self.output / "curves.png", dpi=110)
 
     def _explain_nan(self, epoch: int, step: int) -> LiverSegError:
         """Read the broken step's batch again, to say which cases were in it."""

@@ -1,6 +1,8 @@
 """The slice pipeline against the loader, and what it promises about order, seeds and proportions."""
 
 import gzip
+import os
+import shutil
 import zlib
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
+from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.data.cases import find_cases
 from liverseg_tf.data.slices import (
     CATEGORIES,
@@ -201,6 +204,43 @@ def test_a_cache_gives_the_same_slices(phantom_folder, tmp_path):
             for (a, b), (c, d) in zip(plain, as_arrays(dataset), strict=True):
                 np.testing.assert_array_equal(a, c)
                 np.testing.assert_array_equal(b, d)
+
+
+def test_a_stale_cache_is_refused(phantom_folder, tmp_path):
+    """Of other cases, of files that were written anew, of another range or selection, or of nobody knows what."""
+    copies = tmp_path / "copies"
+    shutil.copytree(phantom_folder, copies)
+    cases, cache = find_cases(copies)[:2], tmp_path / "cache"
+
+    def total(cases=cases, **options):
+        return sum(float(tf.reduce_sum(hu)) for hu, _ in slice_dataset(cases, cache=cache, **options))
+
+    first = total()
+    assert total() == first
+    stale = (
+        {"cases": find_cases(copies)[1:3]},
+        {"hu_range": (-100, 200)},
+        {"hu_range": None},
+        {"selection": SliceSelection(every_slice=2)},
+        {"selection": SliceSelection(only_liver=True)},
+    )
+    for options in stale:
+        with pytest.raises(ConfigError, match="cache: its cached slices are of other files or options"):
+            total(**options)
+    # channels and size come after the cache
+    assert (
+        next(iter(slice_dataset(cases, 32, channels=ChannelsConfig(("liver",), False), cache=cache)))[0].shape[2] == 1
+    )
+    assert total() == first
+    os.utime(cases[0].volume, (0, 0))
+    with pytest.raises(ConfigError, match="of other files"):
+        total()
+    for path in tmp_path.glob("cache.*"):
+        path.unlink()
+    assert total() == first
+    (tmp_path / "cache.json").unlink()
+    with pytest.raises(ConfigError, match="there is no cache.json that tells"):
+        total()
 
 
 @pytest.mark.parametrize("cache", [None, "memory"])

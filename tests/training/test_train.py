@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 import liverseg_tf as ls
-from liverseg_tf.errors import ConfigError, DataWarning, OutputError, TrainingError
+import liverseg_tf.training.train as module
+from liverseg_tf.errors import ConfigError, DataWarning, ModelError, OutputError, TrainingError
 from liverseg_tf.training.recipes import RECIPES, Recipe
 
 RECIPE = Recipe(
@@ -66,7 +68,7 @@ def test_repr_tells_the_best_epoch(finished):
 
 def test_a_run_folder_tells_everything(finished):
     run, record = finished
-    assert sorted(p.name for p in run.output.iterdir()) == ["curves.png", "history.csv", "model.keras", "run.json"]
+    assert sorted(p.name for p in run.output.glob("[!.]*")) == ["curves.png", "history.csv", "model.keras", "run.json"]
     about = json.loads((run.output / "run.json").read_text())
     assert about["finished"] is True
     assert about["settings"]["recipe"]["name"] == "tiny"
@@ -288,6 +290,48 @@ def test_a_folder_with_files_is_not_touched(cases, tmp_path):
     with pytest.raises(OutputError, match="expected no folder or an empty one"):
         ls.train(cases, tmp_path, RECIPE, **options())
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+def test_a_start_that_failed_blocks_nothing(cases, tmp_path, monkeypatch):
+    """Each time the advice is taken: other weights, then a smaller batch, then once more without --resume."""
+    output = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "build_model", lambda *_: (_ for _ in ()).throw(ModelError("no network")))
+        with pytest.raises(ModelError, match="no network"):
+            ls.train(cases, output, RECIPE, **options())
+    assert not output.exists()
+
+    def fail(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "memory")
+
+    monkeypatch.setattr(module.Trainer, "train_epoch", fail)
+    for batch_size, resume in ((4, False), (2, False), (1, True), (2, False)):
+        with pytest.raises(TrainingError, match=f"out of memory at batch size {batch_size}"):
+            ls.train(cases, output, RECIPE, batch_size=batch_size, resume=resume, **options())
+        assert {p.name for p in output.glob("[!.]*")} == {"run.json"}
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="got one with files; go on with it"):
+        ls.train(cases, output, RECIPE, **options())
+
+
+def test_more_epochs_extend_a_finished_run(cases, finished, tmp_path):
+    first, output = finished[0], tmp_path / "run"
+    shutil.copytree(first.output, output)
+    recipe = dataclasses.replace(RECIPE, ema=0.9, augmentation=True, lesion_synthesis=True)
+    with pytest.raises(ConfigError, match="other settings .*recipe"):
+        ls.train(cases, output, recipe, epochs=1, resume=True, **options())
+    longer = ls.train(cases, output, recipe, epochs=3, resume=True, **options())
+    assert [row["epoch"] for row in longer.history] == [1, 2, 3] and longer.history[:2] == first.history
+    best = max(longer.history, key=lambda row: row["val_case_dice"])
+    assert longer.best["val_case_dice"] == best["val_case_dice"]
+    about = json.loads((output / "run.json").read_text())
+    assert about["finished"] is True and about["extended_after"] == [2]
+    again = ls.train(cases, output, recipe, epochs=3, resume=True, **options())
+    assert again.history == longer.history  # finished: not touched
+    (output / "history.csv").write_text("my notes")
+    with pytest.raises(OutputError, match="history.csv: exists and was changed since"):
+        ls.train(cases, output, recipe, epochs=4, resume=True, **options())
+    assert (output / "history.csv").read_text() == "my notes"
 
 
 def test_learning_rate_finder_leaves_the_model_as_it_was(cases, small_model):
