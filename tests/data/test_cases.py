@@ -30,6 +30,7 @@ def test_pairs_by_number_over_several_folders(tmp_path):
 def test_decathlon_layout(tmp_path):
     _touch(tmp_path, "imagesTr/liver_3.nii.gz", "labelsTr/liver_3.nii.gz", "imagesTs/liver_4.nii.gz")
     _touch(tmp_path, "imagesTr/._liver_3.nii.gz")  # what a Mac leaves behind
+    _touch(tmp_path, ".Trash/imagesTr/liver_3.nii.gz", ".0123abcd.partial.x/imagesTr/liver_5.nii.gz")
     cases = find_cases(tmp_path)
     assert [(c.id, c.segmentation is not None) for c in cases] == [(3, True), (4, False)]
 

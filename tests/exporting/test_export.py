@@ -13,7 +13,7 @@ from liverseg_tf.data.cases import Case
 from liverseg_tf.errors import ConfigError, DataWarning, ModelError, OutputError
 from liverseg_tf.exporting import parity
 from liverseg_tf.exporting.samples import UNKNOWN, Sample, samples
-from liverseg_tf.exporting.timing import Figures
+from liverseg_tf.exporting.timing import Measured
 from liverseg_tf.models.saving import build_model
 
 
@@ -121,7 +121,7 @@ def test_floors_are_floors(monkeypatch, tmp_path, large_case):
         labels[0, 0, : off[path.name]] = 0
         labels = {"512x512": labels}
         probabilities = {"512x512": np.eye(3, dtype=np.float32)[labels["512x512"]]}
-        return labels, probabilities, Figures({"512x512": 1.0}, None)
+        return labels, probabilities, Measured({"512x512": 1.0}, None)
 
     monkeypatch.setattr(parity, "measure", measured)
     monkeypatch.setattr(parity, "samples", lambda *a: [Sample(np.zeros(truth.shape, np.float32), truth)])
