@@ -22,6 +22,7 @@ class Threshold:
     """A runtime without a network: bright is liver, brighter is tumour."""
 
     config = ls.ModelConfig(image_size=32, backbone="resnet18")
+    is_remote, slices_at_once = False, 1
 
     def labels(self, hu):
         return ((hu > 0).astype(np.uint8) + (hu > 100)).astype(np.uint8)
