@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 from liverseg_tf.errors import OutputError
 from liverseg_tf.files import atomic_write, sha256_of
 from liverseg_tf.strict_json import to_json
-from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:
     import nibabel as nib
