@@ -43,7 +43,7 @@ SIGNATURE = '<meta name="generator" content="liverseg_tf'
 _FIRST_WINDOWS = ("liver", "custom", "abdomen_soft", "mediastinum", "lungs", "spine_bone")
 
 # Key, name, letter; heat that is not supported is off until asked for
-_HEAT_LAYERS = (("heatmap", "Heatmap", "h", True), ("heatmap-unsupported", "Heat that is not supported", "k", False))
+_HEAT_LAYERS = (("heatmap", "Heatmap", "h", True), ("heatmap-unsupported", "Unsupported heat", "k", False))
 
 Progress = Callable[[int, int, str], None]
 
