@@ -20,7 +20,7 @@ def test_a_page_with_truth(capsys, tmp_path, phantom_folder, small_model_file):
     assert "<h1>Case 0</h1>" in text and "Against the reference" in text and "volume-0" not in text
     page.write_text("mine")
     assert main(arguments) == 1
-    assert "was not made by this library" in capsys.readouterr().err and page.read_text() == "mine"
+    assert "was changed since this library made it" in capsys.readouterr().err and page.read_text() == "mine"
 
 
 def test_predict_with_uncertainty(capsys, tmp_path, phantom_folder, small_model_file):

