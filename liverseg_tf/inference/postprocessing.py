@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import edt
 import numpy as np
 from scipy import ndimage, sparse
 
 from liverseg_tf.config import Config
+from liverseg_tf.errors import ConfigError
 from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 
 _ROWS_A_SLAB = 16
+# A ball is seen in the next slice if its radius is one slice spacing; a network may miss its last sliver.
+_BROAD = 2.0
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,38 @@ class PostProcessing(Config):
         smoothing_mm: standard deviation, in mm, of the Gaussian that smooths the network's probabilities from slice to
             slice, since it sees each slice by itself; 0 for none. A server's labels are taken as they come:
             probabilities would be twelve times as many bytes.
+        bridge_mm: what hangs on the rest by bridges no wider than this is dropped if most of it is tumour, as contents
+            of the stomach are when they are taken for one; 0 for none.
         largest_liver: keep the largest connected piece of liver and tumour together; a patient has one liver.
-        fill_holes: make background that liver encloses in 3-D liver.
+        fill_holes: make background that liver and tumour enclose in 3-D what most of its surface touches, and liver
+            that tumour encloses tumour.
+        least_liver_contact: a connected piece of tumour is dropped if less of its surface, of what borders on liver or
+            background, borders on liver; 0 for none.
+        drop_single_slices: tumour in one slice alone, so broad that a ball of its area would reach beyond the next
+            slices' middle, becomes liver.
         smallest_lesion_ml: smaller connected pieces of tumour become liver; 0 keeps all. By default a ball of 5 mm, as
             small as the synthetic lesions that the shipped model learned from: smaller findings are rarely one.
+
+    Raises:
+        ConfigError: for a negative number, or a share above 1.
     """
 
     smoothing_mm: float = 2.0
+    bridge_mm: float = 5.0
     largest_liver: bool = True
     fill_holes: bool = True
+    least_liver_contact: float = 0.25
+    drop_single_slices: bool = True
     smallest_lesion_ml: float = 0.065
+
+    def __post_init__(self):
+        for name in ("smoothing_mm", "bridge_mm", "least_liver_contact", "smallest_lesion_ml"):
+            most = 1 if name == "least_liver_contact" else math.inf
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(
+                    f"{name}: expected a number of at least 0{'' if most > 1 else ', at most 1'}. "
+                    f"Received: {getattr(self, name)}"
+                )
 
     def __call__(
         self, labels: np.ndarray, spacing_mm: tuple[float, float, float], voxel_volume_ml: float | None = None
@@ -47,22 +73,30 @@ class PostProcessing(Config):
         Returns:
             `labels`.
         """
-        boxes = [box for box in ndimage.find_objects(labels) if box]
-        if not boxes:
+        there = _occupied(labels)
+        if there is None:
             return labels
-        labels_there = labels[
-            tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
-        ]
         if self.largest_liver:
-            liver = _Pieces(labels_there, lambda slab: slab != BACKGROUND)
-            liver.relabel(np.arange(liver.count) != liver.voxels.argmax(), BACKGROUND)
+            _keep_largest(there)
+            there = _occupied(there)
+        if self.bridge_mm > 0 and (there == TUMOUR).any():
+            _drop_tumour_on_bridges(there, spacing_mm, self.bridge_mm)
         if self.fill_holes:
-            background = _Pieces(labels_there, lambda slab: slab == BACKGROUND)
-            background.relabel(~background.is_outer, LIVER)
-        if self.smallest_lesion_ml > 0:
-            lesions = _Pieces(labels_there, lambda slab: slab == TUMOUR)
-            voxel_ml = math.prod(spacing_mm) / 1000 if voxel_volume_ml is None else voxel_volume_ml
-            lesions.relabel(lesions.voxels * voxel_ml < self.smallest_lesion_ml, LIVER)
+            _fill_holes(there, spacing_mm)
+        if self.least_liver_contact > 0:
+            lesions = _Pieces(there, lambda slab: slab == TUMOUR)
+            faces = lesions.faces(spacing_mm)
+            least = self.least_liver_contact * (faces[:, LIVER] + faces[:, BACKGROUND])
+            lesions.relabel(faces[:, LIVER] < least, BACKGROUND)
+        if self.largest_liver:  # what hung on what was dropped
+            _keep_largest(there)
+        lesions = _Pieces(there, lambda slab: slab == TUMOUR)
+        voxel_ml = math.prod(spacing_mm) / 1000 if voxel_volume_ml is None else voxel_volume_ml
+        unlikely = lesions.voxels * voxel_ml < self.smallest_lesion_ml
+        if self.drop_single_slices and labels.shape[2] > 1:
+            area_mm2 = lesions.voxels * (voxel_ml * 1000 / spacing_mm[2])
+            unlikely |= (lesions.depth() == 1) & (area_mm2 > math.pi * (_BROAD * spacing_mm[2]) ** 2)
+        lesions.relabel(unlikely, LIVER)
         return labels
 
 
@@ -101,6 +135,69 @@ class SliceSmoother:
         first = max(end - self._radius, 0)
         self._window, self._done = self._window[first:], end - first
         return smoothed
+
+
+def _occupied(labels: np.ndarray) -> np.ndarray | None:
+    """The part of the volume that holds labels, as a view."""
+    boxes = [box for box in ndimage.find_objects(labels) if box]
+    if not boxes:
+        return None
+    return labels[
+        tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+    ]
+
+
+def _keep_largest(labels: np.ndarray) -> None:
+    liver = _Pieces(labels, lambda slab: slab != BACKGROUND)
+    if liver.count > 1:
+        liver.relabel(np.arange(liver.count) != liver.voxels.argmax(), BACKGROUND)
+
+
+def _drop_tumour_on_bridges(labels: np.ndarray, spacing_mm: tuple[float, float, float], width_mm: float) -> None:
+    """Cut bridges through liver and tumour together, and drop the parts that are tumour for the most part.
+
+    What is farther than half the width from background is a part's core. Where cores are dropped, so is what lies
+    nearer to them than to others, up to the width away.
+    """
+    cores = np.zeros(labels.shape, np.uint8)
+    for rows, wider, inner in _overlapping_slabs(len(labels), width_mm / 2 / spacing_mm[0]):
+        depth_mm = edt.edt(np.ascontiguousarray(labels[wider] != BACKGROUND), anisotropy=spacing_mm)
+        cores[rows] = depth_mm[inner] > width_mm / 2
+    parts = _Pieces(cores, lambda slab: slab == 1)
+    dropped = 2 * parts.count_where(labels == TUMOUR) > parts.voxels
+    dropped[parts.voxels.argmax() if parts.count else []] = False
+    if not dropped.any():
+        return
+    parts.relabel(dropped, 2)
+    for rows, wider, inner in _overlapping_slabs(len(labels), width_mm / spacing_mm[0]):
+        if (cores[wider] == 2).any():
+            to_dropped_mm, to_kept_mm = (
+                edt.edt(np.ascontiguousarray(cores[wider] != part), anisotropy=spacing_mm)[inner] for part in (2, 1)
+            )
+            labels[rows][(to_dropped_mm <= width_mm) & (to_dropped_mm < to_kept_mm)] = BACKGROUND
+
+
+def _fill_holes(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:
+    background = _Pieces(labels, lambda slab: slab == BACKGROUND)
+    holes = ~background.is_outer
+    if holes.any():
+        faces = background.faces(spacing_mm, holes)
+        background.relabel(holes, np.where(faces[:, TUMOUR] > faces[:, LIVER], TUMOUR, LIVER))
+    if (labels == TUMOUR).any():
+        liver = _Pieces(labels, lambda slab: slab == LIVER)
+        enclosed = ~liver.is_outer
+        enclosed[liver.voxels.argmax() if liver.count else []] = False
+        if enclosed.any():
+            liver.relabel(enclosed & (liver.faces(spacing_mm, enclosed)[:, BACKGROUND] == 0), TUMOUR)
+
+
+def _overlapping_slabs(count: int, overlap: float) -> Iterator[tuple[slice, slice, slice]]:
+    """Rows of slabs, the same with `overlap` rows more on each side, and where the former lie in the latter."""
+    more = math.ceil(overlap) + 1
+    step = max(4 * _ROWS_A_SLAB, more)
+    for first in range(0, count, step):
+        last, start = min(first + step, count), max(first - more, 0)
+        yield slice(first, last), slice(start, min(last + more, count)), slice(first - start, last - start)
 
 
 class _Pieces:
@@ -144,13 +241,57 @@ class _Pieces:
         self.is_outer = np.zeros(self.count, bool)
         self.is_outer[piece[np.concatenate(outer)]] = True
 
-    def relabel(self, chosen: np.ndarray, label: int) -> None:
-        """Give the voxels of the chosen pieces, (count,) bool, another label."""
-        for slab, pieces in zip(self._slabs(), self._pieces_of_slabs, strict=True):
-            chosen_there = np.concatenate([[False], chosen[pieces]])
-            if chosen_there.any():
+    def relabel(self, chosen: np.ndarray, label: int | np.ndarray) -> None:
+        """Give the voxels of the chosen pieces, (count,) bool, another label, or each piece one of (count,) labels."""
+        labels = np.broadcast_to(np.asarray(label, np.uint8), self.count)
+        for first, numbers in self._numbered(chosen):
+            there = numbers > 0
+            self._labels[first : first + len(numbers)][there] = labels[numbers[there] - 1]
+
+    def count_where(self, mask: np.ndarray) -> np.ndarray:
+        """(count,) int, voxels of each piece where a mask of the labels' shape is true."""
+        result = np.zeros(self.count, np.int64)
+        for first, numbers in self._numbered():
+            there = numbers[mask[first : first + len(numbers)]]
+            result += np.bincount(there, minlength=self.count + 1)[1:]
+        return result
+
+    def faces(self, spacing_mm: tuple[float, float, float], chosen: np.ndarray | None = None) -> np.ndarray:
+        """(count, 3) float, mm^2 of each piece's surface that borders on background, liver and tumour.
+
+        The volume's own faces are none. Of other pieces than the chosen ones, zeros.
+        """
+        result = np.zeros((self.count, 3))
+        for first, numbers in self._numbered(chosen):
+            places = np.nonzero(numbers)
+            pieces = numbers[places] - 1
+            places = (places[0] + first, *places[1:])
+            for axis, step in ((axis, step) for axis in range(3) for step in (-1, 1)):
+                beside = places[axis] + step
+                inside = (beside >= 0) & (beside < self._labels.shape[axis])
+                at = tuple((beside if a == axis else places[a])[inside] for a in range(3))
+                kinds = pieces[inside] * 3 + np.minimum(self._labels[at], TUMOUR)
+                area_mm2 = math.prod(spacing_mm) / spacing_mm[axis]
+                result += np.bincount(kinds, minlength=self.count * 3).reshape(-1, 3) * area_mm2
+        return result
+
+    def depth(self) -> np.ndarray:
+        """(count,) int, slices that each piece extends over."""
+        first_slice, last_slice = np.full(self.count, self._labels.shape[2]), np.full(self.count, -1)
+        for _, numbers in self._numbered():
+            places = np.nonzero(numbers)
+            pieces = numbers[places] - 1
+            np.minimum.at(first_slice, pieces, places[2])
+            np.maximum.at(last_slice, pieces, places[2])
+        return last_slice - first_slice + 1
+
+    def _numbered(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Slabs that hold chosen pieces: the first row, and each voxel's piece from 1; 0 in others and outside."""
+        for index, (slab, pieces) in enumerate(zip(self._slabs(), self._pieces_of_slabs, strict=True)):
+            numbers_of = pieces + 1 if chosen is None else np.where(chosen[pieces], pieces + 1, 0)
+            if numbers_of.any():
                 numbers, _ = ndimage.label(self._of_class(slab))
-                slab[chosen_there[numbers]] = label
+                yield index * _ROWS_A_SLAB, np.concatenate([[0], numbers_of])[numbers]
 
     def _slabs(self) -> list[np.ndarray]:
         """Views of the labels, a few rows each: rows lie furthest apart in memory."""
