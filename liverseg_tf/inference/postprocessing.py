@@ -156,13 +156,15 @@ def _keep_largest(labels: np.ndarray) -> None:
 def _drop_tumour_on_bridges(labels: np.ndarray, spacing_mm: tuple[float, float, float], width_mm: float) -> None:
     """Cut bridges through liver and tumour together, and drop the parts that are tumour for the most part.
 
-    What is farther than half the width from background is a part's core. Where cores are dropped, so is what lies
-    nearer to them than to others, up to the width away.
+    What is deeper than half the width is a part's core. Where cores are dropped, so is what lies nearer to them than to
+    others, up to the width away.
     """
     cores = np.zeros(labels.shape, np.uint8)
-    for rows, wider, inner in _overlapping_slabs(len(labels), width_mm / 2 / spacing_mm[0]):
+    # depths are measured to the background's first voxel, half a voxel beyond the surface
+    least_mm = (width_mm + min(spacing_mm)) / 2
+    for rows, wider, inner in _overlapping_slabs(len(labels), least_mm / spacing_mm[0]):
         depth_mm = edt.edt(np.ascontiguousarray(labels[wider] != BACKGROUND), anisotropy=spacing_mm)
-        cores[rows] = depth_mm[inner] > width_mm / 2
+        cores[rows] = depth_mm[inner] > least_mm
     parts = _Pieces(cores, lambda slab: slab == 1)
     dropped = 2 * parts.count_where(labels == TUMOUR) > parts.voxels
     dropped[parts.voxels.argmax() if parts.count else []] = False
