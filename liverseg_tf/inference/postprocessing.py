@@ -44,7 +44,7 @@ class PostProcessing(Config):
     """
 
     smoothing_mm: float = 2.0
-    bridge_mm: float = 5.0
+    bridge_mm: float = 4.0
     largest_liver: bool = True
     fill_holes: bool = True
     least_liver_contact: float = 0.25
