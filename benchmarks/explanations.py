@@ -101,7 +101,7 @@ def _explanations(args: argparse.Namespace, predictor: Predictor) -> dict:
     for case, volume, truth in _cases(args):
         labels = truth if args.regions == "truth" else predictor.predict(volume).canonical_labels
         for region in find_regions(labels, volume.geometry)[: args.most_lesions]:
-            mm3 = np.count_nonzero(region.mask) * float(np.prod(volume.spacing_mm))
+            mm3 = 1000 * np.count_nonzero(region.mask) * volume.voxel_volume_ml
             if mm3 < np.pi / 6 * args.smallest_mm**3:
                 continue
             index = region.largest_slice

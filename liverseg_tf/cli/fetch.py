@@ -25,10 +25,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch and print the folders."""
-    import json
-
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.data.dicom.web import fetch_series
+    from liverseg_tf.strict_json import to_json
 
     with progress_bar() as bar:
         task = bar.add_task("images", total=None)
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             args.source, args.study, args.output, args.series, lambda done: bar.update(task, completed=done)
         )
     if args.json:
-        print(json.dumps({"folders": [str(folder) for folder in folders]}))
+        print(to_json({"folders": [str(folder) for folder in folders]}))
     else:
         for folder in folders:
             print(folder)

@@ -21,16 +21,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Send and print what the archive has."""
-    import json
-
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.data.dicom.web import send_objects
+    from liverseg_tf.strict_json import to_json
 
     with progress_bar() as bar:
         task = bar.add_task("objects", total=None)
         rows = send_objects(args.paths, args.to, lambda done, total: bar.update(task, completed=done, total=total))
     if args.json:
-        print(json.dumps({"sent": rows}))
+        print(to_json({"sent": rows}))
     else:
         for row in rows:
             print(f"{row['file']}  ({row['modality']}, {row['instance']})")

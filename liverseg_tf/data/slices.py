@@ -27,6 +27,7 @@ from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LiverSegE
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR, to_labels
 from liverseg_tf.ownership import write_text
+from liverseg_tf.strict_json import to_json
 
 # Changes whenever other slices come out of the same files and options.
 _CACHE_FORMAT = 1
@@ -274,7 +275,7 @@ class _Pipeline:
         where = Path(where)
         record = where.with_name(f"{where.name}.json")
         fingerprint = self.source.fingerprint()
-        text = json.dumps({"fingerprint": fingerprint, "of": "slices cached by liverseg_tf"}, indent=1) + "\n"
+        text = to_json({"fingerprint": fingerprint, "of": "slices cached by liverseg_tf"}, indent=1) + "\n"
         name = glob.escape(where.name)
         if any(path for ending in ("", "_[0-9]*") for path in where.parent.glob(f"{name}{ending}.index")):
             try:
@@ -407,7 +408,7 @@ class _Source:
         ]
         selection = asdict(replace(self.selection, every_volume=1, order="number"))  # these chose the cases
         parts = [_CACHE_FORMAT, files, selection, self.hu_range, self.hu_dtype.name]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return hashlib.sha256(to_json(parts).encode()).hexdigest()
 
     @property
     def is_filtered(self) -> bool:
