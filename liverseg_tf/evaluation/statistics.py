@@ -132,10 +132,10 @@ def statistics(
         >>> found.liver_volume_ml, found.tumour_volume_ml, found.lesion_count
         (1000.0, 8.0, 1)
     """
-    mask = _mask(mask, spacing_mm)
+    mask = as_mask(mask, spacing_mm)
     if isinstance(volume, (str, Path)):
         volume = CTVolume.load(volume)
-    _check_fits(volume, mask)
+    check_fits(volume, mask)
     box = bounding_box(mask.labels != BACKGROUND)
     voxel_ml = mask.voxel_volume_ml
     labels = mask.labels[box or (slice(0, 1),) * 3]
@@ -162,7 +162,8 @@ def statistics(
     )
 
 
-def _mask(mask: str | Path | MaskVolume | np.ndarray, spacing_mm: tuple[float, float, float] | None) -> MaskVolume:
+def as_mask(mask: str | Path | MaskVolume | np.ndarray, spacing_mm: tuple[float, float, float] | None) -> MaskVolume:
+    """A mask as `statistics` and `measure` take it, loaded."""
     if isinstance(mask, MaskVolume):
         return mask
     if isinstance(mask, (str, Path)):
@@ -175,7 +176,8 @@ def _mask(mask: str | Path | MaskVolume | np.ndarray, spacing_mm: tuple[float, f
     return MaskVolume(labels, Geometry.from_spacing(labels.shape, spacing_mm))
 
 
-def _check_fits(volume: CTVolume | np.ndarray | None, mask: MaskVolume) -> None:
+def check_fits(volume: CTVolume | np.ndarray | None, mask: MaskVolume) -> None:
+    """Check that a CT lies on the mask's grid."""
     if isinstance(volume, CTVolume):
         check_same_grid(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
     elif volume is not None and np.shape(volume) != mask.shape:

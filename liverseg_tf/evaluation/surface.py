@@ -131,12 +131,13 @@ def surface_distances(
     box = enclosing_box(boxes)
     truth_surface, prediction_surface = (surface_voxels(m[box]) for m in (truth, prediction))
     return SurfaceDistances(
-        _distances_mm(truth_surface, prediction_surface, spacing_mm),
-        _distances_mm(prediction_surface, truth_surface, spacing_mm),
+        distances_mm(truth_surface, prediction_surface, spacing_mm),
+        distances_mm(prediction_surface, truth_surface, spacing_mm),
     )
 
 
-def _distances_mm(start: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+def distances_mm(start: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(N,) float64: from each voxel of `start`, in C order, to the nearest of `target`; see `surface_distances`."""
     steps_mm = np.asarray(spacing_mm, np.float64)
     if steps_mm.ndim == 2 and np.count_nonzero(steps_mm) > 3:
         places, targets = (np.argwhere(mask) @ steps_mm.T for mask in (start, target))

@@ -1,0 +1,257 @@
+"""`measure`: what a radiologist wants to know of a mask, and what makes it doubtful."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from liverseg_tf.data.volume import CTVolume, MaskVolume
+from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
+from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, as_mask, check_fits, statistics
+from liverseg_tf.evaluation.surface import distances_mm, surface_voxels
+from liverseg_tf.files import csv_cell
+from liverseg_tf.labels import BACKGROUND, LIVER
+
+# Adult livers have 1000 ml and more.
+SMALLEST_LIVER_ML = 200.0
+# The liver ends in a tip: what the last slice shows of it is little against its largest cross-section.
+_LARGEST_RIM = 0.05
+# Liver tissue this near a lesion is what it is compared with.
+_AROUND_MM = 10.0
+_PERCENTILES = (5, 25, 50, 75, 95)
+
+FLAGS = {
+    "cut_by_field_of_view": "the liver goes on beyond the CT: its volume, and what is counted in it, is a lower bound",
+    "gap_in_liver": "slices without liver lie between slices with liver: slices or parts of the mask may be missing",
+    "no_liver": "the mask holds no liver: that is no finding, but a mask to look at",
+    "small_liver": f"less than {SMALLEST_LIVER_ML:.0f} ml of liver: cut, a child's, resected, or not found",
+    "identity_affine": "the file says 1x1x1 mm without direction: mm and ml are unreliable",
+    "sheared_grid": "slices are shifted against one another (gantry tilt): measured as they lie",
+    "tumour_beside_liver": "tumour that touches no liver: look whether it is one",
+}
+
+
+@dataclass(frozen=True)
+class LesionMeasurement:
+    """One lesion.
+
+    Attributes:
+        statistics: number, volume, place.
+        axes: long and short axis in the axial slice (RECIST 1.1) and the largest diameter, with end points.
+        sphericity: surface of the ball of the same volume over the lesion's surface, 0 to 1 (IBSI's definition, on a
+            mesh by marching cubes); None for a lesion of fewer than 8 voxels, which has no shape.
+        distance_to_surface_mm: from its edge to the liver's surface; 0 where it reaches it, None without liver.
+        hu: mean, sd and percentiles of HU in it; None without a CT.
+        contrast_hu: its mean HU minus that of liver tissue within 10 mm; None without a CT or such tissue.
+    """
+
+    statistics: LesionStatistics
+    axes: LesionAxes
+    sphericity: float | None
+    distance_to_surface_mm: float | None
+    hu: dict[str, float] | None
+    contrast_hu: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, for JSON and tables; names of indices say what they are counted from."""
+        row = self.statistics.to_dict()
+        axes = asdict(self.axes)
+        axes["axis_slice_from_1"] = axes.pop("slice") + 1
+        hu = {f"hu_{name}": value for name, value in (self.hu or dict.fromkeys(_hu_names())).items()}
+        own = {"sphericity": self.sphericity, "distance_to_surface_mm": self.distance_to_surface_mm}
+        return {**row, **axes, **own, **hu, "contrast_hu": self.contrast_hu}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One mask.
+
+    Attributes:
+        case: the mask's name.
+        statistics: volumes, burden, HU of the liver.
+        flags: what makes it doubtful, by the names of `FLAGS`; `FLAGS` has the words.
+        volume_is_lower_bound: the CT holds a part of the liver alone.
+        lesions: the largest first, numbered as in `statistics`.
+    """
+
+    case: str
+    statistics: MaskStatistics
+    flags: tuple[str, ...]
+    volume_is_lower_bound: bool
+    lesions: tuple[LesionMeasurement, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's form."""
+        figures = self.statistics.to_dict()
+        figures.pop("lesions")
+        return {
+            "case": self.case,
+            **figures,
+            "volume_is_lower_bound": self.volume_is_lower_bound,
+            "flags": {name: FLAGS[name] for name in self.flags},
+            "lesions": [lesion.to_dict() for lesion in self.lesions],
+        }
+
+
+def measure(
+    mask: str | Path | MaskVolume | np.ndarray,
+    ct: str | Path | CTVolume | np.ndarray | None = None,
+    *,
+    spacing_mm: tuple[float, float, float] | None = None,
+) -> Measurement:
+    """Measure any mask of liver and lesions, whoever made it.
+
+    Args:
+        mask: a mask file, a `MaskVolume`, or labels (rows A->P, columns R->L, slices I->S) of 0, 1 and 2.
+        ct: the CT on the same grid, for HU: a file, a `CTVolume`, or HU in the mask's canonical shape.
+        spacing_mm: of an array, (row, column, slice) in mm; a file brings its own.
+
+    Raises:
+        InputFileError, GeometryError, LabelError: as `MaskVolume.load`; also for a CT on another grid, and for an array
+            without `spacing_mm`.
+
+    Examples:
+        >>> labels = np.zeros((40, 40, 40), np.uint8)
+        >>> labels[5:35, 5:35, 5:35] = 1
+        >>> labels[10:20, 15:20, 20:24] = 2
+        >>> found = measure(labels, spacing_mm=(2, 2, 2))
+        >>> found.lesions[0].axes.long_axis_mm, found.lesions[0].distance_to_surface_mm, found.flags
+        (20.4, 10.0, ())
+    """
+    mask = as_mask(mask, spacing_mm)
+    if isinstance(ct, (str, Path)):
+        ct = CTVolume.load(ct)
+    check_fits(ct, mask)
+    found = statistics(mask, ct)
+    flags = list(_flags(mask, found))
+    lesions = tuple(_measure_lesions(mask, ct, found))
+    organ = mask.labels != BACKGROUND
+    if organ.any() and any(_is_beside(lesion, mask) for lesion in _crops(mask)):
+        flags.append("tumour_beside_liver")
+    name = Path(mask.path).name if mask.path else "mask"
+    return Measurement(name, found, tuple(flags), "cut_by_field_of_view" in flags, lesions)
+
+
+def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:
+    organ = mask.labels != BACKGROUND
+    if not organ.any():
+        yield "no_liver"
+    elif found.liver_volume_ml < SMALLEST_LIVER_ML:
+        yield "small_liver"
+    for axis in range(3):
+        # cross-sections along each axis: the first and the last slice, and the picture's borders
+        areas = np.count_nonzero(organ, axis=tuple(a for a in range(3) if a != axis))
+        if areas.max() and len(areas) > 1 and max(areas[0], areas[-1]) > _LARGEST_RIM * areas.max():
+            yield "cut_by_field_of_view"
+            break
+    inside = np.flatnonzero(organ.any(axis=(0, 1)))
+    if len(inside) and len(inside) < inside[-1] - inside[0] + 1:
+        yield "gap_in_liver"
+    if mask.geometry.is_identity_affine:
+        yield "identity_affine"
+    if np.count_nonzero(mask.geometry.steps_mm) > 3:
+        yield "sheared_grid"
+
+
+def _crops(mask: MaskVolume) -> Iterable[tuple[np.ndarray, tuple[slice, slice, slice]]]:
+    """Each lesion, the largest first: (I, J, K) bool and its box in the mask, with a margin of `_AROUND_MM`."""
+    numbered, box = numbered_lesions(mask.labels)
+    if box is None:
+        return
+    from scipy import ndimage
+
+    # a step along an axis is at least this long in a sheared grid too
+    margin = [math.ceil(_AROUND_MM / s) + 1 for s in np.diag(mask.geometry.steps_mm)]
+    for number, own in enumerate(ndimage.find_objects(numbered), start=1):
+        start = [whole.start + part.start for whole, part in zip(box, own, strict=True)]
+        stop = [whole.start + part.stop for whole, part in zip(box, own, strict=True)]
+        wide = tuple(
+            slice(max(a - m, 0), min(b + m, n)) for a, b, m, n in zip(start, stop, margin, mask.shape, strict=True)
+        )
+        lesion = np.zeros([s.stop - s.start for s in wide], bool)
+        lesion[tuple(slice(a - s.start, b - s.start) for a, b, s in zip(start, stop, wide, strict=True))] = (
+            numbered[own] == number
+        )
+        yield lesion, wide
+
+
+def _is_beside(crop: tuple[np.ndarray, tuple[slice, slice, slice]], mask: MaskVolume) -> bool:
+    from scipy import ndimage
+
+    lesion, box = crop
+    return not (ndimage.binary_dilation(lesion, np.ones((3, 3, 3))) & (mask.labels[box] == LIVER)).any()
+
+
+def _measure_lesions(
+    mask: MaskVolume, ct: CTVolume | np.ndarray | None, found: MaskStatistics
+) -> Iterable[LesionMeasurement]:
+    steps_mm = mask.geometry.steps_mm
+    surface = surface_voxels(mask.labels != BACKGROUND) if found.lesions else None
+    for statistic, (lesion, box) in zip(found.lesions, _crops(mask), strict=True):
+        offset = tuple(s.start for s in box)
+        whole = np.zeros(mask.shape, bool)
+        whole[box] = surface_voxels(lesion)
+        hu = contrast = None
+        if ct is not None:
+            values = _hu(ct, box)
+            inside = values[lesion].astype(np.float64)
+            hu = dict(zip(_hu_names(), [inside.mean(), inside.std(), *np.percentile(inside, _PERCENTILES)], strict=True))
+            hu = {name: float(value) for name, value in hu.items()}
+            tissue = mask.labels[box] == LIVER
+            if tissue.any():
+                near = values[tissue][distances_mm(tissue, lesion, steps_mm) <= _AROUND_MM]
+                contrast = float(inside.mean() - near.mean(dtype=np.float64)) if near.size else None
+        yield LesionMeasurement(
+            statistic,
+            lesion_axes(lesion, mask.geometry, offset),
+            _sphericity(lesion, steps_mm, statistic.volume_ml),
+            float(distances_mm(whole, surface, steps_mm).min()),
+            hu,
+            contrast,
+        )
+
+
+def _hu(ct: CTVolume | np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
+    if isinstance(ct, CTVolume):
+        return np.moveaxis(ct.slices(box[2].start, box[2].stop), 0, 2)[box[:2]]
+    return np.asarray(ct)[box]
+
+
+def _hu_names() -> list[str]:
+    return ["mean", "sd", *(f"p{p}" for p in _PERCENTILES)]
+
+
+def _sphericity(lesion: np.ndarray, steps_mm: np.ndarray, volume_ml: float) -> float | None:
+    if np.count_nonzero(lesion) < 8:
+        return None
+    from skimage.measure import marching_cubes, mesh_surface_area
+
+    corners, faces, _, _ = marching_cubes(np.pad(lesion, 1).astype(np.float32), 0.5)
+    area_mm2 = mesh_surface_area(corners @ steps_mm.T, faces)
+    return min(1.0, float(math.pi ** (1 / 3) * (6000 * volume_ml) ** (2 / 3) / area_mm2))
+
+
+def measurement_tables(measured: Sequence[Measurement]) -> tuple[str, str]:
+    """CSV of cases and CSV of lesions; both with headings even if there are none."""
+    case_rows = []
+    for one in measured:
+        row = {name: value for name, value in one.to_dict().items() if name not in ("lesions", "flags")}
+        case_rows.append({**row, "flags": " ".join(one.flags)})
+    lesion_rows = [{"case": one.case, **lesion.to_dict()} for one in measured for lesion in one.lesions]
+    return _csv(case_rows), _csv(lesion_rows)
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    names = list(rows[0]) if rows else ["case"]
+    writer = csv.DictWriter(text, names, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
