@@ -27,6 +27,8 @@ from .data.volume import MaskVolume as MaskVolume
 from .errors import LiverSegError as LiverSegError
 from .evaluation.evaluate import Evaluation as Evaluation
 from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.measure import Measurement as Measurement
+from .evaluation.measure import measure as measure
 from .evaluation.statistics import statistics as statistics
 from .explanation.explain import explain as explain
 from .explanation.uncertainty import measure_uncertainty as measure_uncertainty

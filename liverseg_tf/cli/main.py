@@ -25,6 +25,7 @@ COMMANDS = (
     "predict",
     "send",
     "evaluate",
+    "measure",
     "explain",
     "report",
     "export",

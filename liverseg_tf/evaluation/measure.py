@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from liverseg_tf.data.cases import case_number
+from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.data.volume import CTVolume, MaskVolume
+from liverseg_tf.errors import CaseError, InputFileError
 from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
+from liverseg_tf.evaluation.pairs import masks_in
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, as_mask, check_fits, statistics
-from liverseg_tf.evaluation.surface import distances_mm, surface_voxels
+from liverseg_tf.evaluation.surface import bounding_box, distances_mm, surface_voxels
 from liverseg_tf.files import csv_cell
 from liverseg_tf.labels import BACKGROUND, LIVER
 
@@ -26,6 +31,7 @@ _LARGEST_RIM = 0.05
 # Liver tissue this near a lesion is what it is compared with.
 _AROUND_MM = 10.0
 _PERCENTILES = (5, 25, 50, 75, 95)
+_SIDE_PRODUCT = re.compile(r"_(uncertainty|liver|tumour)$")
 
 FLAGS = {
     "cut_by_field_of_view": "the liver goes on beyond the CT: its volume, and what is counted in it, is a lower bound",
@@ -122,8 +128,9 @@ def measure(
         >>> labels[5:35, 5:35, 5:35] = 1
         >>> labels[10:20, 15:20, 20:24] = 2
         >>> found = measure(labels, spacing_mm=(2, 2, 2))
-        >>> found.lesions[0].axes.long_axis_mm, found.lesions[0].distance_to_surface_mm, found.flags
-        (20.4, 10.0, ())
+        >>> lesion = found.lesions[0]
+        >>> round(lesion.axes.long_axis_mm, 1), lesion.distance_to_surface_mm, found.flags
+        (21.5, 10.0, ())
     """
     mask = as_mask(mask, spacing_mm)
     if isinstance(ct, (str, Path)):
@@ -137,6 +144,33 @@ def measure(
         flags.append("tumour_beside_liver")
     name = Path(mask.path).name if mask.path else "mask"
     return Measurement(name, found, tuple(flags), "cut_by_field_of_view" in flags, lesions)
+
+
+def find_masks(mask: str | Path, ct: str | Path | None = None) -> list[tuple[Path, Path | None]]:
+    """A mask and its CT, or the masks of a folder and their CTs: paired by number, else by name.
+
+    Raises:
+        InputFileError, CaseError: if there is no such folder, it holds no mask, or a mask has no CT.
+    """
+    mask = Path(mask)
+    if not mask.is_dir():
+        return [(mask, Path(ct) if ct is not None else None)]
+    # what `predict` writes beside masks holds no classes
+    masks = {case: path for case, path in masks_in(mask).items() if not _SIDE_PRODUCT.search(stem(path))}
+    if ct is None:
+        return [(path, None) for path in masks.values()]
+    folder = Path(ct)
+    if not folder.is_dir():
+        raise InputFileError(f"{folder}: expected a folder of CTs beside a folder of masks; name the folder")
+    volumes: dict[int | str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if is_nifti_name(path) and path.is_file() and path not in masks.values():
+            number = case_number(path)
+            volumes.setdefault(stem(path) if number is None else number, path)
+    missing = [path.name for case, path in masks.items() if case not in volumes]
+    if missing:
+        raise CaseError(f"{folder}: no CT for {', '.join(missing[:5])}; add it, or leave the CTs out")
+    return [(path, volumes[case]) for case, path in masks.items()]
 
 
 def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:
@@ -193,17 +227,15 @@ def _measure_lesions(
     mask: MaskVolume, ct: CTVolume | np.ndarray | None, found: MaskStatistics
 ) -> Iterable[LesionMeasurement]:
     steps_mm = mask.geometry.steps_mm
-    surface = surface_voxels(mask.labels != BACKGROUND) if found.lesions else None
-    for statistic, (lesion, box) in zip(found.lesions, _crops(mask), strict=True):
+    depths = _depths_mm(mask, steps_mm)
+    for statistic, depth, (lesion, box) in zip(found.lesions, depths, _crops(mask), strict=True):
         offset = tuple(s.start for s in box)
-        whole = np.zeros(mask.shape, bool)
-        whole[box] = surface_voxels(lesion)
         hu = contrast = None
         if ct is not None:
             values = _hu(ct, box)
             inside = values[lesion].astype(np.float64)
-            hu = dict(zip(_hu_names(), [inside.mean(), inside.std(), *np.percentile(inside, _PERCENTILES)], strict=True))
-            hu = {name: float(value) for name, value in hu.items()}
+            figures = (inside.mean(), inside.std(), *np.percentile(inside, _PERCENTILES))
+            hu = {name: float(figure) for name, figure in zip(_hu_names(), figures, strict=True)}
             tissue = mask.labels[box] == LIVER
             if tissue.any():
                 near = values[tissue][distances_mm(tissue, lesion, steps_mm) <= _AROUND_MM]
@@ -212,10 +244,25 @@ def _measure_lesions(
             statistic,
             lesion_axes(lesion, mask.geometry, offset),
             _sphericity(lesion, steps_mm, statistic.volume_ml),
-            float(distances_mm(whole, surface, steps_mm).min()),
+            depth,
             hu,
             contrast,
         )
+
+
+def _depths_mm(mask: MaskVolume, steps_mm: np.ndarray) -> list[float]:
+    """For each lesion, the largest first, the least distance of its voxels to the liver's surface."""
+    numbered, box = numbered_lesions(mask.labels)
+    if box is None:
+        return []
+    organ_box = bounding_box(mask.labels != BACKGROUND)
+    organ = mask.labels[organ_box] != BACKGROUND
+    number = np.zeros(organ.shape, np.int32)
+    number[tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, organ_box, strict=True))] = numbered
+    least = np.full(int(numbered.max()) + 1, np.inf)
+    inside = number > 0
+    np.minimum.at(least, number[inside], distances_mm(inside, surface_voxels(organ), steps_mm))
+    return least[1:].tolist()
 
 
 def _hu(ct: CTVolume | np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:

@@ -63,7 +63,7 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
         case = _case(truth)
         matched = [(case, truth, prediction)]
     else:
-        truths, predictions = _masks(truth), _masks(prediction)
+        truths, predictions = masks_in(truth), masks_in(prediction)
         missing = [case for case in truths if case not in predictions]
         if missing:
             raise CaseError(
@@ -86,7 +86,13 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
     return [MaskPair(case, groups.get(case, str(case)), *paths) for case, *paths in matched]
 
 
-def _masks(folder: Path) -> dict[int | str, Path]:
+def masks_in(folder: Path) -> dict[int | str, Path]:
+    """The masks of a folder and its sub-folders by case; CTs are passed over.
+
+    Raises:
+        InputFileError: if there is no such folder.
+        CaseError: if it holds none, or a case twice.
+    """
     if not folder.exists():
         raise InputFileError(f"{folder}: expected a folder of masks, there is none; check the path")
     if not folder.is_dir():

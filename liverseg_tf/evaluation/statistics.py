@@ -60,6 +60,14 @@ class LesionStatistics:
     place: str
     mean_hu: float | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's form; names of indices say what they are counted from."""
+        return asdict(self, dict_factory=_named_by_base)
+
+
+def _named_by_base(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {_KEYS.get(name, name): value for name, value in items}
+
 
 @dataclass(frozen=True)
 class MaskStatistics:
@@ -102,7 +110,7 @@ class MaskStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as dictionaries, tuples and numbers; names of indices say what they are counted from."""
-        return asdict(self, dict_factory=lambda items: {_KEYS.get(name, name): value for name, value in items})
+        return asdict(self, dict_factory=_named_by_base)
 
 
 def statistics(

@@ -22,6 +22,7 @@ from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.nifti import stem
 from liverseg_tf.data.volume import CTVolume, grid_in_words
 from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError
+from liverseg_tf.evaluation.measure import SMALLEST_LIVER_ML
 from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
 from liverseg_tf.inference.runtimes import Runtime, keras_runtime, open_runtime
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 _PIXELS_A_BATCH = 4 * 512 * 512
 # Beyond this a single slice takes gigabytes.
 _MOST_PIXELS_A_SLICE = 4096 * 4096
-# Adult livers have 1000 ml and more; below this the model has hardly found one.
-SMALLEST_LIVER_ML = 200.0
 
 Progress = Callable[[int, int], None]
 
