@@ -86,6 +86,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help="run folder, .keras, SavedModel or .tflite (default: shipped)")
 
 
+def add_series(parser: argparse.ArgumentParser) -> None:
+    """`--series` and `--allow-gaps`: which DICOM series, and how whole."""
+    parser.add_argument("--series", metavar="UID", help="DICOM series to take, as 'liverseg series' lists them")
+    parser.add_argument(
+        "--allow-gaps", action="store_true", help="resample a DICOM series with missing slices or uneven steps"
+    )
+
+
 def add_patients(parser: argparse.ArgumentParser) -> None:
     """`--patients`: the groups file."""
     parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: which cases are one patient's")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_json, add_max_bytes, add_model, add_output, add_overwrite, as_flags
+from liverseg_tf.cli.options import add_json, add_max_bytes, add_model, add_output, add_overwrite, add_series, as_flags
 from liverseg_tf.errors import ConfigError
 
 
@@ -15,11 +15,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="segment CT volumes",
         description="Segment CT volumes. One input and OUT ending in .nii or .nii.gz: that file. Otherwise OUT is a "
         "folder: volume-7.nii.gz gives segmentation-7.nii.gz, x.nii.gz gives x_seg.nii.gz, and manifest.jsonl "
-        "tells what was done, a line a volume. INPUT and OUT may be URLs (s3://, gs://). Files of others, and masks "
-        "that were changed since, are kept; inputs always.",
+        "tells what was done, a line a volume. Of a DICOM series a DICOM SEG is written too; what is written as DICOM "
+        "is read again and kept only if it agrees with the mask. INPUT and OUT may be URLs (s3://, gs://). Files of "
+        "others, and masks that were changed since, are kept; inputs always.",
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI files or folders of them, or URLs")
-    add_output(parser, "OUT", "NIfTI file or folder to write", ".nii", ".nii.gz", folder=True)
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="NIfTI, NRRD, MetaImage or DICOM: files, folders of them, .zip archives of DICOM, or URLs",
+    )
+    add_output(parser, "OUT", "file or folder to write", ".nii", ".nii.gz", ".dcm", folder=True)
+    add_series(parser)
+    parser.add_argument(
+        "--format",
+        metavar="F,…",
+        help="what to write: nifti, seg, sr, rtstruct, pdf (default: nifti; of DICOM nifti,seg)",
+    )
+    parser.add_argument(
+        "--segmentation-type", choices=("BINARY", "LABELMAP"), default="BINARY", help="of DICOM SEG (default: BINARY)"
+    )
+    parser.add_argument("--lesion-segments", action="store_true", help="DICOM SEG: one segment a lesion")
     add_model(parser)
     parser.add_argument(
         "--server", metavar="URL", help="TensorFlow Serving to ask: grpc://host:8500/NAME or http://..."
@@ -60,8 +76,10 @@ def run(args: argparse.Namespace) -> int:
     """Predict; returns 1 if any volume failed."""
     import os
     from contextlib import ExitStack, redirect_stdout
+    from functools import partial
 
     from liverseg_tf.cli.progress import console, progress_bar
+    from liverseg_tf.data.dicom.formats import PRODUCTS
     from liverseg_tf.data.remote import join, location
     from liverseg_tf.inference.jobs import UNCERTAINTY, check_outputs, plan, predict_files
     from liverseg_tf.inference.postprocessing import PostProcessing
@@ -77,7 +95,17 @@ def run(args: argparse.Namespace) -> int:
     ray_options = {name: getattr(args, name) for name in ("address", "workers", "threads", "gpus")}
     ray_options["timeout_s"] = args.timeout
     ray_options = {name: value for name, value in ray_options.items() if value is not None}
-    jobs = plan(args.inputs, args.output, args.overwrite, args.resume)
+    formats = _formats(args)
+    ending = ".nii.gz" if "nifti" in formats else PRODUCTS[formats[0]][0]
+    jobs = plan(
+        args.inputs,
+        args.output,
+        args.overwrite,
+        args.resume,
+        series=args.series,
+        allow_gaps=args.allow_gaps,
+        ending=ending,
+    )
     model = args.model
     if args.server:
         from liverseg_tf.inference.serving_client import ServingClient
@@ -97,6 +125,9 @@ def run(args: argparse.Namespace) -> int:
         "variations": args.variations,
         "probabilities": args.probabilities,
         "uncertainty": args.uncertainty,
+        "formats": formats,
+        "segmentation_type": args.segmentation_type,
+        "lesion_segments": args.lesion_segments,
     }
     output = location(args.output)
     products = dict.fromkeys(predictor.config.class_names[1:], "probabilities") if args.probabilities else {}
@@ -112,7 +143,13 @@ def run(args: argparse.Namespace) -> int:
             refuse_inputs([manifest.where], [job.source for job in jobs])
             finished = manifest.finished(jobs) if args.resume else {}
         todo = [job for job in jobs if job.target not in finished]
-        check_outputs(todo, products | ({"": "mask"} if args.resume else {}), args.overwrite, [j.source for j in jobs])
+        objects = dict(PRODUCTS[name] for name in formats if name != "nifti")
+        of_dicom = products | {end: kind for end, kind in objects.items() if end != ending}
+        if args.resume:
+            products, of_dicom = ({"": "mask"} | kinds for kinds in (products, of_dicom))
+        sources = [job.source for job in jobs]
+        check_outputs([job for job in todo if not job.is_dicom], products, args.overwrite, sources)
+        check_outputs([job for job in todo if job.is_dicom], of_dicom, args.overwrite, sources)
         if manifest is not None:
             manifest.write(finished.values())
         bar = stack.enter_context(progress_bar())
@@ -139,7 +176,14 @@ def run(args: argparse.Namespace) -> int:
             probabilities=args.probabilities,
             overwrite=args.overwrite,
             finished=finished,
-            extra=_uncertainty if args.uncertainty else None,
+            extra=partial(
+                _extra,
+                uncertainty=args.uncertainty,
+                formats=tuple(name for name in formats if name != "nifti"),
+                is_default=args.format is None,
+                segmentation_type=args.segmentation_type,
+                lesion_segments=args.lesion_segments,
+            ),
             progress=on_progress,
             on_done=on_done,
             engine=args.engine,
@@ -154,6 +198,8 @@ def run(args: argparse.Namespace) -> int:
         for row in rows:
             if row["status"] == "done":
                 print(f"{row['output']}  ({row['seconds']:.1f} s)")
+                for written in row.get("objects", ()):
+                    print(f"{written['output']}  ({_read_again(written)})")
                 if args.statistics:
                     _print_statistics(row["statistics"])
                 if "uncertainty" in row:
@@ -163,6 +209,64 @@ def run(args: argparse.Namespace) -> int:
     if failed and len(rows) > 1:
         out.print(f"{len(failed)} of {len(rows)} volumes failed", markup=False)
     return 1 if failed else 0
+
+
+def _formats(args: argparse.Namespace) -> tuple[str, ...]:
+    """What to write: what is asked for, else what the output's name says, else NIfTI, and SEG of DICOM."""
+    from liverseg_tf.data.dicom.formats import parse_formats
+    from liverseg_tf.data.nifti import is_nifti_name
+
+    if args.format is not None:
+        return parse_formats(args.format)
+    if args.output.lower().endswith(".dcm"):
+        return ("seg",)
+    return ("nifti",) if is_nifti_name(args.output) else ("nifti", "seg")
+
+
+def _extra(predictor, prediction, target, *, uncertainty: bool, **objects) -> dict:
+    """Everything that is written beside the mask."""
+    row = _uncertainty(predictor, prediction, target) if uncertainty else {}
+    return row | _objects(predictor, prediction, target, **objects)
+
+
+def _objects(
+    predictor, prediction, target, *, formats: tuple[str, ...], is_default: bool, segmentation_type: str, **options
+) -> dict:
+    """DICOM objects of a prediction; by default of a DICOM series that can have them."""
+    import warnings
+
+    from liverseg_tf.data.dicom.formats import PRODUCTS
+    from liverseg_tf.data.nifti import is_nifti_name
+    from liverseg_tf.errors import DataWarning, OutputError
+    from liverseg_tf.inference.jobs import product
+
+    if not formats or (is_default and prediction.volume.series is None and is_nifti_name(target)):
+        return {}
+    from liverseg_tf.dicom_objects.findings import Findings
+    from liverseg_tf.dicom_objects.objects import write_objects
+
+    may_lack = is_nifti_name(target) and is_default
+    try:
+        findings = Findings(prediction.canonical_labels, prediction.volume, predictor.name, predictor.sha256)
+    except OutputError as error:
+        if not may_lack:
+            raise
+        warnings.warn(f"no DICOM was written: {error}", DataWarning, 2)
+        return {}
+    if not prediction.canonical_labels.any() and is_nifti_name(target):
+        warnings.warn(f"{prediction.volume.name}: no liver was found, so no DICOM object was written", DataWarning, 2)
+        return {}
+    paths = {name: product(target, PRODUCTS[name][0]) for name in formats}
+    return {"objects": write_objects(findings, paths, segmentation_type=segmentation_type, **options)}
+
+
+def _read_again(written: dict) -> str:
+    found = written["read_again"]
+    if "liver" not in found:
+        return "read again: whole"
+    lesions = found["lesions"]
+    count = f"{len(lesions)} {'lesion' if len(lesions) == 1 else 'lesions'}"
+    return f"read again, agrees with the mask: liver {found['liver']['volume_ml']:.1f} ml, {count}"
 
 
 def _uncertainty(predictor, prediction, target) -> dict:

@@ -18,6 +18,7 @@ import numpy as np
 from liverseg_tf.errors import ConfigError, GeometryError, GeometryWarning, InputFileError, first_line
 
 SUFFIXES = (".nii", ".nii.gz")
+_VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
 DEFAULT_MAX_BYTES = 8 * 1024**3
 # deflate can't expand more than this: a smaller file can't hold what its header declares
 _LARGEST_GZIP_RATIO = 1032
@@ -88,10 +89,10 @@ def is_nifti_name(path: str | Path) -> bool:
 
 
 def stem(path: str | Path) -> str:
-    """A file's name without .nii or .nii.gz."""
+    """A file's name without the ending of a volume's format."""
     name = Path(path).name
     lower = name.lower()
-    return next((name[: -len(s)] for s in (".nii.gz", ".nii") if lower.endswith(s)), name)
+    return next((name[: -len(s)] for s in _VOLUME_ENDINGS if lower.endswith(s)), name)
 
 
 def open_nifti(path: str | Path, max_bytes: int | None = None) -> NiftiFile:

@@ -50,11 +50,17 @@ def format_of(path: str | Path) -> str:
         return "nifti"
     if path.is_dir() or path.suffix.lower() == ".zip":
         return "dicom"
-    if path.suffix.lower() in ITK_SUFFIXES:
+    if is_itk_name(path):
         return "itk"
     from liverseg_tf.data.dicom.files import is_dicom_file
 
     return "dicom" if is_dicom_file(path) else "nifti"
+
+
+def is_itk_name(path: str | Path) -> bool:
+    """Tell whether a file's name is one of NRRD or MetaImage and not hidden."""
+    path = Path(path)
+    return path.suffix.lower() in ITK_SUFFIXES and not path.name.startswith(".")
 
 
 def read_volume(

@@ -86,6 +86,20 @@ def fetch(url: str, path: Path) -> None:
         system.get_file(remote, str(path))
 
 
+def fetch_all(url: str, path: Path) -> None:
+    """Copy a file, or every file below a folder, to a local path.
+
+    Raises:
+        InputFileError: if there is none, or one can't be read.
+    """
+    there = listing(url)
+    if url in there or not there:
+        fetch(url, path)
+        return
+    for found in there:
+        fetch(found, path / found.removeprefix(url).lstrip("/"))
+
+
 def store(path: Path, url: str) -> None:
     """Copy a local file to a URL, whole or not at all.
 

@@ -292,6 +292,13 @@ class CTVolume:
         return self.geometry.affine
 
     @property
+    def files(self) -> list[Path]:
+        """The files that it was read from; none for an array."""
+        if self.series is not None:
+            return list(dict.fromkeys(image.file.path for image in self.series.images))
+        return [self.path] if self.path else []
+
+    @property
     def name(self) -> str:
         return str(self.path) if self.path else "volume"
 

@@ -55,7 +55,7 @@ class Findings:
             raise OutputError(f"{volume.name}: is no DICOM series; a DICOM object needs one to belong to")
         if volume.series.is_uneven:
             raise OutputError(
-                f"{volume.name}: was resampled (--allow-gaps), so its mask has no slices in the series; write NIfTI"
+                f"{volume.name}: was resampled (allow_gaps=True), so its mask has no slices in the series; write NIfTI"
             )
         series = volume.series
         if not all((series.uid, series.study_uid, *(i.sop_instance_uid for i in series.images))):

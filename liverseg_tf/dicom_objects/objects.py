@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from liverseg_tf.data.dicom.formats import PRODUCTS
 from liverseg_tf.dicom_objects.proof import prove
-from liverseg_tf.errors import ConfigError
 from liverseg_tf.ownership import owned_write
 
 if TYPE_CHECKING:
     from liverseg_tf.dicom_objects.findings import Findings
-
-# Format -> how its file's name ends, and its kind in the record of files that are ours.
-PRODUCTS = {
-    "seg": (".dcm", "dicom-seg"),
-    "sr": ("_sr.dcm", "dicom-sr"),
-    "rtstruct": ("_rtstruct.dcm", "dicom-rtstruct"),
-    "pdf": ("_report.dcm", "dicom-pdf"),
-}
-FORMATS = ("nifti", *PRODUCTS)
-
-
-def parse_formats(text: str) -> tuple[str, ...]:
-    """Formats as the command line takes them: `nifti,seg`.
-
-    Raises:
-        ConfigError: for an unknown one, for none, or for `sr` without the `seg` that it refers to.
-
-    Example:
-        >>> parse_formats("nifti,seg")
-        ('nifti', 'seg')
-    """
-    formats = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        raise ConfigError(f"format: expected some of {', '.join(FORMATS)}, separated by commas. Received: {text!r}")
-    if "sr" in formats and "seg" not in formats:
-        raise ConfigError("format: sr refers to the segments of a seg; expected both, as in seg,sr")
-    return formats
 
 
 def write_objects(
@@ -78,7 +50,7 @@ def write_objects(
         "rtstruct": lambda path: write_structure_set(findings, path),
         "pdf": lambda path: write_document(findings, path),
     }
-    inputs = [*inputs, *source_files(findings)]
+    inputs = [*inputs, *findings.volume.files]
     rows = []
     for name in PRODUCTS:
         if name in paths:
@@ -87,8 +59,3 @@ def write_objects(
                 figures = prove(temporary, findings)
             rows.append({"format": name, "output": str(paths[name]), "read_again": figures})
     return rows
-
-
-def source_files(findings: Findings) -> Sequence[Path]:
-    """The files of the series."""
-    return list(dict.fromkeys(image.file.path for image in findings.series.images))

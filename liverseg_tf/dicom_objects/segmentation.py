@@ -130,8 +130,8 @@ def _pixels(
     needed = frames.size * (count + 1)
     if segmentation_type == "BINARY" and needed > _MOST_BYTES:
         raise OutputError(
-            f"{findings.volume.name}: {count} lesions as segments of their own need {needed} bytes of memory; leave "
-            "out --lesion-segments, or take --segmentation-type LABELMAP"
+            f"{findings.volume.name}: {count} lesions as segments of their own need {needed} bytes of memory; take "
+            "lesion_segments=False, or segmentation_type='LABELMAP'"
         )
     numbers = findings.lesion_frames(slices) if lesion_segments else frames == TUMOUR
     if segmentation_type == "LABELMAP":

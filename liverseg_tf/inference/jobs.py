@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import re
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from liverseg_tf.data.dicom.formats import PRODUCTS
 from liverseg_tf.data.nifti import is_nifti_name, stem
-from liverseg_tf.data.remote import fetch, join, listing, location, parent, starts, store
-from liverseg_tf.errors import ConfigError, InputFileError, LiverSegError, OutputError, without_login
+from liverseg_tf.data.reading import format_of, is_itk_name
+from liverseg_tf.data.remote import fetch, fetch_all, join, listing, location, parent, starts, store
+from liverseg_tf.errors import (
+    ConfigError,
+    DataWarning,
+    InputFileError,
+    LiverSegError,
+    MissingDependencyError,
+    OutputError,
+    without_login,
+)
 from liverseg_tf.files import is_hidden, staging_folder
 from liverseg_tf.inference.predictor import Prediction, Predictor, manifest_row, side_product
 from liverseg_tf.ownership import carries_our_mark, claim, is_url, publish, refuse_inputs, why_not_ours
@@ -35,13 +48,19 @@ class Job:
     """One volume to predict and where its mask goes.
 
     Attributes:
-        source, target: local paths, or URLs.
+        source, target: local paths, or URLs; `source` may be a folder of DICOM files.
         source_time: when a volume behind a URL was last written, in seconds since 1970.
+        series: UID of the DICOM series that is meant; None for another format, or where one alone lies there.
+        is_dicom: whether the volume is DICOM.
+        allow_gaps: resample a DICOM series with gaps or uneven steps.
     """
 
     source: Path | str
     target: Path | str
     source_time: float | None = None
+    series: str | None = None
+    is_dicom: bool = False
+    allow_gaps: bool = False
 
     @property
     def name(self) -> str:
@@ -49,33 +68,63 @@ class Job:
         return Path(self.source).name
 
 
-def plan(inputs: Sequence[str | Path], output: str | Path, overwrite: bool = False, resume: bool = False) -> list[Job]:
+@dataclass(frozen=True)
+class _Source:
+    """A volume that was found; `name` is what its mask is named after."""
+
+    path: Path | str
+    name: str
+    time: float | None = None
+    series: str | None = None
+    is_dicom: bool = False
+
+
+def plan(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    *,
+    series: str | None = None,
+    allow_gaps: bool = False,
+    ending: str = ".nii.gz",
+) -> list[Job]:
     """Say which file's mask goes where, and check all of it before anything is predicted.
 
     One input file and an output ending in .nii or .nii.gz: that file. Otherwise `output` is a folder in which
-    `volume-7.nii.gz` gives `segmentation-7.nii.gz` and `x.nii.gz` gives `x_seg.nii.gz`.
+    `volume-7.nii.gz` gives `segmentation-7.nii.gz` and `x.nii.gz` gives `x_seg.nii.gz`; a DICOM series is named after
+    the folder (or archive) that holds it, with a part of its UID where that holds several.
 
     Args:
-        inputs: NIfTI files, or folders that are searched recursively; masks in them are passed over. Paths or URLs.
+        inputs: volumes, or folders that are searched recursively: every usable DICOM series in them is a volume; masks
+            are passed over. Paths or URLs.
         output: file or folder, path or URL.
         overwrite: replace files that this library did not make, or that were changed since.
         resume: masks that are there may be kept: `check_outputs` asks later whether those that aren't may be replaced.
+        series: UID of the one DICOM series that is meant.
+        allow_gaps: take DICOM series with gaps too.
+        ending: of the mask's name: `.nii.gz`, or that of a DICOM object which is written in its place.
 
     Raises:
         InputFileError: if an input is missing or a folder holds no CT.
         OutputError: if two inputs share an output, or an output may not be written.
     """
-    sources = _sources(inputs)
+    sources = _sources(inputs, series, allow_gaps)
     output = location(output)
-    if is_nifti_name(output) and not (isinstance(output, Path) and output.is_dir()):
+
+    def job(source: _Source, target: Path | str) -> Job:
+        return Job(source.path, target, source.time, source.series, source.is_dicom, allow_gaps and source.is_dicom)
+
+    is_file = is_nifti_name(output) if ending == ".nii.gz" else Path(output).name.lower().endswith(".dcm")
+    if is_file and not (isinstance(output, Path) and output.is_dir()):
         if len(sources) != 1:
             raise OutputError(f"{output}: one file can't take {len(sources)} masks; name a folder")
-        jobs = [Job(source, output, time) for source, time in sources.items()]
+        jobs = [job(source, output) for source in sources]
     else:
         if isinstance(output, Path) and output.exists() and not output.is_dir():
             raise OutputError(f"{output}: expected a folder or a name ending in .nii or .nii.gz, got another file")
-        jobs = [Job(source, join(output, mask_name(source)), time) for source, time in sources.items()]
-    check_outputs(jobs, {"": "mask"}, overwrite or resume, sources)
+        jobs = [job(source, join(output, mask_name(source.name, ending))) for source in sources]
+    check_outputs(jobs, {"": "mask"}, overwrite or resume)
     return jobs
 
 
@@ -107,7 +156,7 @@ def check_outputs(
                 raise OutputError(f"{path}: both {of[path]} and {job.source} would give it; predict them apart")
             of[path] = job.source
             if ending in products:
-                kinds[path] = kind
+                kinds[path] = kind if ending or is_nifti_name(path) else _object_kind(path)
     refuse_inputs(kinds, inputs)
     remote = {path: kind for path, kind in kinds.items() if is_url(path)}
     for path, kind in kinds.items():
@@ -117,11 +166,19 @@ def check_outputs(
         _check_remote_outputs(remote)
 
 
+def _object_kind(path: Path | str) -> str:
+    """Kind of a DICOM object by its name."""
+    name = Path(path).name
+    return max(((end, kind) for end, kind in PRODUCTS.values() if name.endswith(end)), key=lambda one: len(one[0]))[1]
+
+
 def product(target: Path | str, ending: str) -> Path | str:
-    """Where a job's further result goes: `x_seg_liver.nii.gz` of `x_seg.nii.gz`; the mask itself without ending."""
+    """Where a job's further result goes: `x_seg_liver.nii.gz` or `x_seg.dcm` of `x_seg.nii.gz`; itself without."""
     if not ending:
         return target
     if not is_url(target):
+        if ending.endswith(".dcm"):
+            return target.with_name(f"{stem(target)}{ending}")
         return entropy_path(target) if ending == UNCERTAINTY else side_product(target, ending)
     return join(parent(target), str(product(Path(Path(target).name), ending)))
 
@@ -131,12 +188,12 @@ def entropy_path(target: Path) -> Path:
     return target.with_name(f"{stem(target)}_{UNCERTAINTY}.nii.gz")
 
 
-def mask_name(source: str | Path) -> str:
+def mask_name(source: str | Path, ending: str = ".nii.gz") -> str:
     """Name of a volume's mask: `segmentation-7.nii.gz` of `volume-7.nii`, else `x_seg.nii.gz` of `x.nii`."""
     name = stem(source)
     if match := re.fullmatch(r"volume-(\d+)", name, re.IGNORECASE):
-        return f"segmentation-{match[1]}.nii.gz"
-    return f"{name}_seg.nii.gz"
+        return f"segmentation-{match[1]}{ending}"
+    return f"{name}_seg{ending}"
 
 
 def predict_files(
@@ -218,16 +275,21 @@ def predict_job(
             if is_url(source):
                 source = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")), job.name)
                 local_names[str(source)] = job.source
-                fetch(job.source, source)
+                fetch_all(job.source, source) if job.is_dicom else fetch(job.source, source)
             report = (lambda done, total: progress(job, done, total)) if progress else None
-            prediction = predictor.predict(source, probabilities=probabilities, progress=report)
+            if job.is_dicom:
+                volume = predictor.read(source, series=job.series, allow_gaps=job.allow_gaps)
+                prediction = predictor.predict(volume, probabilities=probabilities, progress=report)
+            else:
+                prediction = predictor.predict(source, probabilities=probabilities, progress=report)
             if is_url(target):
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")))
             else:
                 folder = stack.enter_context(staging_folder(target))
             local_names[str(folder)] = parent(target) if is_url(target) else str(target.parent)
             staged = folder / Path(target).name
-            prediction.save(staged)
+            if is_nifti_name(staged):  # else `extra` writes it
+                prediction.save(staged)
             if probabilities:
                 prediction.save_probabilities(staged)
             more = extra(predictor, prediction, staged) if extra is not None else {}
@@ -235,7 +297,7 @@ def predict_job(
                 for path in sorted(folder.iterdir(), key=lambda path: path == staged):
                     store(path, join(parent(target), path.name))
             else:
-                publish(folder, target.parent, inputs=[job.source], overwrite=overwrite, last=staged.name)
+                publish(folder, target.parent, inputs=prediction.volume.files, overwrite=overwrite, last=staged.name)
             row = {**manifest_row(job.source, job.target, prediction, None), **more}
         except LiverSegError as failed:
             row = manifest_row(job.source, None, None, str(failed))
@@ -246,6 +308,8 @@ def predict_job(
             _log.info("%s", without_login(str(job.source)), exc_info=True)
             text = f"{job.source}: failed unexpectedly ({type(failed).__name__}: {failed})"
             row = manifest_row(job.source, None, None, " ".join(text.split()))
+    if job.series:
+        row["series"] = job.series
     row["seconds"] = round(time.perf_counter() - began, 3)
     row["warnings"] = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     return _renamed(row, local_names)
@@ -277,30 +341,90 @@ def _check_remote_outputs(kinds: Mapping[str, str]) -> None:
                 raise OutputError(f"{url}: {reason}; choose another output, or replace it with overwrite=True")
 
 
-def _sources(inputs: Sequence[str | Path]) -> dict[str | Path, float | None]:
-    """Volumes, and the time of those behind a URL."""
-    sources: dict[str | Path, tuple[str | Path, float | None]] = {}
+def _sources(inputs: Sequence[str | Path], series: str | None, allow_gaps: bool) -> list[_Source]:
+    """The volumes of all inputs, each once."""
+    sources: dict[Any, _Source] = {}
     for given in map(location, inputs):
         if is_url(given):
-            there = listing(given)
-            found = {url: seconds for url, seconds in there.items() if is_nifti_name(url) and not _is_mask(Path(url))}
-            if given in there:
-                found = {given: there[given]}
-            elif not found:
-                raise InputFileError(
-                    f"{given}: expected CTs ending in .nii or .nii.gz, there is no such folder or it holds none"
-                )
+            found = _remote_sources(given, series)
         elif given.is_dir():
             files = [p for p in sorted(given.rglob("*")) if p.is_file() and not is_hidden(p, given)]
-            paths = [p for p in files if is_nifti_name(p) and not _is_mask(p)]
-            if not paths:
-                raise InputFileError(f"{given}: expected CTs ending in .nii or .nii.gz, the folder holds none")
-            found = dict.fromkeys(paths)
+            paths = [p for p in files if (is_nifti_name(p) or is_itk_name(p)) and not _is_mask(p)]
+            found = [_Source(path, path.name) for path in paths] if series is None else []
+            found += _dicom_sources(given, series, allow_gaps, needed=not found)
+        elif given.exists() and format_of(given) == "dicom":
+            found = _dicom_sources(given, series, allow_gaps, needed=True)
         else:
-            found = {given: None}
-        for path, seconds in found.items():
-            sources.setdefault(path.resolve() if isinstance(path, Path) else path, (path, seconds))
-    return dict(sources.values())
+            found = [_Source(given, given.name)]
+        for source in found:
+            place = source.path.resolve() if isinstance(source.path, Path) else source.path
+            sources.setdefault((place, source.series), source)
+    return list(sources.values())
+
+
+def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bool) -> list[_Source]:
+    """The DICOM series at a path; what can't be used is told in a warning, or an error where that is all there is."""
+    from liverseg_tf.data.dicom.series import find_series, pick_series, why_nothing
+
+    try:
+        found = find_series(given)
+    except MissingDependencyError as error:
+        if needed:
+            raise
+        warnings.warn(f"{given}: holds DICOM files, which are left out ({error})", DataWarning, 3)
+        return []
+    if series is not None:
+        usable = [pick_series(found, series, allow_gaps=allow_gaps)]
+    else:
+        usable = [s for s in found.series if s.is_usable or (allow_gaps and s.is_uneven)]
+    if not usable:
+        if needed:
+            others = "" if found.series or found.broken else " or .nii, .nii.gz, .nrrd, .mha or .mhd files"
+            raise InputFileError(f"{given}: {why_nothing(found)}{others}")
+        return []
+    for left in found.series:
+        if left.problem and left not in usable:
+            warnings.warn(f"{left.folder}: series {left.number} is left out: {left.problem}", DataWarning, 3)
+    if derived := sum(s.left_out.startswith("derived") for s in found.series):
+        warnings.warn(f"{given}: {derived} series of derived images are left out; series= picks one", DataWarning, 3)
+    in_folder = Counter(one.folder for one in usable)
+    sources = []
+    for one in usable:
+        if given.is_dir():
+            inside = Path(one.folder).relative_to(given)
+            path, name = given / inside, "_".join(inside.parts) or Path(os.path.abspath(given)).name
+        else:
+            path, name = given, stem(given)
+        if in_folder[one.folder] > 1 or (not given.is_dir() and len(usable) > 1):
+            name += f"_{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}"
+        sources.append(_Source(path, name, series=one.uid or None, is_dicom=True))
+    return sources
+
+
+def _remote_sources(given: str, series: str | None) -> list[_Source]:
+    """Volumes at a URL. DICOM there is told by names alone: a folder with .dcm files is a series, and so is a .zip."""
+    there = listing(given)
+    if given in there:
+        is_dicom = Path(given).suffix.lower() in (".dcm", ".zip")
+        return [_Source(given, Path(given).name, there[given], series if is_dicom else None, is_dicom)]
+    found = []
+    for url, seconds in there.items():
+        path = Path(url)
+        if (is_nifti_name(path) or is_itk_name(path)) and not _is_mask(path):
+            found.append(_Source(url, path.name, seconds))
+        elif path.suffix.lower() == ".zip":
+            found.append(_Source(url, path.name, seconds, series, is_dicom=True))
+    folders: dict[str, float] = {}
+    for url, seconds in there.items():
+        if url.lower().endswith(".dcm"):
+            folders[parent(url)] = max(seconds, folders.get(parent(url), seconds))
+    found += [_Source(url, Path(url).name, seconds, series, is_dicom=True) for url, seconds in folders.items()]
+    if not found:
+        raise InputFileError(
+            f"{given}: expected CTs ending in .nii, .nii.gz, .nrrd, .mha, .dcm or .zip, there is no such folder or it "
+            "holds none"
+        )
+    return found
 
 
 def _is_mask(path: Path) -> bool:

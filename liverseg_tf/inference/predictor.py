@@ -128,7 +128,7 @@ class Prediction:
 
     @property
     def _inputs(self) -> list[Path]:
-        return [self.volume.path] if self.volume.path else []
+        return self.volume.files
 
 
 class Predictor:
@@ -238,8 +238,8 @@ class Predictor:
         """Segment one volume.
 
         Args:
-            source: a NIfTI file, a nibabel image, a `CTVolume`, or HU (rows A->P, columns R->L, slices I->S) with
-                `spacing_mm` (row, column, slice).
+            source: a file or folder as `CTVolume.load` takes it, a nibabel image, a `CTVolume`, or HU (rows A->P,
+                columns R->L, slices I->S) with `spacing_mm` (row, column, slice).
             probabilities: keep each class's probabilities too.
             progress: called with the number of slices done and their total.
 
@@ -331,12 +331,18 @@ class Predictor:
         pixels = max(rows * columns, *(runtime.config.image_size**2 for runtime in self.runtimes))
         return min(slices, self.batch_size or max(at_once, _PIXELS_A_BATCH // pixels))
 
-    def read(self, source, spacing_mm=None) -> CTVolume:
-        """The volume that `predict` would segment."""
+    def read(self, source, spacing_mm=None, *, series: str | None = None, allow_gaps: bool = False) -> CTVolume:
+        """The volume that `predict` would segment; `series` and `allow_gaps` as `CTVolume.load` takes them."""
         if isinstance(source, CTVolume):
             return source
         if isinstance(source, (str, Path)):
-            return CTVolume.load(source, hu_range=self.config.hu_range, max_bytes=self.max_bytes)
+            return CTVolume.load(
+                source,
+                hu_range=self.config.hu_range,
+                max_bytes=self.max_bytes,
+                series=series,
+                allow_gaps=allow_gaps,
+            )
         if isinstance(source, nib.spatialimages.SpatialImage):
             return CTVolume.from_image(source, hu_range=self.config.hu_range)
         if spacing_mm is None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from liverseg_tf.data.nifti import is_nifti_name
 from liverseg_tf.data.remote import fetch, listing, location, parent, store
 from liverseg_tf.errors import LiverSegError, OutputError, without_login
 from liverseg_tf.ownership import carries_our_mark, is_url, read_signed_line, signed_line, why_not_ours, write_text
@@ -81,7 +82,7 @@ class RunManifest:
         rows = self._read()  # without the passwords of URLs
 
         def row_of(job: Job) -> dict[str, Any]:
-            return rows.get(without_login(str(job.source)), {})
+            return rows.get((without_login(str(job.source)), job.series), {})
 
         jobs = [job for job in jobs if row_of(job).get("output") == without_login(str(job.target))]
         folders = {parent(job.target) for job in jobs if is_url(job.target)}
@@ -153,9 +154,9 @@ class RunManifest:
         self._stored_at, self._changed = time.monotonic(), False
         self._pause = max(_UPLOAD_SECONDS, _UPLOAD_SHARE * (self._stored_at - began))
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read(self) -> dict[tuple[str, str | None], dict[str, Any]]:
         """Rows of volumes that are done, by input; none if the file is missing, something else, or of another run."""
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[tuple[str, str | None], dict[str, Any]] = {}
         try:
             if self._folder:
                 fetch(self.where, self._path)
@@ -169,9 +170,9 @@ class RunManifest:
         for row in filter(None, lines):  # none: a line that was cut
             with contextlib.suppress(KeyError, TypeError):
                 if row["status"] == "done":
-                    rows[row["input"]] = row
+                    rows[row["input"], row.get("series")] = row
                 else:
-                    rows.pop(row["input"], None)
+                    rows.pop((row["input"], row.get("series")), None)
         return rows
 
     def _check_remote(self) -> None:
@@ -185,6 +186,8 @@ class RunManifest:
 
 def _has_mask(path: Path) -> bool:
     """Whether a mask of this library lies there, perhaps corrected since."""
+    if not is_nifti_name(path):
+        return path.is_file()
     try:
         with path.open("rb") as file:
             return carries_our_mark(file.read(2048), "mask")

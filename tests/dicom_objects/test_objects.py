@@ -10,9 +10,10 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
+from liverseg_tf.data.dicom.formats import PRODUCTS  # noqa: E402
 from liverseg_tf.dicom_objects import segmentation, structure_set  # noqa: E402
-from liverseg_tf.dicom_objects.objects import PRODUCTS, parse_formats, write_objects  # noqa: E402
-from liverseg_tf.errors import ConfigError, OutputError  # noqa: E402
+from liverseg_tf.dicom_objects.objects import write_objects  # noqa: E402
+from liverseg_tf.errors import OutputError  # noqa: E402
 from tests.dicom_objects.conftest import TILTED  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
@@ -168,13 +169,6 @@ def test_an_empty_mask_is_refused(make_findings, tmp_path):
     for name in ("seg", "rtstruct"):
         with pytest.raises(OutputError, match="no liver was found"):
             write_objects(found, paths(tmp_path, name))
-
-
-def test_formats():
-    assert parse_formats("NIFTI, seg,seg") == ("nifti", "seg")
-    for text, words in (("", "expected some of"), ("seg,stl", "expected some of"), ("sr", "expected both")):
-        with pytest.raises(ConfigError, match=words):
-            parse_formats(text)
 
 
 def test_outlines_have_the_area_of_their_pixels():

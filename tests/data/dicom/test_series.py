@@ -66,7 +66,7 @@ def test_two_series_are_not_guessed_between(make_series):
     make_series(seed=2, names="b{}")
     found = find_series(folder)
     assert len(found.usable) == 2
-    with pytest.raises(InputFileError, match="holds 2 CT series, expected one: .*5 slices.*--series"):
+    with pytest.raises(InputFileError, match="holds 2 CT series, expected one: .*5 slices.*pick one with series="):
         pick_series(found)
     assert pick_series(found, found.usable[1].uid) is found.usable[1]
     with pytest.raises(InputFileError, match=r"holds no series 1\.2\.3"):
