@@ -19,6 +19,7 @@ from liverseg_tf.evaluation.lesions import (
     size_class,
 )
 from liverseg_tf.evaluation.lits import MIN_OVERLAP, LitsCase, ObjectScores, challenge_detections, object_scores
+from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import SurfaceDistances, bounding_box, enclosing_box, surface_distances
 from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 
@@ -37,7 +38,8 @@ class CaseScores:
     Attributes:
         row: figures of the case by name; None where a figure is undefined.
         slices: one row per slice, from the lowest.
-        lesions: one row per reference lesion and per predicted lesion.
+        lesions: one row per reference lesion and per predicted lesion; `lesion` is the number in the challenge's order,
+            `number` the one of `statistics`.
         counts: per overlap and size (`all` among them): true positives, false negatives, false positives.
         voxels: per region: voxels of reference, prediction, both.
         lits: the case's part in the challenge's scores.
@@ -90,6 +92,7 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
     voxels = {name: tuple(int(n) for n in counts.sum(axis=1)) for name, counts in per_slice.items()}
 
     numbered = [_lesions_numbered_as_in_file(mask == TUMOUR, geometry) for mask in labels]
+    numbers = [_numbers_by_size(mask, lesions) for mask, lesions in zip(labels, numbered, strict=True)]
     match = match_lesions(*numbered)
     measures = [measure_lesions(lesions, voxel_ml) for lesions in numbered]
     detected = {name: _detected(match, overlap) for name, overlap in OVERLAPS.items()}
@@ -111,7 +114,7 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
     return CaseScores(
         row,
         _slice_rows(case, per_slice, box[2].start, truth.shape[2]),
-        _lesion_rows(case, measures, detected, geometry, tuple(s.start for s in box)),
+        _lesion_rows(case, measures, numbers, detected, geometry, tuple(s.start for s in box)),
         counts,
         voxels,
         lits,
@@ -127,6 +130,15 @@ def _lesions_numbered_as_in_file(tumour: np.ndarray, geometry: Geometry) -> np.n
     # The challenge's matching depends on the numbers, and they follow the file's voxels, not the canonical view's.
     lesions, _ = label_lesions(np.ascontiguousarray(geometry.to_file(tumour)))
     return geometry.to_canonical(lesions)
+
+
+def _numbers_by_size(labels: np.ndarray, lesions: np.ndarray) -> list[int]:
+    """The number that everything else calls each lesion by, of those numbered as in the file."""
+    by_size, box = numbered_lesions(labels)
+    numbers = np.zeros(int(lesions.max()) + 1, int)
+    if box is not None:
+        numbers[lesions[box]] = by_size
+    return numbers[1:].tolist()
 
 
 def _detected(match: LesionMatch, overlap: float) -> tuple[np.ndarray, np.ndarray]:
@@ -251,6 +263,7 @@ def _slice_rows(case: int | str, per_slice: dict[str, np.ndarray], first: int, s
 def _lesion_rows(
     case: int | str,
     measures: list[LesionMeasures],
+    numbers: list[list[int]],
     detected: dict[str, tuple[np.ndarray, np.ndarray]],
     geometry: Geometry,
     offset: tuple[int, int, int],
@@ -265,6 +278,7 @@ def _lesion_rows(
                     "case": case,
                     "mask": mask,
                     "lesion": lesion + 1,
+                    "number": numbers[side][lesion],
                     "volume_ml": float(measure.volume_ml[lesion]),
                     "diameter_mm": float(measure.diameter_mm[lesion]),
                     "size": size_class(measure.diameter_mm[lesion]),

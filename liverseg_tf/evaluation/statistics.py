@@ -11,7 +11,8 @@ import numpy as np
 
 from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume, check_same_grid, grid_in_words
 from liverseg_tf.errors import GeometryError
-from liverseg_tf.evaluation.lesions import label_lesions, measure_lesions, size_class
+from liverseg_tf.evaluation.lesions import measure_lesions, size_class
+from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import bounding_box
 from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 
@@ -32,7 +33,7 @@ class LesionStatistics:
     """One lesion: a component of tumour voxels connected by faces.
 
     Attributes:
-        number: from 1, the largest first.
+        number: from 1, the largest first: the lesion's number everywhere, as `numbered_lesions` gives it.
         volume_ml: its volume.
         diameter_mm: diameter of the ball of the same volume.
         size: `small` under 10 mm, `medium`, `large` over 20 mm.
@@ -150,7 +151,11 @@ def statistics(
     tissue, tumour = labels == LIVER, labels == TUMOUR
     tissue_voxels, tumour_voxels = int(np.count_nonzero(tissue)), int(np.count_nonzero(tumour))
     liver_voxels = tissue_voxels + tumour_voxels
-    numbered = label_lesions(tumour)[0] if tumour_voxels else None
+    numbered = None
+    if tumour_voxels:
+        found, tumour_box = numbered_lesions(labels)
+        numbered = np.zeros(labels.shape, np.int32)
+        numbered[tumour_box] = found
     tissue_hu = lesion_hu = None
     if volume is not None and box is not None:
         tissue_hu, lesion_hu = _hu_sums(volume, box, tissue, numbered)
@@ -220,7 +225,7 @@ def _lesions(
     steps_mm = mask.geometry.steps_mm
     to_file = np.linalg.inv(mask.affine) @ mask.geometry.canonical_affine
     found = []
-    for rank, lesion in enumerate(np.argsort(-measures.voxels, kind="stable")):
+    for lesion in range(len(measures.voxels)):
         own = measures.boxes[lesion]
         inside = numbered[own] == lesion + 1
         center = measures.centroid[lesion]
@@ -233,7 +238,7 @@ def _lesions(
         )
         found.append(
             LesionStatistics(
-                number=rank + 1,
+                number=lesion + 1,
                 volume_ml=float(measures.volume_ml[lesion]),
                 diameter_mm=float(measures.diameter_mm[lesion]),
                 size=size_class(measures.diameter_mm[lesion]),

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.errors import ConfigError, GeometryError
-from liverseg_tf.evaluation.lesions import label_lesions
+from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.labels import CLASS_NAMES, LIVER, TUMOUR
 
 TARGETS = (CLASS_NAMES[TUMOUR], CLASS_NAMES[LIVER])
@@ -26,12 +26,14 @@ class Region:
         label: class index whose logits are summed.
         first_slice: the slice, from inferior, that `mask` begins with.
         mask: (rows, columns, slices) bool, only the slices that hold the region.
+        lesion: its number, as `statistics` has it; None for what isn't one lesion.
     """
 
     name: str
     label: int
     first_slice: int
     mask: np.ndarray
+    lesion: int | None = None
 
     @property
     def slices(self) -> range:
@@ -89,20 +91,22 @@ def find_regions(
         return []
     if target == "all-tumour":
         return [_cut("tumour", label, tumour)]
-    numbered, count = label_lesions(tumour)
-    by_size = np.argsort(-np.bincount(numbered.ravel(), minlength=count + 1)[1:], kind="stable")
+    numbered, box = numbered_lesions(labels)
     boxes = ndimage.find_objects(numbered)
+    count = len(boxes)
 
-    def region(rank: int) -> Region:
-        number, slices = by_size[rank], boxes[by_size[rank]][2]
-        return Region(f"lesion-{rank + 1}", label, slices.start, numbered[..., slices] == number + 1)
+    def region(number: int) -> Region:
+        slices = boxes[number - 1][2]
+        mask = np.zeros((*labels.shape[:2], slices.stop - slices.start), bool)
+        mask[box[:2]] = numbered[..., slices] == number
+        return Region(f"lesion-{number}", label, box[2].start + slices.start, mask, number)
 
     if lesion is None:
-        return [region(rank) for rank in range(count)]
+        return [region(number) for number in range(1, count + 1)]
     if lesion > count:
         there = f"expected a lesion from 1 to {count}, the mask's last" if count else "the mask has no lesion"
         raise ConfigError(f"explanation: {there}. Received: {lesion}")
-    return [region(lesion - 1)]
+    return [region(lesion)]
 
 
 def check_request(

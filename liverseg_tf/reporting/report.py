@@ -16,7 +16,7 @@ import numpy as np
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
 from liverseg_tf.errors import ConfigError, ModelError, OutputError
 from liverseg_tf.evaluation.case_scores import CaseScores, score_case
-from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
+from liverseg_tf.evaluation.statistics import MaskStatistics, statistics
 from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.labels import CLASSES, TUMOUR
@@ -275,7 +275,9 @@ def _lesion_table(content: ReportContent) -> str:
         return '<p id="no-lesions">No tumour was found.</p>'
     tests = {}
     if content.explanation is not None:
-        tests = {e.region.name: e for e in content.explanation.regions}
+        tests = {e.region.lesion: e for e in content.explanation.regions}
+    scored = content.scores.lesions if content.scores else ()
+    matched = {row["number"] for row in scored if row["mask"] == "prediction" and row["matched_overlap_above_0"]}
     heads = ["Lesion", "ml", "Diameter (mm)", "Slice", "Where", "Mean HU"]
     heads += ["Heatmap"] * bool(tests) + ["In the reference"] * bool(content.scores)
     body = []
@@ -290,10 +292,10 @@ def _lesion_table(content: ReportContent) -> str:
             f'<td class="number">{_number(lesion.mean_hu, 0)}</td>',
         ]
         if tests:
-            found = tests.get(f"lesion-{lesion.number}")
+            found = tests.get(lesion.number)
             cells.append(f'<td class="words">{html.escape(found.words if found else "none")}</td>')
         if content.scores:
-            cells.append(f"<td>{_matched(content.scores, lesion)}</td>")
+            cells.append(f"<td>{'yes' if lesion.number in matched else 'no (false alarm)'}</td>")
         body.append(f'<tr data-lesion="{index}">{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     return (
@@ -301,16 +303,6 @@ def _lesion_table(content: ReportContent) -> str:
         '<div class="table" tabindex="0" role="region" aria-label="Lesions"><table id="lesions">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
-
-
-def _matched(scores: CaseScores, lesion: LesionStatistics) -> str:
-    found = any(
-        row["mask"] == "prediction"
-        and row["matched_overlap_above_0"]
-        and np.allclose(row["center_mm"], lesion.center_mm, atol=0.01)
-        for row in scores.lesions
-    )
-    return "yes" if found else "no (false alarm)"
 
 
 def _scores(content: ReportContent, volume: CTVolume) -> str:
@@ -338,7 +330,7 @@ def _scores(content: ReportContent, volume: CTVolume) -> str:
     for lesion in missed[:50]:
         place = "{row},{column},{slice}".format(**_place(volume, truth, lesion["slice_from_1"], lesion["center_mm"]))
         parts.append(
-            f'<tr><td><button type="button" data-place="{place}" aria-label="Go to missed lesion {lesion["lesion"]}">'
+            f'<tr><td><button type="button" data-place="{place}" aria-label="Go to missed lesion {lesion["number"]}">'
             f'go</button></td><td class="number">{lesion["volume_ml"]:.2f}</td>'
             f'<td class="number">{lesion["diameter_mm"]:.0f}</td><td class="number">{lesion["slice_from_1"]}</td></tr>'
         )

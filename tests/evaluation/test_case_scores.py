@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from liverseg_tf.evaluation.case_scores import score_case
+from liverseg_tf.evaluation.statistics import statistics
+from liverseg_tf.explanation.regions import find_regions
 
 LPS = np.diag([-0.8, -0.8, 2.5, 1.0])
 
@@ -124,3 +126,20 @@ def test_lesions_are_numbered_in_the_order_of_the_files_voxels(mask_of):
     labels[1, 8, 1] = labels[8, 1, 1] = 2  # x decides, which are the columns of the canonical view
     rows = score_case(mask_of(labels, LPS), mask_of(labels, LPS)).lesions
     assert [(row["lesion"], row["center_mm"][0]) for row in rows[:2]] == [(1, -0.8), (2, -6.4)]
+
+
+def test_a_lesion_has_one_number_everywhere(mask_of):
+    labels = np.zeros((10, 10, 6), np.uint8)
+    labels[1, 8, 1] = labels[8, 1, 1] = 2  # of one size: the file's order is not the canonical view's
+    labels[4:6, 4:6, 3:5] = 2
+    mask = mask_of(labels, LPS)
+    number_of = {tuple(one.center_mm): one.number for one in statistics(mask).lesions}
+    rows = score_case(mask, mask).lesions
+    assert [row["number"] for row in rows] == [number_of[tuple(row["center_mm"])] for row in rows]
+    assert [row["number"] for row in rows[:3]] != sorted(row["number"] for row in rows[:3])
+    for region in find_regions(mask.labels, mask.geometry):
+        center = mask.geometry.canonical_affine @ [
+            *(np.argwhere(region.mask).mean(axis=0) + [0, 0, region.first_slice]),
+            1,
+        ]
+        assert number_of[tuple(center[:3].round(3))] == region.lesion and region.name == f"lesion-{region.lesion}"

@@ -79,6 +79,20 @@ def test_the_page_tells_lesions_scores_and_what_was_missed(page):
     assert "nterval" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
 
 
+def test_lesions_around_one_centre_are_matched_each_by_itself(threshold_model, scan, tmp_path):
+    prediction = Predictor(threshold_model).predict(scan[0])
+    labels = prediction.canonical_labels
+    labels[labels == 2] = 1
+    labels[20:31, 20:31, 5:8] = 2
+    labels[21:30, 21:30, 5:8] = 1  # a ring, and its core
+    labels[24:27, 24:27, 5:8] = 2
+    truth = np.where(labels == 2, 1, labels).astype(np.uint8)
+    truth[20:31, 20, 5:8] = 2  # of the ring alone
+    truth = MaskVolume(prediction.volume.geometry.to_file(truth), prediction.volume.geometry)
+    page = report(prediction, tmp_path / "p.html", threshold_model, truth, explanations=False)
+    assert re.findall(r"<td>(yes|no)\b[^<]*</td></tr>", page.read_text("utf-8")) == ["yes", "no"]
+
+
 def test_heat_that_is_supported_is_shown_and_all_else_is_off(page, threshold_model, scan, tmp_path, monkeypatch):
     layers = {layer["key"]: layer["on"] for layer in data_of(page)["layers"]}
     assert layers["heatmap"] and "heatmap-unsupported" not in layers
