@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_json, add_output, add_overwrite, add_seed
+from liverseg_tf.cli.options import add_json, add_output, add_overwrite, add_seed, add_series, ct_of
 
 # written out, since help should not load TensorFlow; a test compares it with the methods themselves
 METHODS = ("integrated-gradients", "gradcam", "gradcam++", "layercam", "scorecam", "hirescam", "segxrescam")
@@ -19,7 +19,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "verdict (explanation.json): supported, if the map beats 95 % of 20 random maps over the body on deletion and "
         "insertion, is little like maps of randomised networks, and most of its heat is within the liver.",
     )
-    parser.add_argument("input", metavar="INPUT", help="NIfTI file of a CT")
+    parser.add_argument("input", metavar="INPUT", help="a CT: NIfTI, NRRD, MetaImage, or DICOM (folder, file, .zip)")
+    add_series(parser)
     add_output(parser, "DIR", "folder to write to; made if missing", folder=True)
     parser.add_argument("--model", metavar="M", help="run folder or .keras file (default: shipped)")
     parser.add_argument(
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     with progress_bar(stages=True) as bar:
         explanation = explain(
-            args.input,
+            ct_of(args),
             args.output,
             args.model,
             args.target,

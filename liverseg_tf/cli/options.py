@@ -94,6 +94,15 @@ def add_series(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def ct_of(args: argparse.Namespace):
+    """What `INPUT` of one CT means: its path, or the volume where `add_series` was used to say which."""
+    if args.series is None and not args.allow_gaps:
+        return args.input
+    from liverseg_tf.data.volume import CTVolume
+
+    return CTVolume.load(args.input, series=args.series, allow_gaps=args.allow_gaps)
+
+
 def add_patients(parser: argparse.ArgumentParser) -> None:
     """`--patients`: the groups file."""
     parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: which cases are one patient's")

@@ -12,7 +12,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "phantom",
         help="make CT phantoms in LiTS layout",
-        description="Make CT phantoms of the abdomen: volume-<i>.nii.gz with the exact segmentation-<i>.nii.gz.",
+        description="Make CT phantoms of the abdomen: volume-<i>.nii.gz with the exact segmentation-<i>.nii.gz; "
+        "or the CTs as DICOM series, a folder volume-<i> each.",
     )
     parser.add_argument(
         "folder", type=output_name(folder=True), metavar="DIR", help="folder to write to; made if missing"
@@ -26,6 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=(128, 128, 40),
         metavar=("ROWS", "COLUMNS", "SLICES"),
         help="voxels of each volume (default: 128 128 40)",
+    )
+    parser.add_argument(
+        "--format", choices=("nifti", "dicom"), default="nifti", help="of the CTs; masks are NIfTI (default: nifti)"
     )
     add_overwrite(parser)
     add_json(parser)
@@ -44,7 +48,13 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with progress_bar() as bar:
         cases = write_phantoms(
-            args.folder, args.cases, args.seed, tuple(args.shape), bar.show("phantoms"), args.overwrite
+            args.folder,
+            args.cases,
+            args.seed,
+            tuple(args.shape),
+            bar.show("phantoms"),
+            args.overwrite,
+            args.format == "dicom",
         )
     seconds = time.perf_counter() - start
     if args.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from liverseg_tf.cli.explain import METHODS
-from liverseg_tf.cli.options import add_json, add_model, add_output, add_overwrite
+from liverseg_tf.cli.options import add_json, add_model, add_output, add_overwrite, add_series, ct_of
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -16,7 +16,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Segment a CT and write one page about it: slices to scroll through in any CT window, mask, truth, "
         "heatmap and uncertainty to lay over, lesions to jump to, figures. It needs no network and opens from disk.",
     )
-    parser.add_argument("input", metavar="INPUT", help="NIfTI file of a CT")
+    parser.add_argument("input", metavar="INPUT", help="a CT: NIfTI, NRRD, MetaImage, or DICOM (folder, file, .zip)")
+    add_series(parser)
     add_output(parser, "FILE.html", "page to write", ".html", ".htm")
     add_model(parser)
     parser.add_argument("--truth", metavar="SEG", help="reference mask: adds scores and an overlay")
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     with progress_bar(stages=True) as bar:
         page = report(
-            args.input,
+            ct_of(args),
             args.output,
             args.model,
             args.truth,

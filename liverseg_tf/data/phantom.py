@@ -7,6 +7,7 @@ distance (negative inside) evaluated on coordinate grids; its edge is one voxel 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from liverseg_tf.data.volume import Geometry
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import HU_RANGE
 from liverseg_tf.labels import LIVER, TUMOUR
-from liverseg_tf.ownership import claim, save_image
+from liverseg_tf.ownership import claim, claim_folder, owned_write, save_image
 
 DEFAULT_SHAPE = (128, 128, 40)
 _SMALLEST_SHAPE = (32, 32, 8)
@@ -125,8 +126,11 @@ def write_phantoms(
     shape: tuple[int, int, int] = DEFAULT_SHAPE,
     progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
+    dicom: bool = False,
 ) -> list[dict[str, Any]]:
     """Write LiTS-style pairs `volume-<i>.nii.gz` and `segmentation-<i>.nii.gz`.
+
+    As DICOM the CT is a folder `volume-<i>` of slices, in axial orientation; its mask is the NIfTI file still.
 
     Args:
         folder: made if missing. Phantoms of an earlier call are replaced.
@@ -134,7 +138,8 @@ def write_phantoms(
         seed: of the set; case i is `make_phantom((seed, i), shape)`.
         shape: (rows, columns, slices) of each.
         progress: called with the number of cases written and their total.
-        overwrite: replace files of such names that are no phantoms of ours, or were changed since.
+        overwrite: replace files of such names that are no phantoms of ours, or were changed since; no folders.
+        dicom: write the CTs as DICOM series; needs the extra `[dicom]`.
 
     Returns:
         One row a case: its `id`, and what `Phantom.description` holds.
@@ -152,18 +157,48 @@ def write_phantoms(
         raise ConfigError(f"cases: expected at least 1 phantom to write, got {cases}")
     if seed < 0:
         raise ConfigError(f"seed: expected 0 or more, got {seed}")
-    pairs = [[folder / f"{kind}-{i}.nii.gz" for kind in ("volume", "segmentation")] for i in range(cases)]
+    ends = {"volume": "" if dicom else ".nii.gz", "segmentation": ".nii.gz"}
+    pairs = [[folder / f"{kind}-{i}{end}" for kind, end in ends.items()] for i in range(cases)]
     for path in sum(pairs, []):
-        claim(path, "phantom", overwrite=overwrite)
+        if path.suffix:
+            claim(path, "phantom", overwrite=overwrite)
+        else:
+            claim_folder(path, "phantom")
     rows = []
     for i, paths in enumerate(pairs):
         phantom = make_phantom((seed, i), shape)
-        for path, array in zip(paths, (phantom.hu, phantom.labels), strict=True):
-            save_image(_image(phantom, array), path, "phantom", overwrite=overwrite)
+        if dicom:
+            phantom = dataclasses.replace(phantom, geometry=_axial(phantom))
+            _save_series(phantom, paths[0], (seed, i))
+        else:
+            save_image(_image(phantom, phantom.hu), paths[0], "phantom", overwrite=overwrite)
+        save_image(_image(phantom, phantom.labels), paths[1], "phantom", overwrite=overwrite)
         rows.append({"id": i, **phantom.description})
         if progress is not None:
             progress(i + 1, cases)
     return rows
+
+
+def _axial(phantom: Phantom) -> Geometry:
+    """Its grid as a scanner stores it: columns to the left, rows to the back, slices to the head, the spacing true."""
+    rows, columns, slices = phantom.hu.shape
+    canonical = Geometry.from_spacing(phantom.hu.shape, phantom.spacing_mm)
+    return Geometry((columns, rows, slices), canonical.affine[:, [1, 0, 2, 3]])
+
+
+def _save_series(phantom: Phantom, folder: Path, seed: tuple[int, int]) -> None:
+    from liverseg_tf.data.dicom.writing import write_series
+
+    with owned_write(folder, "phantom", folder=True) as temporary:
+        temporary.mkdir()
+        write_series(
+            phantom.geometry.to_file(phantom.hu),
+            phantom.affine,
+            temporary,
+            patient=f"PHANTOM {seed[1]}",
+            description=f"Phantom {phantom.description['phase']}",
+            seed=(*seed, phantom.hu.shape),
+        )
 
 
 def _image(phantom: Phantom, array: np.ndarray) -> nib.Nifti1Image:

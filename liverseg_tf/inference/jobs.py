@@ -379,8 +379,12 @@ def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bo
         usable = [s for s in found.series if s.is_usable or (allow_gaps and s.is_uneven)]
     if not usable:
         if needed:
-            others = "" if found.series or found.broken else " or .nii, .nii.gz, .nrrd, .mha or .mhd files"
-            raise InputFileError(f"{given}: {why_nothing(found)}{others}")
+            if given.is_dir() and not (found.series or found.broken or found.directories):
+                raise InputFileError(
+                    f"{given}: expected CTs ending in .nii, .nii.gz, .nrrd, .mha or .mhd, or DICOM files; the folder "
+                    "holds none"
+                )
+            raise InputFileError(f"{given}: {why_nothing(found)}")
         return []
     for left in found.series:
         if left.problem and left not in usable:

@@ -202,3 +202,27 @@ def test_command_refuses_foreign_files_in_one_line(tmp_path, capsys):
     assert main(["phantom", str(tmp_path), "--cases", "1"]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert (tmp_path / "volume-0.nii.gz").read_bytes() == b"mine"
+
+
+def test_phantoms_as_dicom_are_those_of_nifti(tmp_path):
+    pytest.importorskip("pydicom")
+    from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
+
+    for seed in (0, 3):  # two orientations of NIfTI
+        write_phantoms(tmp_path / f"n{seed}", 2, seed, (64, 64, 16))
+        rows = write_phantoms(tmp_path / f"d{seed}", 2, seed, (64, 64, 16), dicom=True)
+        for row in rows:
+            name = f"{row['id']}.nii.gz"
+            volume = CTVolume.load(tmp_path / f"d{seed}" / f"volume-{row['id']}", hu_range=None)
+            mask = MaskVolume.load(tmp_path / f"d{seed}" / f"segmentation-{name}")
+            check_same_grid(volume.geometry, mask.geometry, ("volume", "mask"))
+            nifti = CTVolume.load(tmp_path / f"n{seed}" / f"volume-{name}", hu_range=None)
+            np.testing.assert_array_equal(volume.hu, nifti.hu)
+            np.testing.assert_array_equal(
+                mask.labels, MaskVolume.load(tmp_path / f"n{seed}" / f"segmentation-{name}").labels
+            )
+            assert volume.spacing_mm == pytest.approx(row["spacing_mm"], abs=1e-3)
+    write_phantoms(tmp_path / "d0", 1, 0, (64, 64, 16), dicom=True)
+    (tmp_path / "d0" / "volume-0" / "IM0001.dcm").write_bytes(b"mine")
+    with pytest.raises(OutputError):
+        write_phantoms(tmp_path / "d0", 1, 0, (64, 64, 16), dicom=True)

@@ -62,7 +62,7 @@ def test_what_can_not_be_planned(study, tmp_path):
         plan([study / "a"], tmp_path / "mask.nii.gz")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("x" * 200)
-    with pytest.raises(InputFileError, match="expected DICOM files of a CT, got none among 1 files or .nii"):
+    with pytest.raises(InputFileError, match="or DICOM files; the folder holds none"):
         plan([tmp_path / "text"], tmp_path / "out")
 
 
