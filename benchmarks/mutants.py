@@ -1,0 +1,316 @@
+"""Mutants drawn at random over channels, data, evaluation and inference: the share that the mirrored tests kill.
+
+    python benchmarks/mutants.py [-n 160] [--seed 14] [--workers 2] [-o mutants.jsonl] [--survivors]
+
+A mutant is one operator, constant, bound of a slice or returned value changed. It is killed if the tests of its module
+(tests/<same path>/test_<same name>.py and its docstrings' examples) fail or run three times as long as without it.
+Results are appended to FILE as JSON lines, and a further run goes on where the last ended; `--survivors` tries again
+those that lived, after tests were added. Every place in the code has the same chance, whatever number of changes it
+allows. A place that no test sees through a child process counts as survived: mutants live in the test's process only.
+
+Why not mutmut or cosmic-ray: both start Python anew for each mutant, and importing TensorFlow takes longer than most of
+these tests; both change the files in place. Here TensorFlow is imported once, and each mutant is a fork in which an
+import hook gives the changed module. Left out: Ray's engine, whose tests start processes that would not see the mutant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PLACES = ("channels.py", "data", "evaluation", "inference")
+LEFT_OUT = {"inference/ray_engine.py"}
+
+# modules whose tests stand elsewhere than in the file of the same name
+TESTS = {
+    "data/dicom/files.py": ["data/dicom/test_series.py"],
+    "data/dicom/headers.py": ["data/dicom/test_series.py", "data/dicom/test_voxels.py"],
+    "data/dicom/writing.py": ["data/dicom/test_series.py", "data/dicom/test_voxels.py"],
+    "evaluation/figure.py": ["evaluation/test_evaluate.py"],
+    "inference/run_manifest.py": ["inference/test_jobs.py", "test_limits.py"],
+    "inference/slice_function.py": ["inference/test_runtimes.py"],
+}
+
+# (module, change): why no test can tell; judged by reading
+EQUIVALENT: dict[tuple[str, str], str] = {}
+
+SWAPS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.MatMult: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+NAMES = {"min": "max", "any": "all", "minimum": "maximum", "floor": "ceil"}
+NAMES |= {new: old for old, new in NAMES.items()}
+
+
+def sites(tree: ast.Module) -> list[tuple[ast.AST, list]]:
+    """Nodes that can change, in the order of the source, each with functions that change it in place."""
+    skipped = set()
+    for node in ast.walk(tree):
+        notes = [getattr(node, name, None) for name in ("annotation", "returns")]
+        notes += getattr(node, "decorator_list", [])
+        for note in filter(None, notes):
+            if isinstance(note, ast.AST):
+                skipped.update(ast.walk(note))
+    found = [(node, changes(node)) for node in ast.walk(tree) if node not in skipped]
+    return sorted((f for f in found if f[1]), key=lambda f: (f[0].lineno, f[0].col_offset, f[0].end_col_offset))
+
+
+def changes(node: ast.AST) -> list:
+    def put(owner, field, value):
+        return lambda: setattr(owner, field, value)
+
+    match node:
+        case ast.BinOp(left=left, right=right) if any(
+            isinstance(side, ast.JoinedStr) or isinstance(side, ast.Constant) and isinstance(side.value, str)
+            for side in (left, right)
+        ):
+            return []  # text put together: no number is wrong
+        case ast.BinOp() | ast.AugAssign() | ast.BoolOp() if type(node.op) in SWAPS:
+            return [put(node, "op", SWAPS[type(node.op)]())]
+        case ast.Compare(ops=[op]) if type(op) in SWAPS:
+            return [put(node, "ops", [SWAPS[type(op)]()])]
+        case ast.UnaryOp(op=ast.Not()):
+            return [put(node, "operand", ast.UnaryOp(ast.Not(), node.operand))]
+        case ast.UnaryOp(op=ast.USub()):
+            return [put(node, "op", ast.UAdd())]
+        case ast.Constant(value=bool(value)):
+            return [put(node, "value", not value)]
+        case ast.Constant(value=int(value) | float(value)):
+            return [put(node, "value", value + 1), put(node, "value", value - 1)]
+        case ast.Call(func=ast.Name(id=name)) if name in NAMES:
+            return [put(node.func, "id", NAMES[name])]
+        case ast.Call(func=ast.Attribute(attr=name)) if name in NAMES:
+            return [put(node.func, "attr", NAMES[name])]
+        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+            return [put(node, "value", ast.Constant(None))]
+        case ast.Slice(lower=lower, upper=upper):
+            sides = [("lower", lower), ("upper", upper)]
+            return [
+                put(node, name, ast.BinOp(side, ast.Add(), ast.Constant(1)))
+                for name, side in sides
+                if side is not None and not isinstance(side, ast.Constant | ast.UnaryOp)
+            ]
+    return []
+
+
+def draw(count: int, seed: int) -> list[dict]:
+    paths = [p for place in PLACES for p in sorted((ROOT / "liverseg_tf" / place).rglob("*.py"))]
+    paths += [ROOT / "liverseg_tf" / place for place in PLACES if place.endswith(".py")]
+    names = [p.relative_to(ROOT / "liverseg_tf").as_posix() for p in paths]
+    every = [
+        (name, index)
+        for name in names
+        if name not in LEFT_OUT
+        for index in range(len(sites(ast.parse((ROOT / "liverseg_tf" / name).read_text()))))
+    ]
+    rng = random.Random(seed)
+    drawn = [mutant(name, index, rng.random())[0] for name, index in rng.sample(every, count)]
+    print(f"{count} of {len(every)} places in {len(names)} modules, seed {seed}", flush=True)
+    return drawn
+
+
+def mutant(name: str, index: int, choice: float) -> tuple[dict, ast.Module]:
+    tree = ast.parse((ROOT / "liverseg_tf" / name).read_text())
+    node, options = sites(tree)[index]
+    before = ast.unparse(node)
+    options[int(choice * len(options))]()
+    change = f"{before} -> {ast.unparse(node)}"
+    return {"module": name, "line": node.lineno, "index": index, "choice": choice, "change": change}, tree
+
+
+def test_files(name: str) -> list[str]:
+    path = Path(name)
+    files = TESTS.get(name, [str(path.with_name(f"test_{path.name}"))])
+    return [f"tests/{file}" for file in files] + [f"liverseg_tf/{name}"]
+
+
+class Recorder:
+    """pytest's plugin: seconds of each test that passed, quickest first; or the first test that failed."""
+
+    def __init__(self, seconds_by_test: dict | None, finder=None):
+        self.known, self.seconds, self.failed, self.finder = seconds_by_test, {}, [], finder
+
+    def pytest_sessionstart(self):
+        if self.finder:
+            sys.meta_path.insert(0, self.finder)  # before pytest's own, which takes files named on its command line
+
+    def pytest_collection_modifyitems(self, items):
+        if self.known is not None:
+            items[:] = sorted((i for i in items if i.nodeid in self.known), key=lambda i: self.known[i.nodeid])
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+def run(name: str, tree: ast.Module | None, known: dict | None, timeout: float) -> dict:
+    """Run the tests of a module in a fork: {"rc", "seconds" by test, "failed"}; rc None after the timeout."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        answer = Path(folder) / "answer.json"
+        if (pid := os.fork()) == 0:
+            try:
+                os.setsid()
+                log = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT)
+                os.dup2(log, 1), os.dup2(log, 2)
+                answer.write_text(json.dumps(child(name, tree, known, folder)))
+            finally:
+                os._exit(0)
+        end = time.monotonic() + timeout
+        while time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.05)
+        try:
+            os.killpg(pid, signal.SIGKILL)  # also what its tests left running
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+        if answer.exists() and (text := answer.read_text()):
+            return json.loads(text)
+        return {"rc": None, "seconds": {}, "failed": []}
+
+
+def child(name: str, tree: ast.Module | None, known: dict | None, folder: str) -> dict:
+    import pytest
+
+    finder = None
+    if tree is not None:
+        path = ROOT / "liverseg_tf" / name
+        module = "liverseg_tf." + name.removesuffix(".py").replace("/", ".")
+        code = compile(ast.fix_missing_locations(tree), str(path), "exec")
+
+        class Loader(SourceFileLoader):
+            def get_code(self, fullname):
+                return code
+
+        class Finder:
+            @staticmethod
+            def find_spec(fullname, path_=None, target=None):
+                if fullname == module:
+                    return importlib.util.spec_from_file_location(module, path, loader=Loader(module, str(path)))
+                return None
+
+        finder = Finder
+        sys.meta_path.insert(0, finder)  # for what a conftest.py imports
+    recorder = Recorder(known, finder)
+    options = ["-q", "-p", "no:cacheprovider", "--doctest-modules", f"--basetemp={folder}/tmp"]
+    options += ["-x"] if known is not None else []
+    rc = pytest.main([*options, *test_files(name)], plugins=[recorder])
+    return {"rc": int(rc), "seconds": recorder.seconds, "failed": recorder.failed}
+
+
+def judge_module(work: tuple[str, list[dict], str, float, float]) -> None:
+    """Run the tests of one module without change, then with each mutant; append each result to the file."""
+    name, mutants, output, most_seconds, most_seconds_a_test = work
+    start = time.monotonic()
+    plain = run(name, None, None, 900)
+    baseline = time.monotonic() - start
+    known, spent = {}, 0.0
+    for test, seconds in sorted(plain["seconds"].items(), key=lambda item: item[1]):
+        spent += seconds
+        if test not in plain["failed"] and seconds <= most_seconds_a_test and spent <= most_seconds:
+            known[test] = seconds
+    print(
+        f"{name}: {len(known)} of {len(plain['seconds'])} tests, {baseline:.0f} s, failed {plain['failed']}", flush=True
+    )
+    for entry in mutants:
+        description, tree = mutant(name, entry["index"], entry["choice"])
+        start = time.monotonic()
+        result = run(name, tree, known, 3 * baseline + 5) if known else {"rc": 5, "failed": []}
+        outcome = {0: "survived", 5: "survived", None: "timeout"}.get(result["rc"], "killed")
+        line = {**description, "outcome": outcome, "by": result["failed"][:1], "tests": len(known)}
+        line["seconds"] = round(time.monotonic() - start, 1)
+        with open(output, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"  {outcome:9}{name}:{line['line']} {line['change'][:110]}", flush=True)
+
+
+def read(output: str) -> dict[tuple[str, int, str], dict]:
+    lines = Path(output).read_text().splitlines() if Path(output).exists() else []
+    return {key(entry): entry for entry in map(json.loads, lines)}  # the last line on a mutant counts
+
+
+def key(entry: dict) -> tuple[str, int, str]:
+    return entry["module"], entry["index"], entry["change"]
+
+
+def summary(entries: list[dict]) -> None:
+    equivalent = [e for e in entries if (e["module"], e["change"]) in EQUIVALENT and e["outcome"] == "survived"]
+    survived = [e for e in entries if e["outcome"] == "survived" and e not in equivalent]
+    dead = len(entries) - len(survived) - len(equivalent)
+    for title, some in (("equivalent", equivalent), ("survived", survived)):
+        for e in some:
+            reason = EQUIVALENT.get((e["module"], e["change"]), "")
+            print(f"{title}: {e['module']}:{e['line']} {e['change']} {reason and '# ' + reason}")
+    print(
+        f"{len(entries)} mutants, {len(equivalent)} equivalent; killed {dead} of {dead + len(survived)} "
+        f"({100 * dead / max(1, dead + len(survived)):.1f} %)"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-n", "--count", type=int, default=160)
+    parser.add_argument("--seed", type=int, default=14)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=90, help="of tests a mutant at most, quickest first")
+    parser.add_argument("--seconds-a-test", type=float, default=30, help="slower tests are left out")
+    parser.add_argument("--survivors", action="store_true", help="try those again that lived")
+    parser.add_argument("--summary", action="store_true", help="only read the file")
+    parser.add_argument("-o", "--output", default="mutants.jsonl")
+    args = parser.parse_args()
+
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    drawn, done = draw(args.count, args.seed), read(args.output)
+    again = {"survived"} if args.survivors else set()
+    left = [m for m in drawn if key(m) not in done or done[key(m)]["outcome"] in again]
+    if left and not args.summary:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        for heavy in ("tensorflow", "keras", "numpy", "scipy.ndimage", "nibabel", "pydicom", "hypothesis", "pytest"):
+            importlib.import_module(heavy)  # once, before the forks; nothing of the package itself
+        by_module: dict[str, list[dict]] = {}
+        for entry in left:
+            by_module.setdefault(entry["module"], []).append(entry)
+        work = [(name, some, args.output, args.seconds, args.seconds_a_test) for name, some in by_module.items()]
+        with multiprocessing.get_context("fork").Pool(args.workers) as pool:
+            for _ in pool.imap_unordered(judge_module, work, chunksize=1):
+                pass
+    done = read(args.output)
+    summary([done[key(m)] for m in drawn if key(m) in done])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
