@@ -1,13 +1,10 @@
-"""Train the shipped model: a ResNet34 U-Net on real slices with synthetic and weakly labelled tumours.
+"""Train the shipped models: U-Nets on real slices with real and synthetic tumours, and what looks like tumours.
 
-    python prepare.py --slices MSD_SLICES --negatives NEGATIVES --patients patients.csv -o slices.npz
-    python train.py slices.npz -o RUN [--report FOLDER ...]
+    python prepare.py ... -o slices.npz
+    python train.py slices.npz -o RUN --recipe NAME [--start WEIGHTS] [--fold 0]
 
-Four stages: 128 px from random weights, then the same weights three times at 256 px. Run again to go on where it
-stopped. Real tumours hide in the liver's label. In the first stage dark liver is left open: the loss asks for liver or
-tumour there. After it the network, which so far knows synthetic tumours only, is asked about the dark regions: those
-that it finds too become tumour, all others stay open. Volumes named by --report are measured and never influence
-anything.
+The recipes stand in `RECIPES`. Run again to go on where it stopped. `--fold K` keeps one of five folds of patients for
+scoring; the log and `history.jsonl` have the scores on them (see `scores.py`).
 """
 
 from __future__ import annotations
@@ -23,22 +20,20 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from prepare import DARK, LIVER, OPEN
-from scipy import ndimage
+from loss import loss_of
+from prepare import LIVER, OPEN, TUMOUR
+from scores import counts_by_patient, scores_of
 
+import liverseg_tf as ls
 from liverseg_tf.channels import CTChannels, SquareResize
 from liverseg_tf.config import ChannelsConfig, ModelConfig
-from liverseg_tf.data.augmentation import Augmentation
-from liverseg_tf.data.cases import find_cases
+from liverseg_tf.data.augmentation import Augmentation, smooth_noise
 from liverseg_tf.data.lesion_synthesis import LesionSynthesis
-from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.inference.slice_function import SliceFunction
-from liverseg_tf.models.saving import save_model
-from liverseg_tf.models.unet import build_unet
+from liverseg_tf.models.saving import build_model, save_model
 
 log = logging.getLogger("train")
-TUMOUR = 2
-RIM_PIXELS = 4
+FOLDS = 5
 # All windows begin at 4 HU: the training slices hold nothing below 3.
 CHANNELS = ChannelsConfig(windows=((100, 54), (160, 84), (250, 129)), histogram=False)
 AUGMENTATION = Augmentation(
@@ -53,52 +48,84 @@ AUGMENTATION = Augmentation(
     blur_pixels=1.2,
     blur_probability=0.6,
 )
-# At 1.5 mm and the noise of these slices smaller or fainter lesions could not be told from noise.
+# Pale ones above all, large ones with a pale halo: the real slices have few. None as dark as a cyst.
 LESIONS = LesionSynthesis(
-    diameter_mm=(5.0, 80.0), hypodense_hu=(15.0, 80.0), necrosis_probability=0.4, necrosis_hu=(10.0, 60.0)
-)
-# Radiologists outline a tumour with the pale halo of its dark core, and with its calcifications.
-HALO_LESIONS = replace(
-    LESIONS,
     diameter_mm=(5.0, 100.0),
-    hypodense_hu=(8.0, 80.0),
-    necrosis_probability=0.6,
-    necrosis_hu=(15.0, 80.0),
+    hypodense_hu=(8.0, 60.0),
+    necrosis_probability=0.4,
+    necrosis_hu=(10.0, 50.0),
     necrosis_share=(0.3, 0.85),
-    calcified_probability=0.12,
+    calcified_probability=0.1,
+    lowest_hu=20.0,
+)
+# Sharp, even, filled with water: liver, as the annotators of the real slices have it.
+CYSTS = LesionSynthesis(
+    diameter_mm=(5.0, 50.0),
+    aspect=(0.75, 1.0),
+    irregularity=0.15,
+    edge_mm=(0.5, 1.5),
+    hypodense_hu=(95.0, 130.0),
+    hyperdense_probability=0.0,
+    similarity=0.05,
+    texture_hu=2.0,
+    necrosis_probability=0.0,
+    rim_probability=0.0,
+    calcified_probability=0.0,
+    lowest_hu=2.0,
 )
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stretch of training at one size, with one cosine of the learning rate."""
+class Recipe:
+    """One training: a network, a size, one cosine of the learning rate, and what a batch holds.
 
-    name: str
+    Attributes:
+        backbone: of `build_unet`.
+        size: rows and columns.
+        steps: of `batch` slices each.
+        rate: largest learning rate.
+        shares: of slices with tumour, of others with liver, and of slices without liver in a batch; None draws every
+            slice equally often.
+        synthesis: share of slices that get synthetic tumours.
+        cysts: share of slices that get synthetic cysts.
+        distractors: share of slices with the contents of hollow organs pasted beside the liver.
+        real: the real tumours' labels; without them their pixels are open.
+        missed: weight of a missed tumour pixel in the Tversky term, of 1; a false one has the rest.
+    """
+
+    backbone: str
     size: int
     steps: int
     batch: int
     rate: float
-    dark: str  # what dark liver counts as: "open", or "agreed" (tumour where the last stage's network says so too)
-    synthesis: float = 0.7
+    shares: tuple[int, int, int] | None = (3, 3, 2)
+    synthesis: float = 0.3
+    cysts: float = 0.1
+    distractors: float = 0.3
+    real: bool = True
+    missed: float = 0.6
     warmup: int = 100
-    lesions: LesionSynthesis = LESIONS
-    seed: int = 0  # added to the run's: stages with the same see the same augmentations
+    seed: int = 0
 
 
-STAGES = (
-    Stage("coarse", 128, 1100, 16, 1.5e-3, "open"),
-    Stage("fine", 256, 950, 8, 6e-4, "agreed", synthesis=0.6),
-    Stage("long", 256, 1500, 8, 6e-4, "agreed", synthesis=0.6),
-    Stage("halo", 256, 3200, 8, 6e-4, "agreed", synthesis=0.6, lesions=HALO_LESIONS, seed=10),
-)
+RECIPES = {
+    "resnet34": Recipe("resnet34", 256, 1500, 8, 3e-4),
+    "lite0-coarse": Recipe("efficientnet_lite0", 128, 500, 16, 1.2e-3),
+    "lite0": Recipe("efficientnet_lite0", 256, 2000, 8, 6e-4),
+}
 
 
-def held_out(patients: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Which slices belong to the patients kept for selection, bool; a patient of very many slices is never kept."""
-    names, counts = np.unique(patients, return_counts=True)
-    names = names[counts < 0.05 * len(patients)]
-    chosen = np.random.default_rng(seed).permutation(names)[: round(fraction * len(names))]
-    return np.isin(patients, chosen)
+def folds_of(data: dict, seed: int = 0) -> np.ndarray:
+    """(N,) fold of each slice: a patient's slices in one, patients of each kind spread evenly over all."""
+    tumour = (data["labels"] == TUMOUR).any((1, 2))
+    fold = np.full(len(tumour), -1)
+    rng = np.random.default_rng(seed)
+    kinds = np.where(np.isin(data["patient"], data["patient"][tumour]), "tumour", data["known"])
+    for kind in ("tumour", "labelled", "none", "unknown", "no liver"):
+        patients = rng.permutation(np.unique(data["patient"][(kinds == kind) & (fold < 0)]))
+        for number, patient in enumerate(patients):
+            fold[data["patient"] == patient] = number % FOLDS
+    return fold
 
 
 def shrink_labels(labels, size: int):
@@ -111,49 +138,88 @@ def shrink_labels(labels, size: int):
     return tf.gather(codes, tf.argmax(shares, -1))
 
 
-def batches(data: dict, stage: Stage, seed: int, first_step: int) -> tf.data.Dataset:
-    """Batches of (channels, labels); each a function of the seed and its step alone."""
-    hu, labels = tf.constant(data["hu"]), tf.constant(data["labels"])
-    spacing_mm = tf.constant(data["spacing_mm"])
-    count, channels, resize = (
-        len(data["hu"]),
-        CTChannels.from_channels_config(CHANNELS),
-        SquareResize(stage.size),
+def paste_beside_liver(hu, labels, seed, probability: float):
+    """Put what other slices hold outside their liver, or plain fluid, beside the liver of some: background stays so.
+
+    Args:
+        hu: (B, H, W) float32.
+        labels: (B, H, W) uint8.
+        seed: two integers.
+        probability: share of slices.
+
+    Returns:
+        hu, changed where `labels` is 0.
+    """
+    seeds = iter(tf.unstack(tf.random.split(tf.convert_to_tensor(seed, tf.int32), num=8)))
+    batch, side = hu.shape[0], hu.shape[1]
+
+    def draw(low, high):
+        return tf.random.stateless_uniform([batch, 1, 1], next(seeds), low, high)
+
+    outside = labels == 0
+    near = tf.nn.max_pool2d(tf.cast(~outside, tf.float32)[..., None], 25, 1, "SAME")[..., 0] > 0
+    band = tf.reshape(near & outside & (hu > -150.0), [batch, -1])
+    priority = tf.random.stateless_uniform(tf.shape(band), next(seeds)) * tf.cast(band, tf.float32)
+    center = tf.argmax(priority, 1, output_type=tf.int32)
+    cy, cx = (tf.cast(c, tf.float32)[:, None, None] for c in (center // side, center % side))
+    grid = tf.range(side, dtype=tf.float32)
+    dy, dx = grid[None, :, None] - cy, grid[None, None, :] - cx
+    noise = smooth_noise(tf.shape(hu), 28, next(seeds))[..., 0]
+    radius = draw(6.0, 32.0)
+    depth = radius * (1.0 - 0.35 * (0.5 + 0.5 * noise)) - tf.sqrt(dy * dy + dx * dx)
+    inside = tf.sigmoid(2.0 * depth) * tf.cast(outside, tf.float32)
+    wanted = (draw(0.0, 1.0) < probability) & tf.reduce_any(band, 1)[:, None, None]
+    other, other_outside = (tf.roll(t, 1, 0) for t in (hu, outside))
+    fluid = draw(0.0, 60.0) + 6.0 * noise
+    content = tf.where(other_outside & (draw(0.0, 1.0) < 0.5), other, fluid)
+    return tf.where(wanted, hu + inside * (content - hu), hu)
+
+
+def pick(groups: list, recipe: Recipe, step, seed: int):
+    """The batch's slice numbers; each group of slices goes round in an order of its own."""
+    counts = (
+        [recipe.batch] if recipe.shares is None else [s * recipe.batch // sum(recipe.shares) for s in recipe.shares]
     )
-    lesions = replace(stage.lesions, probability=stage.synthesis)
-    per_epoch = count // stage.batch
+    chosen = []
+    for number, (group, count) in enumerate(zip(groups, counts, strict=True)):
+        size = group.shape[0]
+        place = step * count + tf.range(count)
+        rounds = tf.unique(place // size)[0]
+
+        def order(turn, size=size, number=number):
+            return tf.random.experimental.stateless_shuffle(tf.range(size), seed=[seed + 7 * number, turn])
+
+        orders = tf.map_fn(order, rounds)
+        chosen.append(tf.gather(group, tf.gather_nd(orders, tf.stack([place // size - rounds[0], place % size], 1))))
+    return tf.concat(chosen, 0)
+
+
+def batches(data: dict, recipe: Recipe, seed: int, first_step: int) -> tf.data.Dataset:
+    """Batches of (channels, labels); each a function of the seed and its step alone."""
+    codes = data["labels"] if recipe.real else np.where(data["labels"] == TUMOUR, np.uint8(OPEN), data["labels"])
+    hu, labels, spacing_mm = tf.constant(data["hu"]), tf.constant(codes), tf.constant(data["spacing_mm"])
+    channels, resize = CTChannels.from_channels_config(CHANNELS), SquareResize(recipe.size)
+    lesions, cysts = replace(LESIONS, probability=recipe.synthesis), replace(CYSTS, probability=recipe.cysts)
+    tumour, liver = (data["labels"] == TUMOUR).any((1, 2)), (data["labels"] > 0).any((1, 2))
+    masks = [np.ones(len(liver), bool)] if recipe.shares is None else [tumour, liver & ~tumour, ~liver]
+    groups = [tf.constant(np.flatnonzero(mask), tf.int32) for mask in masks]
 
     def batch(step):
         step = tf.cast(step, tf.int32)
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed=[seed, step // per_epoch])
-        index = order[(step % per_epoch) * stage.batch :][: stage.batch]
-        x, y = tf.cast(tf.gather(hu, index), tf.float32), tf.gather(labels, index)
-        x, y = lesions(x, y, [seed + 1, step], tf.gather(spacing_mm, index))
+        index = pick(groups, recipe, step, seed)
+        index = tf.ensure_shape(index, [recipe.batch])
+        x, y, mm = tf.cast(tf.gather(hu, index), tf.float32), tf.gather(labels, index), tf.gather(spacing_mm, index)
+        if recipe.synthesis:
+            x, y = lesions(x, y, [seed + 1, step], mm)
+        if recipe.cysts:
+            x, _ = cysts(x, y, [seed + 3, step], mm)
+        if recipe.distractors:
+            x = paste_beside_liver(x, y, [seed + 4, step], recipe.distractors)
         x, y = AUGMENTATION(x, y, [seed + 2, step])
-        x, y = (
-            tf.ensure_shape(x, [stage.batch, 256, 256]),
-            tf.ensure_shape(y, [stage.batch, 256, 256]),
-        )
-        return resize(channels(x)), shrink_labels(y, stage.size)
+        x, y = (tf.ensure_shape(t, [recipe.batch, 256, 256]) for t in (x, y))
+        return resize(channels(x)), shrink_labels(y, recipe.size)
 
-    return tf.data.Dataset.range(first_step, stage.steps).map(batch, num_parallel_calls=2).prefetch(3)
-
-
-def loss_of(logits, labels):
-    """Cross entropy plus soft Dice of liver with tumour and of tumour alone; open pixels may be either."""
-    log_p = tf.nn.log_softmax(logits)
-    p = tf.exp(log_p)
-    is_open = tf.cast(labels == OPEN, tf.float32)
-    truth = tf.one_hot(tf.cast(labels, tf.int32), 3)  # all 0 where open
-    foreground = tf.reduce_logsumexp(log_p[..., 1:], -1)
-    entropy = -tf.reduce_mean(tf.reduce_sum(truth * log_p, -1) + is_open * foreground)
-
-    def dice(a, b):
-        return (2.0 * tf.reduce_sum(a * b) + 50.0) / (tf.reduce_sum(a) + tf.reduce_sum(b) + 50.0)
-
-    organ = dice(p[..., 1] + p[..., 2], truth[..., 1] + truth[..., 2] + is_open)
-    tumour = dice(p[..., 2] * (1.0 - is_open), truth[..., 2])
-    return entropy + 0.5 * (1.0 - organ) + 0.5 * (1.0 - tumour)
+    return tf.data.Dataset.range(first_step, recipe.steps).map(batch, num_parallel_calls=2).prefetch(3)
 
 
 def probabilities(model, size: int, hu: np.ndarray, chunk: int = 8) -> np.ndarray:
@@ -164,86 +230,44 @@ def probabilities(model, size: int, hu: np.ndarray, chunk: int = 8) -> np.ndarra
     return np.concatenate(parts)
 
 
-def dice(a: np.ndarray, b: np.ndarray) -> float | None:
-    total = int(a.sum()) + int(b.sum())
-    return round(2.0 * int((a & b).sum()) / total, 4) if total else None
-
-
-def selection_scores(model, size: int, data: dict) -> dict:
-    """Measure on held-out patients: liver, synthetic tumours, dark regions found, clear liver called tumour."""
-    codes = data["labels"]
-    plain = np.where(codes >= DARK, OPEN, codes).astype(np.uint8)
-    hu, truth = replace(LESIONS, probability=1.0)(data["hu"], plain, (99, 0), data["spacing_mm"])
-    hu, truth = hu.numpy(), truth.numpy()
-    label = probabilities(model, size, hu).argmax(-1)
-    real = probabilities(model, size, data["hu"].astype(np.float32)).argmax(-1)
-    known = truth != OPEN
-    return {
-        "liver": dice(real > 0, codes > 0),
-        "synthetic_tumour": dice((label == TUMOUR) & known, truth == TUMOUR),
-        "dark_found": round(float((real[codes == DARK] == TUMOUR).mean()), 4),
-        "clear_liver_called_tumour": round(float((real[codes == LIVER] == TUMOUR).mean()), 5),
-        "false_liver_share_without_liver": round(float((real[~(codes > 0).any((1, 2))] > 0).mean()), 6),
-    }
-
-
-def report_scores(model, size: int, folders: list[str], every: int = 1) -> dict:
-    """Liver and tumour Dice of whole volumes, from the largest component of liver with tumour."""
-    scores = {}
-    for case in find_cases(*folders) if folders else []:
-        if case.segmentation is None:
-            continue
-        started = time.time()
-        hu = np.moveaxis(CTVolume.load(case.volume).hu, 2, 0)[::every]
-        truth = np.moveaxis(MaskVolume.load(case.segmentation).labels, 2, 0)[::every]
-        label = probabilities(model, size, np.ascontiguousarray(hu)).argmax(-1)
-        regions, number = ndimage.label(label > 0)
-        if number > 1:
-            label[regions != np.bincount(regions.ravel())[1:].argmax() + 1] = 0
-        scores[str(case.id)] = {
-            "liver": dice(label > 0, truth > 0),
-            "tumour": dice(label == TUMOUR, truth == TUMOUR),
-            "tumour_pixels": [
-                int((label == TUMOUR).sum()),
-                int((truth == TUMOUR).sum()),
-            ],
-            "seconds": round(time.time() - started, 1),
-        }
-    return scores
+def mean_weights(models: list[keras.Model]) -> keras.Model:
+    """The first model, with the mean of all models' weights."""
+    weights = zip(*(model.get_weights() for model in models), strict=True)
+    models[0].set_weights([np.mean(parts, axis=0) for parts in weights])
+    return models[0]
 
 
 class Trainer:
-    """One stage: weights, their moving average, optimiser and step, kept on disk."""
+    """Weights, their moving average, optimiser and step, kept on disk."""
 
-    def __init__(self, stage: Stage, folder: Path, ema: float = 0.99):
-        self.stage, self.decay = stage, ema
-        self.model = build_unet(image_size=stage.size, channels=CHANNELS.count)
-        self.average = build_unet(image_size=stage.size, channels=CHANNELS.count)
-        self.optimizer = keras.optimizers.AdamW(stage.rate, weight_decay=0.02, global_clipnorm=5.0)
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.recipe = recipe
+        self.config = ModelConfig(image_size=recipe.size, channels=CHANNELS, backbone=recipe.backbone)
+        self.model, self.average = build_model(self.config), build_model(self.config)
+        self.optimizer = keras.optimizers.AdamW(recipe.rate, weight_decay=0.02, global_clipnorm=5.0)
         self.optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         self.optimizer.build(self.model.trainable_variables)
         self.step = tf.Variable(0, trainable=False, dtype=tf.int64)
-        self.checkpoint = tf.train.Checkpoint(
-            model=self.model,
-            average=self.average,
-            optimizer=self.optimizer,
-            step=self.step,
-        )
-        self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder / stage.name), max_to_keep=1)
+        parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer, "step": self.step}
+        self.checkpoint = tf.train.Checkpoint(**parts)
+        self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder / "checkpoint"), max_to_keep=1)
 
-    def start_from(self, average: keras.Model | None) -> None:
+    def start_from(self, start: str | None) -> None:
+        """Go on from the folder's checkpoint, or else begin with this model, or `imagenet`, or random weights."""
         if self.manager.latest_checkpoint:
             self.checkpoint.restore(self.manager.latest_checkpoint).assert_existing_objects_matched()
-            log.info("%s: going on from step %d", self.stage.name, int(self.step))
+            log.info("going on from step %d", int(self.step))
             return
-        if average is not None:
-            self.model.set_weights(average.get_weights())
+        if start == "imagenet":
+            self.model.set_weights(build_model(self.config, encoder_weights="imagenet").get_weights())
+        elif start:
+            self.model.set_weights(ls.load_model(start).get_weights())
         self.average.set_weights(self.model.get_weights())
 
     @tf.function
     def train_step(self, x, y):
         with tf.GradientTape() as tape:
-            loss = loss_of(self.model(x, training=True), y)
+            loss = loss_of(self.model(x, training=True), y, self.recipe.missed)
         gradients = tape.gradient(loss, self.model.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
         return loss
@@ -255,153 +279,83 @@ class Trainer:
                 a.assign(decay * a + (1.0 - decay) * w)
 
     def learning_rate(self, step: int) -> float:
-        stage = self.stage
-        if step < stage.warmup:
-            return stage.rate * (step + 1) / stage.warmup
-        progress = (step - stage.warmup) / max(stage.steps - stage.warmup, 1)
-        return stage.rate * max(0.5 * (1.0 + np.cos(np.pi * progress)), 0.005)
+        recipe = self.recipe
+        if step < recipe.warmup:
+            return recipe.rate * (step + 1) / recipe.warmup
+        progress = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
+        return recipe.rate * max(0.5 * (1.0 + np.cos(np.pi * progress)), 0.005)
 
     def run(self, data: dict, seed: int, measure_every: int, measure: Callable[[Trainer], None]) -> None:
-        """Train to the stage's end; save and measure on the way and there."""
-        stage, started, losses = self.stage, time.time(), []
-        for step, (x, y) in enumerate(batches(data, stage, seed, int(self.step)), start=int(self.step)):
+        """Train to the end; save every 50 steps, measure on the way and at the end."""
+        recipe, started, losses = self.recipe, time.time(), []
+        for step, (x, y) in enumerate(batches(data, recipe, seed, int(self.step)), start=int(self.step)):
             self.optimizer.learning_rate.assign(self.learning_rate(step))
             losses.append(float(self.train_step(x, y)))
             if step % 5 == 4:
-                self.update_average(tf.constant(min(self.decay**2, 1.0 - 5.0 / (step + 10.0)), tf.float32))
+                # the last fifth of a short training, the last 250 steps of a long one
+                self.update_average(tf.constant(min(0.98, 1.0 - 25.0 / (step + 30.0)), tf.float32))
             self.step.assign(step + 1)
             if step % 25 == 24:
-                rate = 25 * stage.batch / (time.time() - started)
-                log.info("%s %d/%d loss %.4f, %.1f images/s", stage.name, step + 1, stage.steps, np.mean(losses), rate)
+                rate = 25 * recipe.batch / (time.time() - started)
+                log.info("%d/%d loss %.4f, %.1f images/s", step + 1, recipe.steps, np.mean(losses), rate)
                 started, losses = time.time(), []
-            if (step + 1) % measure_every == 0 or step + 1 == stage.steps:
+            if (step + 1) % 50 == 0 or step + 1 == recipe.steps:
                 self.manager.save()
+            if (step + 1) % measure_every == 0 or step + 1 == recipe.steps:
                 measure(self)
                 started = time.time()
 
 
-def agreed_labels(model, size: int, data: dict) -> np.ndarray:
-    """Open and dark liver becomes tumour where the network finds one, and stays open elsewhere.
+def use_bfloat16() -> None:
+    """oneDNN's bfloat16 convolutions, 1.6 times as fast at 256 px on a CPU that has them; weights stay float32."""
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
 
-    A dark region counts whole once a tenth of it is found: synthetic tumours taught the network to tell tumours from
-    fissures and vessels, but not how large they grow. What is somewhat dark around it (open, within RIM_PIXELS) is its
-    rim, which annotators count in. Clear liver in which the network finds tumour is left open.
-    """
-    codes = data["labels"]
-    finds = probabilities(model, size, data["hu"].astype(np.float32))[..., TUMOUR]
-    within_slices = np.zeros((3, 3, 3), bool)
-    within_slices[1] = True
-    regions, number = ndimage.label(codes == DARK, within_slices)
-    found = np.asarray(ndimage.mean(finds, regions, np.arange(1, number + 1))) > 0.1
-    agreed = np.concatenate([[False], found])[regions]
-    labels = np.where((codes >= DARK) | ((codes == LIVER) & (finds > 0.5)), OPEN, codes).astype(np.uint8)
-    tumour = agreed | ((codes >= DARK) & (finds > 0.5))
-    # grows through dark and open liver only
-    tumour = ndimage.binary_dilation(tumour, within_slices, iterations=RIM_PIXELS, mask=tumour | (labels == OPEN))
-    labels[tumour] = TUMOUR
-    log.info(
-        "dark regions: %d of %d agreed (%.0f %% of their pixels); %.1f %% of the liver is tumour, %.1f %% open",
-        int(found.sum()),
-        number,
-        100.0 * agreed.sum() / max((codes == DARK).sum(), 1),
-        100.0 * (labels == TUMOUR).sum() / max((codes > 0).sum(), 1),
-        100.0 * (labels == OPEN).sum() / max((codes > 0).sum(), 1),
-    )
-    return labels
+
+def score(model, size: int, data: dict) -> dict:
+    """Score a network on slices, its labels as they come, without any clean-up."""
+    found = probabilities(model, size, data["hu"].astype(np.float32)).argmax(-1)
+    return {key: round(value, 4) for key, value in scores_of(counts_by_patient(found, data)).items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="the file that prepare.py wrote")
-    parser.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        type=Path,
-        help="folder for checkpoints, log and model",
-    )
-    parser.add_argument(
-        "--report",
-        nargs="*",
-        default=[],
-        help="folders of labelled volumes to measure, not to learn",
-    )
+    parser.add_argument("-o", "--output", required=True, type=Path, help="folder for checkpoints, log and model")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), required=True)
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--start", help="'imagenet', or the model to go on from: .keras file or SavedModel")
+    parser.add_argument("--fold", type=int, choices=range(FOLDS), help="keep these patients for scoring")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=len(STAGES), help="steps of each stage")
-    parser.add_argument(
-        "--hold-out",
-        type=float,
-        default=0.1,
-        help="share of patients kept for selection",
-    )
-    parser.add_argument("--measure-every", type=int, default=250, help="steps between measurements")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="bfloat16",
-        help="of convolutions",
-    )
-    parser.add_argument(
-        "--evaluate",
-        metavar="WEIGHTS",
-        help="only measure these weights on every slice",
-    )
+    parser.add_argument("--measure-every", type=int, default=300, help="steps between measurements")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16", help="of convolutions")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if options.evaluate:
-        model = keras.models.load_model(options.evaluate, compile=False)
-        print(json.dumps(report_scores(model, model.input_shape[1], options.report), indent=2))
-        return
     if options.precision == "bfloat16":
-        # oneDNN's bfloat16 convolutions, 1.6 times as fast at 256 px on a CPU that has them; weights stay float32.
-        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
+        use_bfloat16()
     keras.utils.set_random_seed(options.seed)
     with np.load(options.data) as file:
         data = dict(file)
-    kept = held_out(data["patient"], options.hold_out, options.seed)
-    train, selection = ({k: v[m] for k, v in data.items()} for m in (~kept, kept))
-    log.info(
-        "%d slices to train on, %d of held-out patients",
-        len(train["hu"]),
-        len(selection["hu"]),
-    )
+    fold = folds_of(data)
+    train = {key: value[fold != options.fold] for key, value in data.items()}
+    kept = {key: value[fold == options.fold] for key, value in data.items()}
+    recipe = RECIPES[options.recipe]
+    recipe = replace(recipe, steps=options.steps or recipe.steps)
+    log.info("%s; %d slices to train on, %d kept", recipe, len(train["hu"]), len(kept["hu"]))
     options.output.mkdir(parents=True, exist_ok=True)
-    history = options.output / "history.jsonl"
 
-    average, size = None, 0
-    for stage, steps in zip(STAGES, options.steps or [s.steps for s in STAGES], strict=True):
-        stage = replace(stage, steps=steps)
-        done = options.output / f"{stage.name}.keras"
-        if done.exists():
-            average, size = keras.models.load_model(done, compile=False), stage.size
-            continue
-        if stage.dark == "agreed":
-            cache = options.output / f"agreed_{stage.name}.npy"
-            if not cache.exists():
-                np.save(cache, agreed_labels(average, size, train))
-            labels = np.load(cache)
-        else:
-            labels = np.where(train["labels"] == DARK, OPEN, train["labels"])
-        stage_data = {**train, "labels": labels}
-        trainer = Trainer(stage, options.output)
-        trainer.start_from(average)
+    def measure(trainer):
+        entry = {"step": int(trainer.step)} | (score(trainer.average, recipe.size, kept) if len(kept["hu"]) else {})
+        log.info("%s", json.dumps(entry))
+        with (options.output / "history.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
-        def measure(trainer):
-            entry = {
-                "stage": trainer.stage.name,
-                "step": int(trainer.step),
-                "selection": selection_scores(trainer.average, trainer.stage.size, selection),
-                "report": report_scores(trainer.average, trainer.stage.size, options.report, every=4),
-            }
-            log.info("%s", json.dumps(entry))
-            with history.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-
-        trainer.run(stage_data, options.seed + stage.seed, options.measure_every, measure)
-        average, size = trainer.average, stage.size
-        config = ModelConfig(image_size=stage.size, channels=CHANNELS)
-        save_model(average, config, done)
-        log.info("%s", done)
+    trainer = Trainer(recipe, options.output)
+    trainer.start_from(options.start)
+    if not int(trainer.step):
+        measure(trainer)
+    trainer.run(train, options.seed + recipe.seed, options.measure_every, measure)
+    save_model(trainer.average, trainer.config, options.output / "model.keras")
+    log.info("%s", options.output / "model.keras")
 
 
 if __name__ == "__main__":

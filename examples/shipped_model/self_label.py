@@ -1,0 +1,84 @@
+"""Add the slices of unlabelled CTs to the file of training slices, labelled by a network and cleared by eye.
+
+    python self_label.py slices.npz --model MODEL --ct hcc_048=FOLDER --ct crlm_1004=FOLDER -o all_slices.npz
+
+Slices that were seen to hold no liver are background throughout. In slices where the network's outline of the liver was
+seen to be right, its largest component is liver, what it calls tumour in there stays open, and all else, the stomach
+and bowel that it took for liver or tumour among it, is background. All other slices are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from prepare import LIVER, OPEN, SIZE, TUMOUR, square
+from scipy import ndimage
+from train import probabilities
+
+import liverseg_tf as ls
+from liverseg_tf.files import atomic_write
+
+# By eye, counted from the feet: without liver, and with a right outline.
+SEEN = {
+    "hcc_048": ([*range(13), *range(78, 89)], [*range(14, 73)]),
+    "crlm_1004": ([*range(36, 41)], [*range(10, 32)]),
+}
+
+
+def load_dicom(folder: Path) -> tuple[np.ndarray, tuple[float, float]]:
+    """(N, H, W) HU of a folder's axial slices from the feet up, and their pixel spacing in mm."""
+    slices = sorted((pydicom.dcmread(f) for f in folder.glob("*.dcm")), key=lambda s: float(s.ImagePositionPatient[2]))
+    hu = [s.pixel_array * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in slices]
+    return np.clip(np.stack(hu), -1024, 3071).astype(np.float32), tuple(map(float, slices[0].PixelSpacing))
+
+
+def self_labels(found: np.ndarray, empty: list[int]) -> np.ndarray:
+    """(N, H, W) codes from the network's labels: largest component of liver with tumour, tumour open with its rim."""
+    regions, number = ndimage.label(found > 0)
+    if number:
+        found = np.where(regions == np.bincount(regions.ravel())[1:].argmax() + 1, found, 0)
+    tumour = ndimage.binary_dilation(found == TUMOUR, ndimage.generate_binary_structure(2, 1)[None], iterations=2)
+    codes = np.where(found > 0, np.where(tumour, OPEN, LIVER), 0).astype(np.uint8)
+    codes[empty] = 0
+    return codes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="the file that prepare.py wrote")
+    parser.add_argument("--model", required=True, help="that labels the liver")
+    parser.add_argument("--ct", required=True, action="append", help="NAME=FOLDER of a DICOM series")
+    parser.add_argument("-o", "--output", required=True, help="the .npz file to write")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    with np.load(options.data) as file:
+        data = dict(file)
+    model = ls.load_model(options.model)
+    for name, folder in (text.split("=", 1) for text in options.ct):
+        hu, spacing_mm = load_dicom(Path(folder))
+        factor = max(hu.shape[1:]) / SIZE
+        empty, outlined = SEEN[name]
+        hu = square(hu)
+        codes = self_labels(probabilities(model, model.input_shape[1], hu.astype(np.float32)).argmax(-1), empty)
+        chosen = sorted([*empty, *outlined])
+        count = len(chosen)
+        added = {
+            "hu": hu[chosen],
+            "labels": codes[chosen],
+            "known": np.array(["self"] * count),
+            "case": np.full(count, -1, np.int32),
+            "patient": np.array([name] * count),
+            "spacing_mm": np.tile(np.float32(spacing_mm) * factor, (count, 1)),
+        }
+        data = {key: np.concatenate([data[key], added[key]]) for key in data}
+        logging.info("%s: %d slices, %d with liver", name, count, int((codes[chosen] > 0).any((1, 2)).sum()))
+    with atomic_write(options.output) as temporary, temporary.open("wb") as file:
+        np.savez(file, **data)
+
+
+if __name__ == "__main__":
+    main()
