@@ -6,6 +6,9 @@ import numpy as np
 from prepare import TUMOUR
 from scipy import ndimage
 
+SIZES_MM = ((5.0, 10.0), (10.0, 20.0), (20.0, float("inf")))
+LEAST_CONFIDENCE = 0.1  # what is called tumour with less is no finding
+
 
 def counts_by_patient(found: np.ndarray, data: dict) -> dict[str, np.ndarray]:
     """Pixel counts of each patient, the sums from which every score follows.
@@ -79,9 +82,6 @@ def with_intervals(counts: dict[str, np.ndarray], repeats: int = 2000, seed: int
     }
 
 
-SIZES_MM = ((5.0, 10.0), (10.0, 20.0), (20.0, float("inf")))
-
-
 def lesions_in_slices(tumour: np.ndarray, data: dict) -> tuple[list[dict], list[dict]]:
     """True and found lesions of slices whose tumours are known, each slice by itself.
 
@@ -91,7 +91,8 @@ def lesions_in_slices(tumour: np.ndarray, data: dict) -> tuple[list[dict], list[
 
     Returns:
         true lesions: `patient`, `diameter_mm` (of the disc of the same area), `confidence` (the largest probability of
-        tumour in it); false ones, components of pixels above 0.1 that touch no true lesion: `patient`, `confidence`.
+        tumour in it); false ones, components of pixels above LEAST_CONFIDENCE that touch no true lesion: `patient`,
+        `confidence`.
     """
     true_lesions, false_lesions = [], []
     for index in np.flatnonzero(np.isin(data["known"], ("labelled", "none", "no liver"))):
@@ -103,23 +104,21 @@ def lesions_in_slices(tumour: np.ndarray, data: dict) -> tuple[list[dict], list[
             {"patient": patient, "diameter_mm": float(2.0 * np.sqrt(area / np.pi)), "confidence": float(peak)}
             for area, peak in zip(area_mm2, peaks, strict=True)
         ]
-        found, number = ndimage.label(p > 0.1)
+        found, number = ndimage.label(p > LEAST_CONFIDENCE)
         for number_of_found in set(range(1, number + 1)) - set(np.unique(found[truth])):
             false_lesions.append({"patient": patient, "confidence": float(p[found == number_of_found].max())})
     return true_lesions, false_lesions
 
 
-def sensitivity(true_lesions: list[dict], false_lesions: list[dict], patients: int, allowed: float) -> dict:
-    """Share of true lesions of each size that are found with `allowed` false ones a patient.
-
-    Returns:
-        `confidence`, from which on a finding counts, and for each of `SIZES_MM` found and all lesions.
-    """
+def sensitivity(
+    true_lesions: list[dict], false_lesions: list[dict], patients: int, allowed: float
+) -> list[tuple[int, int]]:
+    """Found and all true lesions of each of `SIZES_MM`, at the confidence with `allowed` false ones a patient."""
     ordered = sorted((lesion["confidence"] for lesion in false_lesions), reverse=True)
     kept = int(allowed * patients)
-    threshold = ordered[kept] if kept < len(ordered) else 0.1
-    result = {"confidence": round(threshold, 3)}
+    threshold = ordered[kept] if kept < len(ordered) else LEAST_CONFIDENCE
+    result = []
     for low, high in SIZES_MM:
         chosen = [lesion["confidence"] for lesion in true_lesions if low <= lesion["diameter_mm"] < high]
-        result[f"{low:g} to {high:g} mm"] = (sum(c > threshold for c in chosen), len(chosen))
+        result.append((sum(c > threshold for c in chosen), len(chosen)))
     return result

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 import numpy as np
-import pydicom
 from prepare import LIVER, OPEN, SIZE, TUMOUR, square
 from scipy import ndimage
 from train import probabilities
@@ -27,13 +25,6 @@ SEEN = {
     "hcc_048": ([*range(13), *range(78, 89)], [*range(14, 73)]),
     "crlm_1004": ([*range(36, 41)], [*range(10, 32)]),
 }
-
-
-def load_dicom(folder: Path) -> tuple[np.ndarray, tuple[float, float]]:
-    """(N, H, W) HU of a folder's axial slices from the feet up, and their pixel spacing in mm."""
-    slices = sorted((pydicom.dcmread(f) for f in folder.glob("*.dcm")), key=lambda s: float(s.ImagePositionPatient[2]))
-    hu = [s.pixel_array * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in slices]
-    return np.clip(np.stack(hu), -1024, 3071).astype(np.float32), tuple(map(float, slices[0].PixelSpacing))
 
 
 def self_labels(found: np.ndarray, empty: list[int]) -> np.ndarray:
@@ -51,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="the file that prepare.py wrote")
     parser.add_argument("--model", required=True, help="that labels the liver")
-    parser.add_argument("--ct", required=True, action="append", help="NAME=FOLDER of a DICOM series")
+    parser.add_argument("--ct", required=True, action="append", help="NAME=PATH of a CT, as a DICOM series")
     parser.add_argument("-o", "--output", required=True, help="the .npz file to write")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
@@ -59,10 +50,10 @@ def main() -> None:
         data = dict(file)
     model = ls.load_model(options.model)
     for name, folder in (text.split("=", 1) for text in options.ct):
-        hu, spacing_mm = load_dicom(Path(folder))
-        factor = max(hu.shape[1:]) / SIZE
+        volume = ls.CTVolume.load(folder)
+        factor = max(volume.shape[:2]) / SIZE
         empty, outlined = SEEN[name]
-        hu = square(hu)
+        hu = square(np.moveaxis(volume.hu, 2, 0))
         codes = self_labels(probabilities(model, model.input_shape[1], hu.astype(np.float32)).argmax(-1), empty)
         chosen = sorted([*empty, *outlined])
         count = len(chosen)
@@ -72,7 +63,7 @@ def main() -> None:
             "known": np.array(["self"] * count),
             "case": np.full(count, -1, np.int32),
             "patient": np.array([name] * count),
-            "spacing_mm": np.tile(np.float32(spacing_mm) * factor, (count, 1)),
+            "spacing_mm": np.tile(np.float32(volume.spacing_mm[:2]) * factor, (count, 1)),
         }
         data = {key: np.concatenate([data[key], added[key]]) for key in data}
         logging.info("%s: %d slices, %d with liver", name, count, int((codes[chosen] > 0).any((1, 2)).sum()))

@@ -230,13 +230,6 @@ def probabilities(model, size: int, hu: np.ndarray, chunk: int = 8) -> np.ndarra
     return np.concatenate(parts)
 
 
-def mean_weights(models: list[keras.Model]) -> keras.Model:
-    """The first model, with the mean of all models' weights."""
-    weights = zip(*(model.get_weights() for model in models), strict=True)
-    models[0].set_weights([np.mean(parts, axis=0) for parts in weights])
-    return models[0]
-
-
 class Trainer:
     """Weights, their moving average, optimiser and step, kept on disk."""
 
