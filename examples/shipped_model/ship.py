@@ -1,6 +1,6 @@
-"""Turn trained weights into what the package ships: SavedModel, TFLite file and model card, measured on labelled CTs.
+"""Turn trained weights into what the package ships: SavedModel, TFLite file and model card.
 
-python ship.py RUN/model.keras -o savedmodels/NAME --quality quality.md --report FOLDER_OF_CASES FOLDER_OF_CASES
+python ship.py RUN/model.keras -o savedmodels/NAME --quality quality.md --whole whole.md
 """
 
 import argparse
@@ -57,11 +57,10 @@ nominal spacing; a patient has four slices on average, so there are fewer false 
 ## Quality on whole CTs
 
 Two patients that it was not trained on, all slices, default post-processing. Measured by
-`python examples/shipped_model/ship.py` on {date}. Case 44 is 3D-IRCADb 17 (two large tumours), case 203 is from CHAOS
+`python examples/shipped_model/measure.py` on {date}. Case 44 is 3D-IRCADb 17 (two large tumours), case 203 is from CHAOS
 (a healthy donor). Two patients say little: measure it on your own data with `liverseg evaluate`.
 
 {table}
-
 ## Known failures
 
 - Tumours come out too small or not at all where they are as dense as the liver; calcified ones in part.
@@ -73,35 +72,12 @@ Two patients that it was not trained on, all slices, default post-processing. Me
 """
 
 
-def measure(model: Path, cases: list[ls.Case], folder: Path) -> str:
-    """Predict and score the cases; a table in Markdown."""
-    predictor = ls.Predictor(model)
-    lines = ["| case | liver Dice | tumour Dice | liver ASSD mm | liver HD95 mm | tumour ml, true / found | seconds |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
-    for case in cases:
-        for name in ("truth", "prediction"):
-            (folder / name / str(case.id)).mkdir(parents=True)
-        shutil.copy(case.segmentation, folder / "truth" / str(case.id))
-        start = time.perf_counter()
-        prediction = predictor.predict(case.volume)
-        prediction.save(folder / "prediction" / str(case.id) / f"segmentation-{case.id}.nii.gz")
-        seconds = time.perf_counter() - start
-        scores = ls.evaluate(folder / "truth" / str(case.id), folder / "prediction" / str(case.id))
-        row = scores.to_dict()["cases"][0]
-        cells = [row["liver_dice"], row["lesion_dice"], row["liver_assd_mm"], row["liver_hd95_mm"]]
-        cells = ["-" if c is None else f"{c:.3f}" for c in cells]
-        volumes = f"{row['lesion_volume_truth_ml']:.1f} / {row['lesion_volume_prediction_ml']:.1f}"
-        lines.append(f"| {case.id} | {' | '.join(cells)} | {volumes} | {seconds:.0f} |")
-        print(lines[-1], flush=True)
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help=".keras file of train.py")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--quality", type=Path, required=True, help="tables that evaluate.py wrote")
-    parser.add_argument("--report", nargs="+", required=True, help="folders of labelled CTs")
+    parser.add_argument("--whole", type=Path, required=True, help="table that measure.py wrote")
     args = parser.parse_args()
     config = ls.load_model(args.model).liverseg_config
     with tempfile.TemporaryDirectory() as temporary:
@@ -116,7 +92,7 @@ def main() -> None:
             windows=", ".join(map(str, config.channels.windows)),
             date=time.strftime("%Y-%m-%d"),
             quality=args.quality.read_text(),
-            table=measure(args.model, ls.find_cases(*args.report), Path(temporary)),
+            table=args.whole.read_text(),
         )
         write_text(source / "model_card.md", card)
         ls.export(source, args.output, "savedmodel", "float16", progress=print)
