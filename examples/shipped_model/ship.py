@@ -57,7 +57,7 @@ nominal spacing; a patient has four slices on average, so there are fewer false 
 ## Quality on whole CTs
 
 Two patients that it was not trained on, all slices, default post-processing. Measured by
-`python examples/shipped_model/measure.py` on {date}. Case 44 is 3D-IRCADb 17 (two large tumours), case 203 is from CHAOS
+`examples/shipped_model/measure.py` on {date}. Case 44 is 3D-IRCADb 17 (two large tumours), case 203 is from CHAOS
 (a healthy donor). Two patients say little: measure it on your own data with `liverseg evaluate`.
 
 {table}
