@@ -15,7 +15,6 @@ from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import OutputError, require
 from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
-from liverseg_tf.labels import BACKGROUND
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +94,7 @@ class Findings:
     @cached_property
     def slices(self) -> slice:
         """Slices of the series, in its own order, from the first to the last that hold anything."""
-        frames = self.frames(slice(None))
-        there = np.flatnonzero((frames != BACKGROUND).any(axis=(1, 2)))
+        there = np.flatnonzero(self.frames(slice(None)).any(axis=(1, 2)))
         return slice(int(there[0]), int(there[-1]) + 1) if len(there) else slice(0, 0)
 
     def frames(self, slices: slice) -> np.ndarray:
@@ -104,9 +102,9 @@ class Findings:
         return self.volume.geometry.to_file(self.labels).transpose(2, 1, 0)[slices]
 
     def lesion_frames(self, slices: slice) -> np.ndarray:
-        """The lesions' numbers as the series has them: (slices, rows, columns) int32."""
+        """The lesions' numbers as the series has them: (slices, rows, columns), in the smallest type."""
         numbered, box = self._numbered
-        whole = np.zeros(self.labels.shape, np.int32)
+        whole = np.zeros(self.labels.shape, np.min_scalar_type(int(numbered.max(initial=0))))
         if box is not None:
             whole[box] = numbered
         return self.volume.geometry.to_file(whole).transpose(2, 1, 0)[slices]

@@ -18,6 +18,7 @@ from scipy import ndimage
 from liverseg_tf.data.dicom.headers import quiet
 from liverseg_tf.dicom_objects.findings import Findings
 from liverseg_tf.errors import OutputError
+from liverseg_tf.evaluation.surface import bounding_box
 from liverseg_tf.labels import BACKGROUND, TUMOUR
 
 # Positions are decimal strings of 16 characters, pixel spacings often of fewer.
@@ -95,11 +96,12 @@ def expected_regions(findings: Findings) -> tuple[Region, list[Region]]:
     def place(voxels: np.ndarray) -> np.ndarray:
         return voxels @ to_patient[:3, :3].T + to_patient[:3, 3]
 
-    components = np.zeros(findings.labels.shape, np.int32)
-    ndimage.label(findings.labels == TUMOUR, output=components)
     lesions = []
+    around = bounding_box(findings.labels == TUMOUR)
+    low = np.array([s.start for s in around or ()])
+    components = ndimage.label(findings.labels[around] == TUMOUR)[0] if around else np.zeros((0, 0, 0), int)
     for number, box in enumerate(ndimage.find_objects(components), 1):
-        points = place(np.argwhere(components[box] == number) + [s.start for s in box])
+        points = place(np.argwhere(components[box] == number) + [s.start for s in box] + low)
         lesions.append(_Moments().add(points).region(geometry.voxel_volume_ml))
     lesions.sort(key=lambda one: -one.volume_ml)
     liver = _Moments()

@@ -135,8 +135,8 @@ def _pixels(
         )
     numbers = findings.lesion_frames(slices) if lesion_segments else frames == TUMOUR
     if segmentation_type == "LABELMAP":
-        pixels = np.where(numbers > 0, numbers + 1, frames != BACKGROUND)
-        pixels = pixels.astype(np.uint8 if count < 255 else np.uint16)
+        pixels = (frames != BACKGROUND).astype(np.uint8 if count < 255 else np.uint16)
+        pixels[numbers > 0] += numbers[numbers > 0].astype(pixels.dtype)
     else:
         pixels = np.zeros((*frames.shape, count + 1), np.uint8)
         pixels[..., 0] = frames != BACKGROUND
