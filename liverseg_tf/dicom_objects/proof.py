@@ -165,7 +165,8 @@ def _segmentation_regions(path: Path, data: Any, findings: Findings) -> tuple[Re
     where = {(i.sop_instance_uid, i.frame): i.position_mm for i in findings.series.images}
     lesion_numbers = [int(s.SegmentNumber) for s in data.SegmentSequence if "Lesion" in s.SegmentLabel.split()[0]]
     is_whole = data.SegmentationType == "BINARY"  # the liver's segment holds its lesions
-    liver, lesion_points = _Moments(), {}
+    liver = _Moments()
+    lesion_points: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for index, frame in enumerate(data.PerFrameFunctionalGroupsSequence):
         position = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
         shared = data.SharedFunctionalGroupsSequence[0]

@@ -143,6 +143,6 @@ def _pixels(
         for number in range(1, count + 1):
             pixels[..., number] = numbers == number
     if multiframe:  # in the order of the file's frames, which need not be that of the positions
-        order = np.argsort([place[0].frame for place in findings.series.places])
+        order = np.argsort([place[0].frame or 0 for place in findings.series.places])
         pixels = pixels[order]
     return pixels

@@ -12,8 +12,9 @@ pytest.importorskip("highdicom")
 from liverseg_tf.cli.main import main  # noqa: E402
 from liverseg_tf.data.dicom.writing import write_series  # noqa: E402
 from liverseg_tf.data.phantom import make_phantom  # noqa: E402
+from liverseg_tf.data.volume import CTVolume  # noqa: E402
 from liverseg_tf.errors import ConfigError, DataWarning, InputFileError, OutputError  # noqa: E402
-from liverseg_tf.inference.jobs import plan  # noqa: E402
+from liverseg_tf.inference.jobs import plan, predict_job  # noqa: E402
 from liverseg_tf.inference.predictor import Predictor  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
@@ -130,3 +131,19 @@ def test_a_resampled_series_gives_nifti_and_says_why(study, tmp_path, small_mode
     told = capsys.readouterr().err
     assert "no DICOM was written" in told and "resampled" in told
     assert [p.name for p in tmp_path.glob("*seg*")] == ["broken_seg.nii.gz"]
+
+
+def test_a_series_behind_a_url(study, tmp_path, small_model_file):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for path in sorted((study / "b" / "c").iterdir()):
+        memory.pipe_file(f"/archive/scan/{path.name}", path.read_bytes())
+    try:
+        (job,) = plan(["memory://archive"], tmp_path)
+        assert (job.source, job.target.name, job.is_dicom) == ("memory://archive/scan", "scan_seg.nii.gz", True)
+        row = predict_job(Predictor(small_model_file), job)
+        assert row["status"] == "done" and row["input"] == "memory://archive/scan"
+        mask = nib.load(tmp_path / "scan_seg.nii.gz")
+        np.testing.assert_allclose(mask.affine, CTVolume.load(study / "b").affine, atol=1e-5)
+    finally:
+        memory.rm("/archive", recursive=True)

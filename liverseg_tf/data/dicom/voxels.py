@@ -93,7 +93,7 @@ def _decoded(series: DicomSeries) -> Iterator[tuple[DicomImage, np.ndarray]]:
                 if images[0].frame is None:
                     yield images[0], _checked(pixels.pixel_array(stream, raw=True, index=0), series)
                     continue
-                images = sorted(images, key=lambda image: image.frame)
+                images = sorted(images, key=lambda image: image.frame or 0)
                 frames = pixels.iter_pixels(stream, raw=True, indices=[image.frame for image in images])
                 for image, frame in zip(images, frames, strict=True):
                     yield image, _checked(frame, series)
