@@ -1,6 +1,6 @@
 """Mutants drawn at random over channels, data, evaluation and inference: the share that the mirrored tests kill.
 
-    python benchmarks/mutants.py [-n 160] [--seed 14] [--workers 2] [-o mutants.jsonl] [--survivors]
+    python benchmarks/mutants.py [-n 160] [--seed 14] [--workers 2] [-o mutants.jsonl] [--survivors] [--skip MODULE]
 
 A mutant is one operator, constant, bound of a slice or returned value changed. It is killed if the tests of its module
 (tests/<same path>/test_<same name>.py and its docstrings' examples) fail or run three times as long as without it.
@@ -286,7 +286,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=90, help="of tests a mutant at most, quickest first")
     parser.add_argument("--seconds-a-test", type=float, default=30, help="slower tests are left out")
-    parser.add_argument("--survivors", action="store_true", help="try those again that lived")
+    parser.add_argument("--skip", action="append", default=[], metavar="MODULE", help="leave its mutants out")
+    parser.add_argument("--survivors", action="store_true", help="try those again that lived or ran too long")
     parser.add_argument("--summary", action="store_true", help="only read the file")
     parser.add_argument("-o", "--output", default="mutants.jsonl")
     args = parser.parse_args()
@@ -294,7 +295,8 @@ def main() -> int:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     drawn, done = draw(args.count, args.seed), read(args.output)
-    again = {"survived"} if args.survivors else set()
+    drawn = [m for m in drawn if m["module"] not in args.skip]
+    again = {"survived", "timeout"} if args.survivors else set()
     left = [m for m in drawn if key(m) not in done or done[key(m)]["outcome"] in again]
     if left and not args.summary:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -304,6 +306,7 @@ def main() -> int:
         for entry in left:
             by_module.setdefault(entry["module"], []).append(entry)
         work = [(name, some, args.output, args.seconds, args.seconds_a_test) for name, some in by_module.items()]
+        work.sort(key=lambda item: -len(item[1]))
         with multiprocessing.get_context("fork").Pool(args.workers) as pool:
             for _ in pool.imap_unordered(judge_module, work, chunksize=1):
                 pass

@@ -36,6 +36,15 @@ def test_scores_of_two_folders(folders):
     assert scores["settings"]["rules"]["lits"]
 
 
+def test_the_interval_of_the_burden_is_one_of_its_root_mean_square(folders):
+    """Case 2 is perfect and 1 and 10 are alike, so what is drawn lies between no error and theirs."""
+    scores = ls.evaluate(*folders, resamples=400)
+    errors = [abs(row["tumour_burden_error"]) for row in scores.cases]
+    assert errors == pytest.approx([errors[0], 0, errors[0]]) and errors[0] > 0
+    assert scores.lits["RMSE_Tumorburden"] == pytest.approx(errors[0] * (2 / 3) ** 0.5)
+    assert scores.lits_ci95["RMSE_Tumorburden"] == pytest.approx([0, errors[0]])
+
+
 def test_json_round_trip(folders, tmp_path):
     scores = ls.evaluate(*folders, resamples=50)
     scores.save_json(tmp_path / "out" / "scores.json")

@@ -151,6 +151,17 @@ def test_tumour_that_hardly_borders_on_liver_is_none(spacing):
     np.testing.assert_array_equal(kept, labels)
 
 
+@pytest.mark.parametrize(("bridge_mm", "is_cut"), [(2.9, False), (3.0, True)])
+def test_a_bridge_just_as_wide_is_cut(bridge_mm, is_cut):
+    labels = np.zeros((44, 24, 24), np.uint8)
+    labels[2:22, 2:22, 2:22] = 1
+    labels[22:28, 10:13, 10:13] = 1  # 3 voxels of 1 mm
+    labels[28:40, 6:18, 6:18] = 2
+    cleaned = PostProcessing(bridge_mm=bridge_mm, least_liver_contact=0)(labels.copy(), (1.0, 1.0, 1.0))
+    assert (cleaned == 2).any() != is_cut
+    assert (cleaned[2:22] == labels[2:22]).all()
+
+
 @pytest.mark.parametrize("spacing", GRIDS)
 def test_a_stomach_with_its_wall_on_a_bridge_is_dropped(spacing):
     """Its contents are called tumour, its wall liver: the contents border on "liver" all around."""

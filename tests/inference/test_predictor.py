@@ -66,6 +66,8 @@ def test_reprs_tell_what_they_are(predictor, hu, expected, tmp_path, write_nifti
 class Constant:
     """A runtime that gives the same probabilities everywhere."""
 
+    is_remote, slices_at_once = False, 1
+
     def __init__(self, *probabilities):
         self.config, self._probabilities = ls.ModelConfig(image_size=32), np.asarray(probabilities, np.float32)
 

@@ -61,5 +61,9 @@ def test_another_process_varies_too(tmp_path, small_model):
 def test_wrong_amounts_are_errors():
     with pytest.raises(ConfigError, match="at least 3"):
         Variations(count=2)
-    with pytest.raises(ConfigError, match="at least 0"):
-        Variations(shift_mm=-1)
+    for name in ("shift_mm", "rotation_degrees", "scale", "hu_shift", "hu_scale"):
+        with pytest.raises(ConfigError, match="at least 0"):
+            Variations(**{name: -0.5})
+    with pytest.raises(ConfigError, match=r"scale below 0\.5"):
+        Variations(scale=0.5)
+    assert Variations(scale=0.49, shift_mm=0).scale == 0.49

@@ -123,6 +123,28 @@ def test_one_truncated_file_spoils_its_series(make_series, keep):
         pick_series(find_series(folder))
 
 
+def test_one_slice_is_a_volume_as_thick_as_it_says(make_series, hu):
+    (series,) = find_series(make_series(array=hu[..., :1])).usable
+    np.testing.assert_allclose(series.step_mm, [0, 0, 3])
+    np.testing.assert_allclose(series.affine, AXIAL)
+
+
+def test_series_of_a_folder_are_listed_by_number(make_series):
+    for seed, number in enumerate((7, 10, 2, None)):
+        folder = make_series(seed=seed, names=f"{seed}-{{}}", change=set_(SeriesNumber=number))
+    assert [series.number for series in find_series(folder).series] == [None, 2, 7, 10]
+
+
+def test_three_of_many_gaps_are_named_and_the_others_counted(make_series, hu):
+    lost = (2, 5, 8, 11, 14)
+    folder = make_series(array=np.tile(hu, 4)[..., :18], change=lambda data, index: index not in lost)
+    (series,) = find_series(folder).series
+    assert series.is_uneven and not series.is_usable
+    assert series.problem.count("6.00 mm, 1 missing") == 3
+    assert "between IM001 and IM003 (slices 2 and 3 of 13)" in series.problem
+    assert "and 2 more places" in series.problem
+
+
 def test_rounded_positions_are_no_gaps(make_series):
     def rounded(data, index):
         data.ImagePositionPatient = [-20, -30, round(-40 + index * 1.2345, 2)]
