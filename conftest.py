@@ -3,7 +3,6 @@
 import pytest
 from _pytest.doctest import DoctestItem
 
-
 # Programs that tests start, not modules to import.
 collect_ignore = ["tests/serving_endpoint.py", "tests/training/worker.py"]
 

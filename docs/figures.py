@@ -1,6 +1,6 @@
 """Make the documentation's pictures: CT phantoms alone, segmented by the shipped model.
 
-    python docs/figures.py
+python docs/figures.py
 """
 
 from __future__ import annotations
