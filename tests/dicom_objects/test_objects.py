@@ -195,3 +195,20 @@ def test_dcmtk_reads_the_report(findings, tmp_path):
     found = subprocess.run(["dsrdump", str(tmp_path / "x_seg_sr.dcm")], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("Measurement Group") == 3
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_objects_of_enhanced_ct_whose_frames_are_in_another_order(tmp_path, kind):
+    from liverseg_tf.data.volume import CTVolume
+    from liverseg_tf.dicom_objects.findings import Findings
+    from tests.data.dicom.test_voxels import enhanced
+
+    hu = np.random.default_rng(0).integers(-200, 300, (21, 19, 8)).astype(np.int16)
+    enhanced(hu, order=[2, 0, 1, 4, 3, 7, 6, 5]).save_as(tmp_path / "e.dcm", enforce_file_format=True)
+    volume = CTVolume.load(tmp_path / "e.dcm")
+    labels = np.zeros((21, 19, 8), np.uint8)
+    labels[3:17, 4:15, 1:7] = 1
+    labels[5:9, 5:8, 2:4] = 2
+    found = Findings(volume.geometry.to_canonical(labels), volume)
+    rows = write_objects(found, paths(tmp_path / "out", "seg", "rtstruct"), segmentation_type=kind)
+    assert [len(row["read_again"]["lesions"]) for row in rows] == [1, 1]
