@@ -98,7 +98,7 @@ class HistogramScale(_Float32Layer):
 
     def __init__(self, portable: bool = False, steps: int = 100, tails: tuple[float, float] = (0.001, 0.999), **kwargs):
         super().__init__(**kwargs)
-        self.portable, self.steps, self.tails = portable, steps, tuple(tails)
+        self.portable, self.steps, self.tails = portable, steps, (tails[0], tails[1])
         self._quantiles = _quantiles(steps, self.tails)
 
     def call(self, hu):
@@ -154,7 +154,7 @@ class CTChannels(_Float32Layer):
         self.windows = tuple(map(resolve_window, windows))
         bounds = [window_bounds(w) for w in self.windows]
         self.histogram = histogram
-        self.portable, self.steps, self.tails = portable, steps, tuple(tails)
+        self.portable, self.steps, self.tails = portable, steps, (tails[0], tails[1])
         self._quantiles = _quantiles(steps, self.tails)
         if not bounds and not histogram:
             raise ConfigError("CTChannels needs at least one window or histogram=True. Received: windows=()")
@@ -377,7 +377,7 @@ def _on_integer_bins_if_possible(flat, on_bins, otherwise):
 def _quantiles(steps: int, tails: tuple[float, float]) -> np.ndarray:
     """Fractions at which the sorted pixels are broken, in float32 as fastai's `freqhist_bins` computes them."""
     inner = np.arange(steps, dtype=np.float32) / np.float32(steps) + np.float32(0.5 / steps)
-    return np.concatenate([np.float32(tails[:1]), inner, np.float32(tails[1:])]).astype(np.float32)
+    return np.concatenate([tails[:1], inner, tails[1:]], dtype=np.float32)
 
 
 def _break_positions(pixels, quantiles):

@@ -113,7 +113,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     elif origin is dict:
         if isinstance(value, dict):
             return {_convert(k, arguments[0], where): _convert(v, arguments[1], where) for k, v in value.items()}
-    elif dataclasses.is_dataclass(hint) and hasattr(hint, "from_dict"):
+    elif isinstance(hint, type) and issubclass(hint, Config):
         return value if isinstance(value, hint) else hint.from_dict(value, where)
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -185,7 +185,8 @@ def class_legend(figure: Figure, safe_colors: bool = False, extra: Sequence[Any]
 
 def class_color(label_class: LabelClass, safe_colors: bool = False) -> tuple[float, float, float]:
     """RGB in [0, 1] of a class."""
-    return tuple(v / 255 for v in (label_class.safe_color if safe_colors else label_class.color))
+    red, green, blue = label_class.safe_color if safe_colors else label_class.color
+    return red / 255, green / 255, blue / 255
 
 
 def slice_aspect(spacing_mm: Sequence[float]) -> float:

@@ -23,13 +23,14 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NewType
 
 from liverseg_tf.errors import OutputError
 from liverseg_tf.files import atomic_write, sha256_of
@@ -37,6 +38,7 @@ from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:
     import nibabel as nib
+    from typing_extensions import TypeIs
 
 LEDGER = ".liverseg.jsonl"
 _MARK = "liverseg_tf"
@@ -48,6 +50,8 @@ _NIFTI = ((344, (b"n+1\0", b"ni1\0"), 148), (4, (b"n+2\0", b"ni2\0"), 240))
 _DESCRIP_BYTES = 80
 
 Where = str | os.PathLike
+# What `is_url` calls one; other strings name local files.
+Url = NewType("Url", str)
 
 
 def claim(path: Where, kind: str, *, inputs: Iterable[Where] = (), overwrite: bool = False) -> Path:
@@ -303,7 +307,7 @@ def refuse_inputs(outputs: Iterable[Where], inputs: Iterable[Where]) -> None:
             raise OutputError(f"{output}: is an input and is never written over; choose another output")
 
 
-def is_url(where: Where) -> bool:
+def is_url(where: Where) -> TypeIs[Url]:
     """Tell whether something lies behind a URL that isn't a local file's."""
     match = _URL.match(where) if isinstance(where, str) else None
     return match is not None and match[1].lower() not in ("file", "local")
@@ -382,7 +386,7 @@ def _parts(descrip: bytes, kind: str) -> str | None:
     return match[1].decode() if match else None
 
 
-class _HashingSink:
+class _HashingSink(io.RawIOBase):
     """Takes what nibabel writes and keeps its digest alone."""
 
     def __init__(self):

@@ -57,7 +57,7 @@ def window_bounds(window: str | tuple[float, float]) -> tuple[float, float]:
     return level - width // 2, level + width // 2
 
 
-def window_name(window: tuple[float, float]) -> str:
+def window_name(window: str | tuple[float, float]) -> str:
     """Give the name of a preset's (width, level), else the two numbers as text.
 
     Example:

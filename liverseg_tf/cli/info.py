@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from liverseg_tf.cli.options import add_json
 
@@ -30,35 +31,39 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.strict_json import to_json
     from liverseg_tf.windows import WINDOWS, window_bounds
 
+    packages = versions()
+    models = {name: str(path) for name, path in shipped_models().items()}
     found = {
-        "versions": versions(),
-        "models": {name: str(path) for name, path in shipped_models().items()},
+        "versions": packages,
+        "models": models,
         "classes": [{"index": c.index, "name": c.name, "color": c.color, "meaning": c.meaning} for c in CLASSES],
         "windows": {name: {"width": w, "level": level} for name, (w, level) in WINDOWS.items()},
     }
+    devices: list[dict[str, Any]] = []
     if args.devices:
         import tensorflow as tf
 
-        found["devices"] = [
+        found["devices"] = devices = [
             {"name": d.name, "type": d.device_type, **tf.config.experimental.get_device_details(d)}
             for d in tf.config.list_physical_devices()
         ]
     if args.json:
         print(to_json(found, default=str))
         return 0
-    columns = ("package", "version")
-    rows = [(name, version or "not installed") for name, version in found["versions"].items()]
-    print_table(columns, rows, names=columns)
-    models = ", ".join(f"{name} ({path})" for name, path in found["models"].items())
-    print(f"Shipped models: {models or 'none in this installation'}")
+    rows = [(name, version or "not installed") for name, version in packages.items()]
+    print_table(("package", "version"), rows, names=("package", "version"))
+    listed = ", ".join(f"{name} ({path})" for name, path in models.items())
+    print(f"Shipped models: {listed or 'none in this installation'}")
     columns = ("class", "name", "color", "meaning")
-    rows = [(str(c.index), c.name, Text("    ", f"on rgb({','.join(map(str, c.color))})"), c.meaning) for c in CLASSES]
-    print_table(columns, rows, names=columns[1:3], sentences=columns[3:])
-    rows = [
+    classes = [
+        (str(c.index), c.name, Text("    ", f"on rgb({','.join(map(str, c.color))})"), c.meaning) for c in CLASSES
+    ]
+    print_table(columns, classes, names=columns[1:3], sentences=columns[3:])
+    windows = [
         (name, str(width), str(level), "{} to {}".format(*window_bounds(name)))
         for name, (width, level) in WINDOWS.items()
     ]
-    print_table(("window", "width", "level", "HU shown"), rows, names=("window",))
-    for device in found.get("devices", []):
+    print_table(("window", "width", "level", "HU shown"), windows, names=("window",))
+    for device in devices:
         print(f"device {device['name']} ({device['type']})")
     return 0

@@ -41,7 +41,8 @@ class ProgressBar(Progress):
             transient=True,
             disable=not where.is_terminal,
         )
-        self._stages, self._stage, self._told = stages, None, time.monotonic()
+        self._stages, self._told = stages, time.monotonic()
+        self._stage: str | None = None
 
     def update(self, task_id, **changes) -> None:
         super().update(task_id, **changes)

@@ -51,8 +51,8 @@ def print_table(
     if Measurement.get(console, console.options.update(width=_ANY_WIDTH), table).maximum > console.width:
         _print_stacked(console, columns, rows, names, title, caption)
         return
-    for column in table.columns:
-        column.max_width = None
+    for added in table.columns:
+        added.max_width = None
     console.print(table)
     if caption:
         console.print()

@@ -38,6 +38,11 @@ class Case:
     volume: Path
     segmentation: Path | None = None
 
+    @property
+    def files(self) -> list[Path]:
+        """The CT, and the mask if there is one."""
+        return [self.volume] if self.segmentation is None else [self.volume, self.segmentation]
+
 
 def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list[Case]:
     """Find CTs and masks in folders and pair them by number.

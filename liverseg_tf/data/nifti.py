@@ -145,7 +145,7 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
         voxels = np.empty(math.prod(file.shape), file.dtype)
     except MemoryError as error:
         raise InputFileError(f"{file.path}: needs {_size(file.data_bytes)}, more memory than there is") from error
-    view = memoryview(voxels).cast("B") if voxels.dtype.isnative else memoryview(voxels.view(np.uint8))
+    view = voxels.view(np.uint8).data
     try:
         with gzip.open(file.path) if file.compressed else file.path.open("rb") as stream:
             _skip(stream, file)
@@ -224,13 +224,13 @@ def _read_header(path: Path) -> nib.Nifti1Header:
                 start = stream.read(600)
         except (EOFError, zlib.error, OSError) as error:
             raise _damaged(path, error) from None
-    kind = _header_class(start)
-    if kind is None:
+    header_class = _header_class(start)
+    if header_class is None:
         raise InputFileError(f"{path}: expected a NIfTI file, got something else (no NIfTI signature)")
-    if len(start) < kind.sizeof_hdr:
+    if len(start) < header_class.sizeof_hdr:
         raise InputFileError(f"{path}: is truncated inside its header; copy or download it again")
     try:
-        header = kind.from_fileobj(io.BytesIO(start[: kind.sizeof_hdr] + b"\0\0\0\0"), check=False)
+        header = header_class.from_fileobj(io.BytesIO(start[: header_class.sizeof_hdr] + b"\0\0\0\0"), check=False)
         header.check_fix(logger=_silent)  # what it can't fix it raises
         return header
     except Exception as error:  # nibabel raises many kinds for a broken header

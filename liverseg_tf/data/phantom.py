@@ -225,7 +225,8 @@ def _geometry(orientation: str, grid: _Grid, spacing_mm: tuple[float, float, flo
     codes = "RAS" if orientation == "identity" else orientation
     turn = orientations.ornt_transform(orientations.axcodes2ornt("PLS"), orientations.axcodes2ornt(codes))
     affine = np.eye(4) if orientation == "identity" else canonical @ orientations.inv_ornt_aff(turn, shape)
-    return Geometry(tuple(shape[i] for i in np.argsort(turn[:, 0])), affine)
+    first, second, third = (shape[i] for i in np.argsort(turn[:, 0]))
+    return Geometry((first, second, third), affine)
 
 
 # --- Shapes: `shape(grid)` is a signed distance in mm, `shape.box` its low and high corner (x, y, z) ------------------
@@ -254,7 +255,8 @@ class _Grid:
 
     def relative_to(self, center) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """x, y and z from a center (x, y, z)."""
-        return tuple(axis - np.float32(c) for axis, c in zip((self.x, self.y, self.z), center, strict=True))
+        x, y, z = (axis - np.float32(c) for axis, c in zip((self.x, self.y, self.z), center, strict=True))
+        return x, y, z
 
 
 class _Noise:
@@ -462,7 +464,8 @@ class _Patient:
         """An ellipsoid of the mean anatomy in this patient."""
         radii = np.array(radii) * self.size * self.rng.lognormal(0, variation, 3)
         angles = np.array(angles) + self.rng.normal(0, 6, 3)
-        return _Ellipsoid(self._at(*center, jitter_mm), radii, angles, self.rng, roughness_mm)
+        x, y, z = center
+        return _Ellipsoid(self._at(x, y, z, jitter_mm), radii, angles, self.rng, roughness_mm)
 
     def spine_x(self, z):
         """Where the vertebrae's centers run."""
@@ -522,9 +525,9 @@ class _Patient:
                 for z in np.arange(top, -420, -24)
             ]
         sag = u(5, 40)
-        for x in np.arange(-80, 95, 22):
-            z = -125 + 0.22 * x - sag * (1 - (x / 90) ** 2)
-            colon.append(self._organ((x, -60 + 0.002 * x * x, z), (20, 18, 18), u(-40, 40, 3)))
+        for across in np.arange(-80, 95, 22):
+            z = -125 + 0.22 * across - sag * (1 - (across / 90) ** 2)
+            colon.append(self._organ((across, -60 + 0.002 * across * across, z), (20, 18, 18), u(-40, 40, 3)))
         for part in colon:
             gas_y = part.center[1] + u(-25, 8) if rng.random() < 0.7 else -math.inf
             self.gut.append(_Hollow(part, 0.8 * wall, 2.5, -60, 140, gas_y))
@@ -546,7 +549,8 @@ class _Patient:
         cava_x, cava_y = along(at(-24, back - 27, 0, 2), u(-2, 3))
         self.cava = _Column(cava_x, cava_y, cava_radius, u(0.65, 1.0) * cava_radius, top=15.0)
         self.aorta = _Column(*along(at(10, back - 29, 0, 2), 3), *[lambda z: aorta_radius + np.clip(z / 80, -4, 4)] * 2)
-        self.esophagus = _Column(*along(at(16, back - 42, 0, 2), 3), 9.0, 7.0, bottom=-25.0)
+        esophagus_x, esophagus_y = along(at(16, back - 42, 0, 2), 3)
+        self.esophagus = _Column(esophagus_x, esophagus_y, 9.0, 7.0, bottom=-25.0)
         hilum = self.hilum.center
         self.trunk_veins = [
             _Tube(hilum + (0, 6, 0), at(75, 25, -70), 6 * self.size, 4 * self.size),
@@ -567,10 +571,10 @@ class _Patient:
             (np.array((cava_x(z), cava_y(z) - 6, z)), ((-0.9, -0.05, -0.25), (-0.55, -0.8, -0.3), (0.3, -0.9, -0.2))),
             (hilum + (-10, 0, 8), ((-1, 0.3, 0.1), (-0.7, -0.6, 0.4), (-0.7, 0.4, -0.6), (0.4, -0.8, 0.5))),
         )
-        self.liver_vessels = []
+        self.liver_vessels: list[_Tube] = []
         for root, ways in trees:
-            for way in ways:
-                way = np.array(way) + rng.normal(0, 0.15, 3)
+            for mean in ways:
+                way = np.array(mean) + rng.normal(0, 0.15, 3)
                 self.liver_vessels += grow(root, way / np.linalg.norm(way), u(4.0, 6.0), 4)
 
     def _place_lesions(self) -> None:
@@ -640,8 +644,8 @@ class _Patient:
         distance = _smooth_min(distance, self.caudate(grid), 8)
         distance = _smooth_max(distance, cavity + 1, 5)
         distance = _smooth_max(distance, 2 - self.diaphragm(grid), 6)
-        carved = [(self.hollow, 0, 14), (self.hilum, 0, 6), (self.fissure, 0, 4), (self.kidney_bed, 0, 12)]
-        carved += [(self.cava, -1, 2), (self.stomach, 2, 8)]
+        carved: list[tuple[Callable, float, float]] = [(self.hollow, 0, 14), (self.hilum, 0, 6)]
+        carved += [(self.fissure, 0, 4), (self.kidney_bed, 0, 12), (self.cava, -1, 2), (self.stomach, 2, 8)]
         if self.gallbladder:
             carved.append((self.gallbladder, -0.5, 2))
         for shape, gap_mm, width_mm in carved:
@@ -793,9 +797,9 @@ def _draw_organs(canvas: _Canvas, patient: _Patient, cavity: np.ndarray) -> None
 
     def hollow(organ: _Hollow) -> None:
         def value(grid: _Grid, distance: np.ndarray) -> np.ndarray:
-            content = organ.content_hu
+            content: float | np.ndarray = organ.content_hu
             if organ.mottle_hu:
-                content = np.minimum(content + organ.mottle_hu * texture(grid), max(content, 60.0))
+                content = np.minimum(content + organ.mottle_hu * texture(grid), max(organ.content_hu, 60.0))
             gas = np.clip((organ.gas_y - grid.y) / canvas.edge_mm + 0.5, 0, 1)
             content = content + gas * (-950 - content)
             lumen = np.clip(0.5 - (distance + organ.wall_mm) / canvas.edge_mm, 0, 1)

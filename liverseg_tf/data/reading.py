@@ -120,7 +120,7 @@ def _read_itk(path: Path, max_bytes: int | None) -> StoredVolume:
             shape = shape[:-1]
         if len(shape) != 3 or reader.GetDimension() != 3:
             raise GeometryError(f"{path}: expected a 3-D volume, got shape {reader.GetSize()}; split it into 3-D files")
-        bytes_each = int(re.search(r"(\d+)-bit", kind)[1]) // 8
+        bytes_each = int(re.sub(r"\D", "", kind)) // 8
         needed, limit = math.prod(int(n) for n in shape) * bytes_each, max_bytes_limit(max_bytes)
         if needed > limit:
             raise InputFileError(

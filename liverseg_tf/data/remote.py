@@ -11,7 +11,7 @@ from typing import Any
 
 from liverseg_tf.errors import InputFileError, LiverSegError, MissingDependencyError, OutputError, require
 from liverseg_tf.files import temporary_name
-from liverseg_tf.ownership import is_url
+from liverseg_tf.ownership import Url, is_url
 
 _LOCAL = re.compile("^(file|local)://", re.IGNORECASE)
 # These show an object only when all of it has come. Elsewhere a file grows under its name, and needs a temporary one.
@@ -19,7 +19,7 @@ _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 
 
-def location(where: str | Path) -> str | Path:
+def location(where: str | Path) -> Url | Path:
     """A URL as it is, without a slash at its end; anything else, `file://` too, as a path.
 
     Examples:
@@ -27,23 +27,28 @@ def location(where: str | Path) -> str | Path:
         ('s3://bucket/scans', 'ct.nii')
     """
     if is_url(where):
-        return where if where.endswith("://") else where.rstrip("/")
+        return Url(where if where.endswith("://") else where.rstrip("/"))
     return Path(_LOCAL.sub("", where, count=1) if isinstance(where, str) else where)
 
 
-def join(folder: str | Path, name: str) -> str | Path:
+def join(folder: Url | Path, name: str) -> Url | Path:
     """A file in a folder, either of them local or behind a URL."""
     if isinstance(folder, Path):
         return folder / name
-    return folder + name if folder.endswith("/") else f"{folder}/{name}"
+    return child(folder, name)
 
 
-def parent(url: str) -> str:
+def child(url: Url, name: str) -> Url:
+    """The URL of a folder's file."""
+    return Url(url + name if url.endswith("/") else f"{url}/{name}")
+
+
+def parent(url: Url) -> Url:
     """The folder of a URL's file."""
-    return url.rsplit("/", 1)[0]
+    return Url(url.rsplit("/", 1)[0])
 
 
-def listing(url: str) -> dict[str, float]:
+def listing(url: Url) -> dict[Url, float]:
     """Find the files at or below a URL.
 
     Returns:
@@ -58,12 +63,12 @@ def listing(url: str) -> dict[str, float]:
         system.invalidate_cache()
         found = system.find(path, detail=True)
         return {
-            url + name.removeprefix(path) if path else join(url, name): _modified(info or system.info(name))
+            Url(url + name.removeprefix(path)) if path else child(url, name): _modified(info or system.info(name))
             for name, info in sorted(found.items())
         }
 
 
-def starts(urls: Sequence[str], count: int) -> list[bytes]:
+def starts(urls: Sequence[Url], count: int) -> list[bytes]:
     """The first bytes of files of one protocol; empty where one can't be read."""
     if not urls:
         return []
@@ -74,7 +79,7 @@ def starts(urls: Sequence[str], count: int) -> list[bytes]:
     return [content if isinstance(content, bytes) else b"" for content in found]
 
 
-def fetch(url: str, path: Path) -> None:
+def fetch(url: Url, path: Path) -> None:
     """Copy a file to a local path; its folder is made.
 
     Raises:
@@ -86,7 +91,7 @@ def fetch(url: str, path: Path) -> None:
         system.get_file(remote, str(path))
 
 
-def fetch_all(url: str, path: Path) -> None:
+def fetch_all(url: Url, path: Path) -> None:
     """Copy a file, or every file below a folder, to a local path.
 
     Raises:
@@ -100,7 +105,7 @@ def fetch_all(url: str, path: Path) -> None:
         fetch(found, path / found.removeprefix(url).lstrip("/"))
 
 
-def store(path: Path, url: str) -> None:
+def store(path: Path, url: Url) -> None:
     """Copy a local file to a URL, whole or not at all.
 
     Raises:
@@ -123,7 +128,7 @@ def store(path: Path, url: str) -> None:
             raise
 
 
-def _open(url: str) -> tuple[Any, str]:
+def _open(url: Url) -> tuple[Any, str]:
     """The URL's file system, which fsspec keeps, and the path in it."""
     core = require("fsspec.core", "cloud", f"{url}: a URL")
     try:

@@ -212,7 +212,7 @@ def count_slices(cases: Sequence[Case], selection: SliceSelection | None = None)
 def explain_read_error(error: Exception, cases: Sequence[Case]) -> LiverSegError:
     """Turn TensorFlow's error while reading into one that names the file and says what is wrong with it."""
     for case in with_masks(cases):
-        for path in (case.volume, case.segmentation):
+        for path in case.files:
             try:
                 file = open_nifti(path)
                 voxels = read_voxels(file)
@@ -379,7 +379,7 @@ class _Source:
             raise CaseError("expected at least one case to read, got none")
         self.cases, self.selection, self.hu_range = cases, selection, hu_range
         self._volumes = [open_nifti(case.volume) for case in cases]
-        self._masks = [open_nifti(case.segmentation) for case in cases]
+        self._masks = [open_nifti(case.segmentation) for case in cases if case.segmentation]
         self._geometries = []
         for volume, mask in zip(self._volumes, self._masks, strict=True):
             geometry = Geometry(volume.shape, volume.affine)
@@ -404,7 +404,7 @@ class _Source:
         files = [
             (case.id, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
             for case in self.cases
-            for path in (case.volume, case.segmentation)
+            for path in case.files
         ]
         selection = asdict(replace(self.selection, every_volume=1, order="number"))  # these chose the cases
         parts = [_CACHE_FORMAT, files, selection, self.hu_range, self.hu_dtype.name]

@@ -212,7 +212,7 @@ class _CaseCheck:
 
     @property
     def name(self) -> str:
-        return (self.volume or self.mask).name
+        return Path(self.volume or self.mask or "").name
 
     def run(self, memory: _Memory) -> None:
         volume, mask = self._open(self.volume), self._open(self.mask)
@@ -245,9 +245,9 @@ class _CaseCheck:
             return None
 
     def _fit(self, volume: NiftiFile, mask: NiftiFile) -> bool:
-        grids = [Geometry(file.shape, file.affine) for file in (volume, mask)]
+        grid, mask_grid = (Geometry(file.shape, file.affine) for file in (volume, mask))
         try:
-            check_same_grid(*grids, (volume.path, mask.path))
+            check_same_grid(grid, mask_grid, (volume.path, mask.path))
         except LiverSegError as error:
             self._add("error", "affine" if volume.shape == mask.shape else "shape", mask.path, str(error))
             return volume.shape == mask.shape
@@ -282,7 +282,7 @@ class _CaseCheck:
         if stored is None:
             return None
         digest = hashlib.blake2b(repr((file.shape, file.slope, file.intercept)).encode(), digest_size=16)
-        digest.update(memoryview(stored.reshape(-1, order="F").view(np.uint8)))
+        digest.update(stored.reshape(-1, order="F").view(np.uint8).data)
         self.digest = digest.hexdigest()
         self._check_intensities(file, stored)
         with np.errstate(all="ignore"):

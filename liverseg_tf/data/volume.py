@@ -55,7 +55,7 @@ class Geometry:
             )
         affine = np.zeros((4, 4))
         affine[1, 0], affine[0, 1], affine[2, 2], affine[3, 3] = -spacing[0], -spacing[1], spacing[2], 1
-        return cls(tuple(shape), affine)
+        return cls((shape[0], shape[1], shape[2]), affine)
 
     @cached_property
     def _orientation(self) -> np.ndarray:
@@ -74,13 +74,15 @@ class Geometry:
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
         """(rows, columns, slices)."""
-        return tuple(self.shape[int(a)] for a in np.argsort(self.transform[:, 0]))
+        rows, columns, slices = (self.shape[int(a)] for a in np.argsort(self.transform[:, 0]))
+        return rows, columns, slices
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance between neighbours along (rows, columns, slices) of the canonical view, in mm."""
         sizes = nib.affines.voxel_sizes(self.affine)
-        return tuple(float(sizes[int(a)]) for a in np.argsort(self.transform[:, 0]))
+        rows, columns, slices = (float(sizes[int(a)]) for a in np.argsort(self.transform[:, 0]))
+        return rows, columns, slices
 
     @property
     def voxel_volume_ml(self) -> float:

@@ -56,7 +56,7 @@ _ALWAYS = (
 def new_object(source: Any, sop_class: str, modality: str, series_number: int, description: str) -> Any:
     """A data set to fill: the patient's and the study's attributes of `source`, and nothing else of it."""
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
     data = Dataset()
     if source.get("SpecificCharacterSet"):
@@ -75,6 +75,7 @@ def new_object(source: Any, sop_class: str, modality: str, series_number: int, d
     data.ContentDate = data.SeriesDate = data.InstanceCreationDate = now.strftime("%Y%m%d")
     data.ContentTime = data.SeriesTime = data.InstanceCreationTime = now.strftime("%H%M%S")
     data.file_meta = FileMetaDataset()
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = sop_class, data.SOPInstanceUID
+    data.file_meta.MediaStorageSOPClassUID = UID(sop_class)
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return data

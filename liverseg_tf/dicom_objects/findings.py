@@ -15,6 +15,7 @@ from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import OutputError, require
 from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
+from liverseg_tf.evaluation.surface import Box
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,22 +51,19 @@ class Findings:
 
     def __init__(self, labels: np.ndarray, volume: CTVolume, model: str = "", model_sha256: str | None = None):
         require("highdicom", "dicom", "writing DICOM")
-        if volume.series is None:
+        series = volume.series
+        if series is None:
             raise OutputError(f"{volume.name}: is no DICOM series; a DICOM object needs one to belong to")
-        if volume.series.is_uneven:
+        if series.is_uneven:
             raise OutputError(
                 f"{volume.name}: was resampled (allow_gaps=True), so its mask has no slices in the series; write NIfTI"
             )
-        series = volume.series
         if not all((series.uid, series.study_uid, *(i.sop_instance_uid for i in series.images))):
             raise OutputError(
                 f"{volume.name}: its files have lost their UIDs, so nothing can refer to them; write NIfTI"
             )
+        self.series: DicomSeries = series
         self.labels, self.volume, self.model, self.model_sha256 = labels, volume, model, model_sha256
-
-    @property
-    def series(self) -> DicomSeries:
-        return self.volume.series
 
     @cached_property
     def statistics(self) -> MaskStatistics:
@@ -73,7 +71,7 @@ class Findings:
         return statistics(MaskVolume(geometry.to_file(self.labels), geometry), self.volume)
 
     @cached_property
-    def _numbered(self) -> tuple[np.ndarray, tuple[slice, slice, slice] | None]:
+    def _numbered(self) -> tuple[np.ndarray, Box | None]:
         return numbered_lesions(self.labels)
 
     @cached_property
@@ -81,8 +79,11 @@ class Findings:
         """The largest first."""
         numbered, box = self._numbered
         found = []
+        if box is None:
+            return []
+        rows, columns, slices = (s.start for s in box)
         for lesion in self.statistics.lesions:
-            axes = lesion_axes(numbered == lesion.number, self.volume.geometry, tuple(s.start for s in box))
+            axes = lesion_axes(numbered == lesion.number, self.volume.geometry, (rows, columns, slices))
             uid = uid_of("lesion", self.series.uid, *lesion.center_mm, round(lesion.volume_ml, 6))
             found.append(LesionFinding(lesion, axes, uid))
         return found

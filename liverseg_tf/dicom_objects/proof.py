@@ -68,7 +68,7 @@ def prove(path: Path, findings: Findings) -> dict[str, Any]:
         if data.SOPClassUID in _SEGMENTATIONS:
             found = _segmentation_regions(path, data, findings)
         elif data.SOPClassUID == _STRUCTURES:
-            found = _structure_regions(data, findings)
+            found = _structure_regions(path, data, findings)
         elif data.SOPClassUID == _REPORT:
             return _prove_report(path, data, findings)
         else:
@@ -228,15 +228,16 @@ def _components(places: np.ndarray, points: np.ndarray) -> list[np.ndarray]:
     return [points[of_point == number] for number in range(1, count + 1)]
 
 
-def _structure_regions(data: Any, findings: Findings) -> tuple[Region, list[Region]]:
+def _structure_regions(path: Path, data: Any, findings: Findings) -> tuple[Region, list[Region]]:
     """Regions of a structure set: each contour's area, center and spread by Green's theorem."""
     step = _slice_step_mm(findings)
     names = {int(roi.ROINumber): str(roi.ROIName) for roi in data.StructureSetROISequence}
-    liver, lesions = None, []
+    liver: Region | None = None
+    lesions = []
     for roi in data.ROIContourSequence:
         parts = [_polygon(np.array(c.ContourData, float).reshape(-1, 3)) for c in roi.ContourSequence]
         area = sum(part[0] for part in parts)
-        center = sum(part[0] * part[1] for part in parts) / area
+        center = np.sum([part[0] * part[1] for part in parts], axis=0) / area
         moment = sum(part[2] + part[0] * np.outer(part[1] - center, part[1] - center) for part in parts) / area
         # pixels are areas here and points there: a square spreads by a twelfth of its sides' squares
         image = findings.series.images[0]
@@ -248,6 +249,8 @@ def _structure_regions(data: Any, findings: Findings) -> tuple[Region, list[Regi
             liver = region
         else:
             lesions.append(region)
+    if liver is None:
+        raise OutputError(f"{path}: expected contours of the liver, got none, when read again")
     return liver, lesions
 
 

@@ -110,12 +110,12 @@ def _descriptions(findings: Findings, segmentation_type: str, lesion_segments: b
         return found
     # no histology is known, so a lesion is not called a tumour
     lesion = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion, TUMOUR
-    region = {"anatomic_regions": [codes.SCT.Liver]}
+    region = [codes.SCT.Liver]
     if not lesion_segments:
         uid = findings.lesions[0].tracking_uid if len(findings.lesions) == 1 else None
-        return [*found, described(2, "Lesions" if uid is None else "Lesion 1", *lesion, uid, **region)]
+        return [*found, described(2, "Lesions" if uid is None else "Lesion 1", *lesion, uid, anatomic_regions=region)]
     for number, one in enumerate(findings.lesions, 2):
-        found.append(described(number, one.tracking_id, *lesion, one.tracking_uid, **region))
+        found.append(described(number, one.tracking_id, *lesion, one.tracking_uid, anatomic_regions=region))
     return found
 
 

@@ -86,10 +86,10 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
 
     per_slice, distances = {}, {}
     for region, lowest in zip(REGIONS, (LIVER, TUMOUR), strict=True):  # one after the other, to save memory
-        masks = [m >= lowest for m in labels]
-        per_slice[region] = _slice_counts(*masks)
-        distances[region] = surface_distances(*masks, steps_mm)
-    voxels = {name: tuple(int(n) for n in counts.sum(axis=1)) for name, counts in per_slice.items()}
+        truth_mask, prediction_mask = (m >= lowest for m in labels)
+        per_slice[region] = _slice_counts(truth_mask, prediction_mask)
+        distances[region] = surface_distances(truth_mask, prediction_mask, steps_mm)
+    voxels: dict[str, Counts] = {name: tuple(found.sum(axis=1).tolist()) for name, found in per_slice.items()}
 
     numbered = [_lesions_numbered_as_in_file(mask == TUMOUR, geometry) for mask in labels]
     numbers = [_numbers_by_size(mask, lesions) for mask, lesions in zip(labels, numbered, strict=True)]
@@ -114,7 +114,7 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
     return CaseScores(
         row,
         _slice_rows(case, per_slice, box[2].start, truth.shape[2]),
-        _lesion_rows(case, measures, numbers, detected, geometry, tuple(s.start for s in box)),
+        _lesion_rows(case, measures, numbers, detected, geometry, [s.start for s in box]),
         counts,
         voxels,
         lits,
@@ -144,7 +144,8 @@ def _numbers_by_size(labels: np.ndarray, lesions: np.ndarray) -> list[int]:
 def _detected(match: LesionMatch, overlap: float) -> tuple[np.ndarray, np.ndarray]:
     """Which reference lesions are found, and which predicted lesions find one: two bool arrays."""
     if not overlap:
-        return match.overlap.any(axis=0), match.overlap.any(axis=1)
+        found = match.overlap > 0
+        return np.any(found, axis=0), np.any(found, axis=1)
     groups = match.detected_groups(overlap)
     return np.isin(match.truth_group, groups), np.isin(match.prediction_group, groups)
 
@@ -199,9 +200,11 @@ def _group_scores(
     boxes = [m.boxes[i] for m, chosen in zip(measures, selected, strict=True) for i in np.flatnonzero(chosen)]
     box = enclosing_box(boxes)
     # a table over lesion numbers, background first
-    masks = [np.append(False, chosen)[lesions[box]] for lesions, chosen in zip(numbered, selected, strict=True)]
-    voxels = [int(np.count_nonzero(mask)) for mask in (*masks, masks[0] & masks[1])]
-    return object_scores(*voxels, surface_distances(*masks, steps_mm))
+    truth, prediction = (
+        np.append(False, chosen)[lesions[box]] for lesions, chosen in zip(numbered, selected, strict=True)
+    )
+    voxels = [int(np.count_nonzero(mask)) for mask in (truth, prediction, truth & prediction)]
+    return object_scores(voxels[0], voxels[1], voxels[2], surface_distances(truth, prediction, steps_mm))
 
 
 def _region_row(
@@ -266,7 +269,7 @@ def _lesion_rows(
     numbers: list[list[int]],
     detected: dict[str, tuple[np.ndarray, np.ndarray]],
     geometry: Geometry,
-    offset: tuple[int, int, int],
+    offset: list[int],
 ) -> list[dict[str, Any]]:
     rows = []
     for side, mask in enumerate(("truth", "prediction")):

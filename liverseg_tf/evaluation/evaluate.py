@@ -336,7 +336,7 @@ def _agreement(errors_ml: np.ndarray) -> dict[str, Any]:
     known = errors_ml[~np.isnan(errors_ml)]
     bias = float(known.mean()) if known.size else None
     deviation = float(known.std(ddof=1)) if known.size > 1 else None
-    limits = None if deviation is None else [bias - 1.96 * deviation, bias + 1.96 * deviation]
+    limits = None if bias is None or deviation is None else [bias - 1.96 * deviation, bias + 1.96 * deviation]
     return {
         "bias_ml": bias,
         "std_ml": deviation,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from liverseg_tf.evaluation.surface import Box
+
 SIZES: tuple[str, ...] = ("small", "medium", "large")
 
 
@@ -148,7 +150,7 @@ class LesionMeasures:
     volume_ml: np.ndarray
     diameter_mm: np.ndarray
     centroid: np.ndarray
-    boxes: list[tuple[slice, slice, slice]]
+    boxes: list[Box]
     largest_slice: np.ndarray
 
 
@@ -167,13 +169,14 @@ def measure_lesions(lesions: np.ndarray, voxel_volume_ml: float) -> LesionMeasur
     number = lesions[places] - 1
     voxels = np.bincount(number)
     volume_ml = voxels * voxel_volume_ml
+    diameter_mm = np.asarray(equivalent_diameter_mm(volume_ml))
     centroid = np.stack([np.bincount(number, weights=place) for place in places], axis=1) / voxels[:, None]
     slices = lesions.shape[2]
     area = np.bincount(number * slices + places[2], minlength=len(voxels) * slices).reshape(len(voxels), slices)
     return LesionMeasures(
         voxels,
         volume_ml,
-        equivalent_diameter_mm(volume_ml),
+        diameter_mm,
         centroid,
         ndimage.find_objects(lesions),
         area.argmax(axis=1),

@@ -20,7 +20,7 @@ from liverseg_tf.errors import CaseError, InputFileError
 from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
 from liverseg_tf.evaluation.pairs import masks_in
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, as_mask, check_fits, statistics
-from liverseg_tf.evaluation.surface import bounding_box, distances_mm, surface_voxels
+from liverseg_tf.evaluation.surface import Box, bounding_box, distances_mm, surface_voxels
 from liverseg_tf.files import csv_cell
 from liverseg_tf.labels import BACKGROUND, LIVER
 
@@ -194,7 +194,7 @@ def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:
         yield "sheared_grid"
 
 
-def _crops(mask: MaskVolume) -> Iterable[tuple[np.ndarray, tuple[slice, slice, slice]]]:
+def _crops(mask: MaskVolume) -> Iterable[tuple[np.ndarray, Box]]:
     """Each lesion, the largest first: (I, J, K) bool and its box in the mask, with a margin of `_AROUND_MM`."""
     numbered, box = numbered_lesions(mask.labels)
     if box is None:
@@ -216,7 +216,7 @@ def _crops(mask: MaskVolume) -> Iterable[tuple[np.ndarray, tuple[slice, slice, s
         yield lesion, wide
 
 
-def _is_beside(crop: tuple[np.ndarray, tuple[slice, slice, slice]], mask: MaskVolume) -> bool:
+def _is_beside(crop: tuple[np.ndarray, Box], mask: MaskVolume) -> bool:
     from scipy import ndimage
 
     lesion, box = crop
@@ -253,9 +253,9 @@ def _measure_lesions(
 def _depths_mm(mask: MaskVolume, steps_mm: np.ndarray) -> list[float]:
     """For each lesion, the largest first, the least distance of its voxels to the liver's surface."""
     numbered, box = numbered_lesions(mask.labels)
-    if box is None:
-        return []
     organ_box = bounding_box(mask.labels != BACKGROUND)
+    if box is None or organ_box is None:
+        return []
     organ = mask.labels[organ_box] != BACKGROUND
     number = np.zeros(organ.shape, np.int32)
     number[tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, organ_box, strict=True))] = numbered
@@ -265,7 +265,7 @@ def _depths_mm(mask: MaskVolume, steps_mm: np.ndarray) -> list[float]:
     return least[1:].tolist()
 
 
-def _hu(ct: CTVolume | np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
+def _hu(ct: CTVolume | np.ndarray, box: Box) -> np.ndarray:
     if isinstance(ct, CTVolume):
         return np.moveaxis(ct.slices(box[2].start, box[2].stop), 0, 2)[box[:2]]
     return np.asarray(ct)[box]

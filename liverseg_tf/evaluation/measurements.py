@@ -9,7 +9,7 @@ from scipy import ndimage, spatial
 
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.evaluation.lesions import label_lesions
-from liverseg_tf.evaluation.surface import bounding_box
+from liverseg_tf.evaluation.surface import Box, bounding_box
 from liverseg_tf.labels import TUMOUR
 
 Line = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -37,7 +37,7 @@ class LesionAxes:
     largest_diameter_ends_mm: Line
 
 
-def numbered_lesions(labels: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice, slice] | None]:
+def numbered_lesions(labels: np.ndarray) -> tuple[np.ndarray, Box | None]:
     """Number a mask's lesions from 1, the largest first: the numbers of `statistics`, of every table and DICOM object.
 
     Args:
@@ -79,15 +79,14 @@ def lesion_axes(lesion: np.ndarray, geometry: Geometry, offset: tuple[int, int, 
         (8.0, 1.0)
     """
     steps = geometry.steps_mm
-    best = None
-    for index in np.flatnonzero(lesion.any(axis=(0, 1))):
-        points = _faces(np.argwhere(lesion[..., index]))
+    length, ends, hull, index = -np.inf, np.empty((0, 2)), np.empty((0, 2)), 0
+    for at in np.flatnonzero(lesion.any(axis=(0, 1))):
+        points = _faces(np.argwhere(lesion[..., at]))
         flat = points @ steps[:2, :2].T
-        hull = points[spatial.ConvexHull(flat).vertices]
-        length, ends = _farthest(hull, steps[:2, :2])
-        if best is None or length > best[0] + 1e-9:
-            best = length, ends, hull, int(index)
-    length, ends, hull, index = best
+        outline = points[spatial.ConvexHull(flat).vertices]
+        distance, pair = _farthest(outline, steps[:2, :2])
+        if distance > length + 1e-9:
+            length, ends, hull, index = distance, pair, outline, int(at)
     width, chord = _widest_across(hull, ends, steps[:2, :2])
     whole = _faces(np.argwhere(lesion & ~ndimage.binary_erosion(lesion)))
     mm = whole @ steps.T
@@ -98,7 +97,8 @@ def lesion_axes(lesion: np.ndarray, geometry: Geometry, offset: tuple[int, int, 
             points = np.column_stack([points, np.full(len(points), index)])
         affine = geometry.canonical_affine
         ends_mm = (points + offset) @ affine[:3, :3].T + affine[:3, 3]
-        return tuple(tuple(float(v) for v in end) for end in ends_mm.round(3))
+        first, second = ends_mm.round(3).tolist()
+        return tuple(first), tuple(second)
 
     return LesionAxes(
         long_axis_mm=length,

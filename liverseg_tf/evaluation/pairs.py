@@ -78,12 +78,13 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
                 stacklevel=2,
             )
         matched = [(case, truths[case], predictions[case]) for case in truths]
-    for _, *paths in matched:
+    for _, reference, predicted in matched:
         with warnings.catch_warnings():  # loading the masks warns again
             warnings.simplefilter("ignore", GeometryWarning)
-            grids = [Geometry(file.shape, file.affine) for file in map(open_nifti, paths)]
-        check_same_grid(*grids, paths)
-    return [MaskPair(case, groups.get(case, str(case)), *paths) for case, *paths in matched]
+            grid, other = (Geometry(file.shape, file.affine) for file in map(open_nifti, (reference, predicted)))
+        check_same_grid(grid, other, (reference, predicted))
+    patient_of = {case: groups.get(case, str(case)) if isinstance(case, int) else case for case, _, _ in matched}
+    return [MaskPair(case, patient_of[case], *paths) for case, *paths in matched]
 
 
 def masks_in(folder: Path) -> dict[int | str, Path]:

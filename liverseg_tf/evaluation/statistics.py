@@ -13,7 +13,7 @@ from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume, check_same_g
 from liverseg_tf.errors import GeometryError
 from liverseg_tf.evaluation.lesions import measure_lesions, size_class
 from liverseg_tf.evaluation.measurements import numbered_lesions
-from liverseg_tf.evaluation.surface import bounding_box
+from liverseg_tf.evaluation.surface import Box, bounding_box
 from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 
 # Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
@@ -159,9 +159,9 @@ def statistics(
     tissue_hu = lesion_hu = None
     if volume is not None and box is not None:
         tissue_hu, lesion_hu = _hu_sums(volume, box, tissue, numbered)
-    lesions = _lesions(numbered, lesion_hu, box, mask) if tumour_voxels else ()
+    lesions = () if box is None or numbered is None else _lesions(numbered, lesion_hu, box, mask)
     return MaskStatistics(
-        shape=tuple(mask.shape),
+        shape=mask.shape,
         spacing_mm=mask.spacing_mm,
         identity_affine=mask.geometry.is_identity_affine,
         liver_volume_ml=liver_voxels * voxel_ml,
@@ -198,10 +198,10 @@ def check_fits(volume: CTVolume | np.ndarray | None, mask: MaskVolume) -> None:
 
 
 def _hu_sums(
-    volume: CTVolume | np.ndarray, box: tuple[slice, slice, slice], tissue: np.ndarray, numbered: np.ndarray | None
+    volume: CTVolume | np.ndarray, box: Box, tissue: np.ndarray, numbered: np.ndarray | None
 ) -> tuple[float, np.ndarray | None]:
     """Sum of HU over the tissue and over each lesion of a box; HU takes memory for a few slices alone."""
-    tissue_hu, lesion_hu = 0.0, None if numbered is None else np.zeros(int(numbered.max()) + 1)
+    tissue_hu, lesion_hu = 0.0, np.zeros(1 if numbered is None else int(numbered.max()) + 1)
     depth = tissue.shape[2]
     for first in range(0, depth, _SLICES_AT_ONCE):
         there = slice(first, min(first + _SLICES_AT_ONCE, depth))
@@ -214,11 +214,11 @@ def _hu_sums(
         if numbered is not None:
             inside = numbered[..., there] > 0
             lesion_hu += np.bincount(numbered[..., there][inside], hu[inside], len(lesion_hu))
-    return tissue_hu, None if lesion_hu is None else lesion_hu[1:]
+    return tissue_hu, None if numbered is None else lesion_hu[1:]
 
 
 def _lesions(
-    numbered: np.ndarray, hu_sums: np.ndarray | None, box: tuple[slice, slice, slice], mask: MaskVolume
+    numbered: np.ndarray, hu_sums: np.ndarray | None, box: Box, mask: MaskVolume
 ) -> tuple[LesionStatistics, ...]:
     measures = measure_lesions(numbered, mask.voxel_volume_ml)
     offset = np.array([s.start for s in box])

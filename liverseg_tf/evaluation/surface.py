@@ -9,8 +9,11 @@ import numpy as np
 from edt import edt
 from scipy import ndimage, spatial
 
+# One slice for each axis.
+Box = tuple[slice, ...]
 
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+
+def bounding_box(mask: np.ndarray) -> Box | None:
     """Smallest box that holds every true voxel, found without an array of the mask's size.
 
     Args:
@@ -32,7 +35,7 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
-def enclosing_box(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
+def enclosing_box(boxes: Sequence[Box]) -> Box:
     """Smallest box around at least one box.
 
     Examples:
@@ -125,8 +128,8 @@ def surface_distances(
         >>> surface_distances(a, b, (1.0, 1.0, 2.5)).msd()
         10.0
     """
-    boxes = bounding_box(truth), bounding_box(prediction)
-    if None in boxes:
+    boxes = [box for mask in (truth, prediction) if (box := bounding_box(mask))]
+    if len(boxes) < 2:
         return None
     box = enclosing_box(boxes)
     truth_surface, prediction_surface = (surface_voxels(m[box]) for m in (truth, prediction))

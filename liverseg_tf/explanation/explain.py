@@ -88,7 +88,7 @@ class RegionExplanation:
             found.append(f"fewer than {RANDOM_MAPS} random maps")
         if min(curves.deletion_beats, curves.insertion_beats) < LEAST_BEATEN:
             found.append(f"beats less than {LEAST_BEATEN:.0%} of random maps".replace("%", " %"))
-        if self.randomized_correlation >= MOST_RANK_CORRELATION:
+        if self.randomized_correlation is not None and self.randomized_correlation >= MOST_RANK_CORRELATION:
             found.append("looks like maps of randomised networks")
         if self.heat_in_liver <= LEAST_IN_LIVER:
             found.append("most of the heat is outside the liver")
@@ -210,7 +210,8 @@ class Explanation:
         from liverseg_tf.drawing import save_figure
 
         folder = Path(folder)
-        options = {"inputs": [path for path in (self.volume.path, self.mask_path) if path], "overwrite": overwrite}
+        inputs = [path for path in (self.volume.path, self.mask_path) if path]
+        options: dict[str, Any] = {"inputs": inputs, "overwrite": overwrite}
         names = [r.region.name for r in self.regions]
         maps = [folder / f"{name}_heatmap.nii.gz" for name in names]
         figures = [folder / f"{name}.png" for name in names]

@@ -54,7 +54,8 @@ def explanation_figure(
     drawn = axes[1].imshow(heat, cmap=HEAT_COLORS, vmin=0, vmax=1, alpha=0.75 * heat, aspect=aspect)
     contours(axes[1], plane, aspect, safe_colors)
     drawn_bar = figure.colorbar(drawn, ax=axes[1], shrink=0.7, ticks=[0, 0.5, 1])
-    drawn_bar.solids.set_alpha(1)
+    if drawn_bar.solids is not None:
+        drawn_bar.solids.set_alpha(1)
     if explained.curves is not None:
         _curves(axes[2], explained.curves, "deletion")
         _curves(axes[3], explained.curves, "insertion")

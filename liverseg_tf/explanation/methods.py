@@ -23,7 +23,8 @@ class Explainer(Protocol):
         layer: the layer that is looked at, or None.
     """
 
-    layer: str | None
+    @property
+    def layer(self) -> str | None: ...
 
     def slice_map(self, hu: np.ndarray, region: np.ndarray, label: int, filled: np.ndarray) -> np.ndarray:
         """(rows, columns) HU, region, class, HU without the region -> (rows, columns) float32 map, at least 0."""

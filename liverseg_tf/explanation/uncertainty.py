@@ -111,14 +111,14 @@ def measure_uncertainty(
     batch = predictor.slices_at_once(volume)
     for first in range(0, slices, batch):
         last = min(first + batch, slices)
-        total = 0.0
+        total: float | np.ndarray = 0.0
         for i, found in enumerate(
             variations.probabilities(predictor.network_probabilities, volume.slices(first, last), volume.spacing_mm)
         ):
             labels = found.argmax(axis=-1)
             counts[:, i] += np.count_nonzero(labels != BACKGROUND), np.count_nonzero(labels == TUMOUR)
             total = total + found
-        entropy[..., first:last] = np.moveaxis(_entropy(total / variations.count), 0, 2)
+        entropy[..., first:last] = np.moveaxis(_entropy(np.asarray(total) / variations.count), 0, 2)
         if progress is not None:
             progress(last, slices)
     volumes = counts * volume.voxel_volume_ml

@@ -106,14 +106,14 @@ def export(
         exported = Exported(path, path / SAVEDMODEL_MANIFEST, megabytes(path), has_warmup_requests())
     else:
         path = output if output.suffix == ".tflite" else output / f"{output.resolve().name}-{precision}.tflite"
-        options = {"inputs": [source] if source else [], "overwrite": overwrite}
+        inputs = [source] if source else []
         for written in (path, path.with_suffix(".json")):
-            claim(written, "tflite", **options)
+            claim(written, "tflite", inputs=inputs, overwrite=overwrite)
         say(f"converting to TFLite {precision}")
         slices = _calibration_slices(network, config, calibration) if precision == "int8" else None
         content = convert(network, config, precision, slices)
         check_builtin_only(content)
-        manifest = _write_tflite(path, content, config, card, **options)
+        manifest = _write_tflite(path, content, config, card, inputs, overwrite)
         exported = Exported(path, manifest, megabytes(path))
     if check is False or check is None:
         return exported
@@ -150,12 +150,15 @@ def _calibration_slices(model: keras.Model, config: ModelConfig, source) -> list
     return list(itertools.chain.from_iterable(function.network_input(sample.hu).numpy() for sample in drawn))
 
 
-def _write_tflite(path: Path, content: bytes, config: ModelConfig, card: dict, **options) -> Path:
-    with owned_write(path, "tflite", **options) as temporary:
+def _write_tflite(
+    path: Path, content: bytes, config: ModelConfig, card: dict, inputs: list[Path], overwrite: bool
+) -> Path:
+    with owned_write(path, "tflite", inputs=inputs, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)
         sha256 = sha256_of(temporary)
     manifest = path.with_suffix(".json")
-    write_text(manifest, Manifest(config, card, {path.name: sha256}).to_json(), "tflite", **options)
+    text = Manifest(config, card, {path.name: sha256}).to_json()
+    write_text(manifest, text, "tflite", inputs=inputs, overwrite=overwrite)
     return manifest
 
 

@@ -99,10 +99,10 @@ def check_parity(
     drawn = list(samples(source, count, hu_range, (512, 512, 16)))
     slices: dict[str, np.ndarray] = {}
     truths: dict[str, np.ndarray] = {}
-    for size in sizes:
-        cut = [s for s in (_cut(sample, size) for sample in drawn) if s is not None]
+    for pixels in sizes:
+        cut = [s for s in (_cut(sample, pixels) for sample in drawn) if s is not None]
         if cut:
-            name = "x".join(map(str, size))
+            name = "x".join(map(str, pixels))
             slices[name] = np.concatenate([s.hu for s in cut])
             truths[name] = np.concatenate([s.labels for s in cut])
     if not slices:

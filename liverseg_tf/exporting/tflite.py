@@ -123,7 +123,7 @@ def _convert_part(
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        elif precision == "int8":
+        elif precision == "int8" and calibration is not None:
             converter.representative_dataset = lambda: ([np.asarray(x, np.float32)[None]] for x in calibration)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         try:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,8 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="liverseg-") as folder:
         given, result = Path(folder, "slices.npz"), Path(folder, "result.npz")
-        np.savez(given, **slices)
+        arrays: dict[str, Any] = dict(slices)
+        np.savez(given, **arrays)
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
         process = subprocess.run(

@@ -74,11 +74,11 @@ class PostProcessing(Config):
             `labels`.
         """
         there = _occupied(labels)
-        if there is None:
-            return labels
-        if self.largest_liver:
+        if there is not None and self.largest_liver:
             _keep_largest(there)
             there = _occupied(there)
+        if there is None:
+            return labels
         if self.bridge_mm > 0 and (there == TUMOUR).any():
             _drop_tumour_on_bridges(there, spacing_mm, self.bridge_mm)
         if self.fill_holes:
@@ -115,12 +115,12 @@ class SliceSmoother:
 
     def __init__(self, sigma: float):
         self._sigma, self._radius = sigma, math.ceil(3 * sigma)
-        self._window: np.ndarray | None = None  # slices that are still needed, the first `_done` of them smoothed
+        self._window = np.empty(0, np.float32)  # slices that are still needed, the first `_done` of them smoothed
         self._done = 0
 
     def add(self, values: np.ndarray) -> np.ndarray:
         """Take further slices (n, ...) float32; gives those, in order, whose neighbours are all there."""
-        self._window = values if self._window is None else np.concatenate([self._window, values])
+        self._window = np.concatenate([self._window, values]) if self._window.size else values
         return self._smoothed(max(len(self._window) - self._radius, self._done))
 
     def rest(self) -> np.ndarray:
@@ -220,7 +220,8 @@ class _Pieces:
 
     def __init__(self, labels: np.ndarray, of_class: Callable[[np.ndarray], np.ndarray]):
         self._labels, self._of_class = labels, of_class
-        starts, voxels, outer, joined, below = [0], [], [], [], None
+        starts, voxels, outer, joined = [0], [], [], []
+        below: np.ndarray | None = None
         for slab in self._slabs():
             numbers, count = ndimage.label(of_class(slab))
             voxels.append(np.bincount(numbers.ravel(), minlength=count + 1)[1:])
@@ -234,7 +235,8 @@ class _Pieces:
             outer.append(starts[-1] + _numbers_in(faces))
             starts.append(starts[-1] + count)
             below = numbers[-1].copy()
-        outer.append(starts[-2] + _numbers_in([below]))
+        if below is not None:
+            outer.append(starts[-2] + _numbers_in([below]))
         first, second = np.concatenate(joined, axis=1) if joined else np.empty((2, 0), int)
         graph = sparse.coo_array((np.ones(len(first), bool), (first, second)), (starts[-1],) * 2)
         self.count, piece = sparse.csgraph.connected_components(graph, directed=False)

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +200,8 @@ class Predictor:
         """
         models = self._model if isinstance(self._model, (list, tuple)) else _folds(locate_model(self._model))
         digests = [_model_digest(model, runtime) for model, runtime in zip(models, self.runtimes, strict=True)]
-        return None if None in digests else hashlib.sha256("".join(digests).encode()).hexdigest()
+        known = [digest for digest in digests if digest is not None]
+        return hashlib.sha256("".join(known).encode()).hexdigest() if len(known) == len(digests) else None
 
     @property
     def folders(self) -> list[Path]:
@@ -296,7 +297,7 @@ class Predictor:
             if probabilities or smoother or self.variations or len(self.runtimes) > 1:
                 if self.variations:
                     varied = self.variations.probabilities(self.network_probabilities, hu, volume.spacing_mm)
-                    scores = sum(varied) / self.variations.count
+                    scores = reduce(np.add, varied) / self.variations.count
                 else:
                     scores = self.network_probabilities(hu)
                 for name, values in kept.items():
@@ -314,7 +315,7 @@ class Predictor:
 
     def network_probabilities(self, hu: np.ndarray) -> np.ndarray:
         """(B, rows, columns) HU -> (B, rows, columns, classes) float32, the mean of all models."""
-        return sum(runtime.probabilities(hu) for runtime in self.runtimes) / len(self.runtimes)
+        return reduce(np.add, (runtime.probabilities(hu) for runtime in self.runtimes)) / len(self.runtimes)
 
     def _smoother(self, volume: CTVolume) -> SliceSmoother | None:
         smoothing_mm = self.postprocessing.smoothing_mm if self.postprocessing is not None else 0.0

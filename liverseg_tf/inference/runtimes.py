@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -45,7 +46,7 @@ class Runtime(Protocol):
         """(B, H, W) float32 HU, any B, H and W -> (B, H, W, classes) float32, sum 1 over the last axis."""
 
 
-class _LocalRuntime:
+class _LocalRuntime(ABC):
     """What the runtimes of this process share: slices are looked at before anything computes with them."""
 
     config: ModelConfig
@@ -70,6 +71,12 @@ class _LocalRuntime:
         hu = _slices(hu)
         classes = len(self.config.class_names)
         return self._probabilities_of(hu) if len(hu) else np.zeros((*hu.shape, classes), np.float32)
+
+    @abstractmethod
+    def _labels_of(self, hu: np.ndarray) -> np.ndarray: ...
+
+    @abstractmethod
+    def _probabilities_of(self, hu: np.ndarray) -> np.ndarray: ...
 
 
 def _slices(hu: np.ndarray) -> np.ndarray:

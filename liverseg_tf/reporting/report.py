@@ -124,10 +124,8 @@ def report(
     output = Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"{output}: expected a page's name ending in .html")
-    read = [getattr(given, "volume", given) for given in (source, truth)]
-    read = [given if isinstance(given, (str, Path)) else getattr(given, "path", None) for given in read]
-    options = {"inputs": [path for path in read if path], "overwrite": overwrite}
-    claim(output, "page", **options)
+    inputs = [path for given in (source, truth) if (path := _path_of(given))]
+    claim(output, "page", inputs=inputs, overwrite=overwrite)
     report_progress = progress or (lambda done, total, what: None)
     reference = truth if truth is None or isinstance(truth, MaskVolume) else MaskVolume.load(truth)
     if model is None and isinstance(source, Prediction) and source.model_name not in (None, "shipped"):
@@ -164,7 +162,8 @@ def report(
         _model_card(predictor),
         notes,
     )
-    write_text(output, build_page(content, title or _title(volume), safe_colors), "page", **options)
+    page = build_page(content, title or _title(volume), safe_colors)
+    write_text(output, page, "page", inputs=inputs, overwrite=overwrite)
     report_progress(1, 1, "writing the page")
     return output
 
@@ -225,7 +224,7 @@ def build_page(content: ReportContent, title: str, safe_colors: bool = False) ->
     }
     sections = [
         _findings(content),
-        _scores(content, volume) if content.scores is not None else "",
+        _scores(content.scores, content.truth, volume) if content.scores and content.truth else "",
         _what_is_shown(content, grid, full),
         _model_section(content),
     ]
@@ -305,8 +304,8 @@ def _lesion_table(content: ReportContent) -> str:
     )
 
 
-def _scores(content: ReportContent, volume: CTVolume) -> str:
-    row = content.scores.row
+def _scores(scores: CaseScores, truth: MaskVolume, volume: CTVolume) -> str:
+    row = scores.row
     rows = [
         ("Dice of the liver / of tumours", f"{row['liver_dice']:.3f} / {row['lesion_dice']:.3f}"),
         ("IoU of the liver / of tumours", f"{row['liver_jaccard']:.3f} / {row['lesion_jaccard']:.3f}"),
@@ -324,11 +323,12 @@ def _scores(content: ReportContent, volume: CTVolume) -> str:
         ),
         ("Lesions that touch none of the reference", str(row["lesions_false_positive_overlap_above_0"])),
     ]
-    truth = content.truth.labels
-    missed = [r for r in content.scores.lesions if r["mask"] == "truth" and not r["matched_overlap_above_0"]]
+    missed = [r for r in scores.lesions if r["mask"] == "truth" and not r["matched_overlap_above_0"]]
     parts = []
     for lesion in missed[:50]:
-        place = "{row},{column},{slice}".format(**_place(volume, truth, lesion["slice_from_1"], lesion["center_mm"]))
+        place = "{row},{column},{slice}".format(
+            **_place(volume, truth.labels, lesion["slice_from_1"], lesion["center_mm"])
+        )
         parts.append(
             f'<tr><td><button type="button" data-place="{place}" aria-label="Go to missed lesion {lesion["number"]}">'
             f'go</button></td><td class="number">{lesion["volume_ml"]:.2f}</td>'
@@ -519,10 +519,16 @@ def _place(volume: CTVolume, labels: np.ndarray, number: int, center_mm: Sequenc
     return {"slice": number - 1, "row": row, "column": column}
 
 
+def _path_of(given: Any) -> str | Path | None:
+    given = getattr(given, "volume", given)
+    return given if isinstance(given, (str, Path)) else getattr(given, "path", None)
+
+
 def _canonical_index(volume: CTVolume, point_mm: Sequence[float]) -> tuple[int, int, int]:
     to_index = np.linalg.inv(volume.geometry.canonical_affine)
     index = np.rint(nib.affines.apply_affine(to_index, point_mm)).astype(int)
-    return tuple(int(i) for i in np.clip(index, 0, np.array(volume.shape) - 1))
+    row, column, number = np.clip(index, 0, np.array(volume.shape) - 1).tolist()
+    return row, column, number
 
 
 def _start(labels: np.ndarray) -> dict[str, int]:

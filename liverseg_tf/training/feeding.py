@@ -33,7 +33,7 @@ def recipe_selection(recipe: Recipe) -> SliceSelection:
 def cache_for(cases: Sequence[Case]) -> str | None:
     """`cache` of `slice_dataset`: memory where the decoded slices take little of it, else none."""
     # three bytes a pixel: int16 HU and a uint8 label; compressed files hold about a third of that
-    size = sum(path.stat().st_size for case in cases for path in (case.volume, case.segmentation))
+    size = sum(path.stat().st_size for case in cases for path in case.files)
     compressed = any(case.volume.name.endswith(".gz") for case in cases)
     return "memory" if size * (4 if compressed else 1) < _CACHE_BYTES else None
 

@@ -267,11 +267,11 @@ class Trainer:
             sums = gather(self.strategy, np.concatenate([[total, count], matrices.ravel()])).sum(0)
             total, count = sums[:2]
             by_case = dict(zip(cases, sums[2:].reshape(matrices.shape), strict=True))
-        figures = metrics_from_confusion(sum(by_case.values()), self._class_names)
-        cases = {case: metrics_from_confusion(matrix, self._class_names) for case, matrix in by_case.items()}
-        dice = [[v for k, v in row.items() if k.endswith("_dice") and not np.isnan(v)] for row in cases.values()]
+        figures = metrics_from_confusion(np.sum(list(by_case.values()), axis=0), self._class_names)
+        rows = {case: metrics_from_confusion(matrix, self._class_names) for case, matrix in by_case.items()}
+        dice = [[v for k, v in row.items() if k.endswith("_dice") and not np.isnan(v)] for row in rows.values()]
         by_class = {
-            f"val_case_{name}_dice": _mean([row[f"{name}_dice"] for row in cases.values()])
+            f"val_case_{name}_dice": _mean([row[f"{name}_dice"] for row in rows.values()])
             for name in self._class_names[1:]
         }
         return {
@@ -307,7 +307,7 @@ class Trainer:
         for i, variable in enumerate(self.averaged):
             variable.assign(arrays[f"averaged/{i}"])
         if with_optimizer:
-            for i, variable in enumerate(self.optimizer.variables):
+            for i, variable in enumerate(self.optimizer.variables if self.optimizer else []):
                 variable.assign(arrays[f"optimizer/{i}"])
 
 

@@ -62,7 +62,7 @@ def worker_index(strategy: tf.distribute.Strategy | None) -> tuple[int, int]:
     """Index of this worker, 0 for the chief, and the number of workers."""
     resolver = strategy.cluster_resolver if strategy is not None else None
     jobs = resolver.cluster_spec().as_dict() if resolver is not None else None
-    if not jobs:
+    if resolver is None or not jobs:
         return 0, 1
     tasks = [(job, index) for job in ("chief", "worker") for index in range(len(jobs.get(job, ())))]
     return tasks.index((resolver.task_type, resolver.task_id)), len(tasks)

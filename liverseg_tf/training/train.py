@@ -172,7 +172,7 @@ def train(
     if isinstance(strategy, str):
         strategy = create_strategy(strategy)
     recipe = get_recipe(recipe)
-    changes = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size}
+    changes: dict[str, Any] = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size}
     changes["encoder_weights"] = str(encoder_weights) if encoder_weights is not None else None
     from_model = locate_model(from_model) if from_model is not None else None
     recipe = replace(recipe, **{k: v for k, v in changes.items() if v is not None})
@@ -425,13 +425,13 @@ class _Training:
         loss = build_loss(self.recipe.loss, len(self.config.class_names), self.recipe.class_weights)
         trainer = Trainer(model, self.recipe, loss, strategy, self.xla)
         self.history = meta.get("history", [])
-        best = meta.get("best")
+        best: dict[str, Any] = meta.get("best") or {}  # filled by the first epoch
         if not meta:
             if self.is_chief and (self.output / "run.json").exists():
                 adopt(self.output / "run.json", _FILES["run.json"])
             self._write_record(None, finished=False)
         callbacks = list(self.callbacks)
-        if self.tensorboard and self.is_chief:
+        if self.tensorboard and self.is_chief and self.validation is not None:
             channels, labels, _ = next(iter(self.validation))
             callbacks.append(TensorBoardLog(self.output / "tensorboard", (channels, labels)))
         callbacks = keras.callbacks.CallbackList(
@@ -469,7 +469,9 @@ class _Training:
         self._agree({"history": self.history})  # the others' callers find the files written
         return Run(self.output, self.history, best)
 
-    def _run_phase(self, trainer: Trainer, phase: Phase, callbacks, best):
+    def _run_phase(
+        self, trainer: Trainer, phase: Phase, callbacks: keras.callbacks.CallbackList, best: dict[str, Any]
+    ) -> dict[str, Any]:
         first = len(self.history)
         if self.replicas > 1:
             batches = distributed(
@@ -495,7 +497,7 @@ class _Training:
                 [case.id for case in self.validation_cases],
             )
             row = {"epoch": epoch + 1, "phase": phase.name, **figures, **validation}
-            if best is None or self._is_better(row, best):
+            if not best or self._is_better(row, best):
                 best = row
                 self._save(trainer.model)
             trainer.use_training_weights()
@@ -505,7 +507,7 @@ class _Training:
             callbacks.on_epoch_end(epoch, row)
         return best
 
-    def _is_better(self, row, best) -> bool:
+    def _is_better(self, row: dict[str, Any], best: dict[str, Any]) -> bool:
         new, old = row[self.recipe.best_by], best[self.recipe.best_by]
         if math.isnan(new) or math.isnan(old):
             return math.isnan(old)
@@ -561,7 +563,7 @@ class _Training:
             return
         state = to_json([self.settings(), len(meta.get("history", ()))])
         try:
-            states = gather(self.strategy, np.int64(zlib.crc32(state.encode()))).tolist()
+            states = gather(self.strategy, np.array(zlib.crc32(state.encode()), np.int64)).tolist()
         except tf.errors.OpError as error:
             raise explain_lost_worker(error) or TrainingError(f"the workers could not agree: {error}") from error
         if len(set(states)) > 1:
@@ -650,14 +652,15 @@ class _Training:
         first = replace(last, epochs=done - last.first_epoch)
         self.phases = [*before, first, replace(last, first_epoch=done, epochs=last.epochs - first.epochs)]
 
-    def _write_checkpoint(self, trainer: Trainer, best) -> None:
+    def _write_checkpoint(self, trainer: Trainer, best: dict[str, Any]) -> None:
         if not self.is_chief:
             return
         meta = to_json({"history": self.history, "best": best})
         with atomic_write(self.output / "checkpoint.npz") as temporary:
-            np.savez(temporary, meta=np.array(meta), **trainer.state())
+            arrays: dict[str, Any] = {"meta": np.array(meta), **trainer.state()}
+            np.savez(temporary, **arrays)
 
-    def _write_record(self, best, finished: bool) -> None:
+    def _write_record(self, best: dict[str, Any] | None, finished: bool) -> None:
         if not self.is_chief:
             return
         record = {

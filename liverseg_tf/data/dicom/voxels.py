@@ -126,7 +126,7 @@ def _to_hu(pixels: np.ndarray, image: DicomImage, series: DicomSeries, whole: bo
         low, high = series.padding
         outside = (stored >= low) & (stored <= high)
     if whole:
-        hu = stored.astype(np.int64 if kind.itemsize > 2 else np.int32)
+        hu: np.ndarray = stored.astype(np.int64 if kind.itemsize > 2 else np.int32)
         if (image.slope, image.intercept) != (1.0, 0.0):
             hu *= int(image.slope)
             hu += int(image.intercept)

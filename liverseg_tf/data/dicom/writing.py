@@ -69,7 +69,7 @@ def series_datasets(
 ) -> Iterator[Any]:
     """The data sets of `write_series`, slice by slice."""
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
     to_patient = _LPS_TO_RAS @ np.asarray(affine, np.float64)
     column_mm, row_mm, _ = (float(np.linalg.norm(to_patient[:3, axis])) for axis in range(3))
@@ -83,7 +83,7 @@ def series_datasets(
         data.file_meta = FileMetaDataset()
         data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
-        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uid_of("phantom", seed, "image", index)
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = UID(uid_of("phantom", seed, "image", index))
         data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         data.StudyDate = data.ContentDate = "20000101"
         data.StudyTime = data.ContentTime = "120000"
