@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,13 +31,13 @@ def _without_nan(hu):
 class _Float32Layer(keras.layers.Layer):
     """A layer that computes in float32 under any precision policy and takes integers as they are."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         kwargs["dtype"] = "float32"
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.trainable = False
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"name": self.name}
 
 
@@ -60,19 +61,19 @@ class CTWindow(_Float32Layer):
         array([[0. , 0.5, 1. ]], dtype=float32)
     """
 
-    def __init__(self, window: str | tuple[float, float] = "liver", **kwargs):
+    def __init__(self, window: str | tuple[float, float] = "liver", **kwargs: Any):
         super().__init__(**kwargs)
         self.window = resolve_window(window)
 
-    def call(self, hu):
+    def call(self, hu: tf.Tensor) -> tf.Tensor:
         low, high = window_bounds(self.window)
         hu = _without_nan(tf.cast(hu, tf.float32))
         return tf.clip_by_value((hu - low) / (high - low), 0.0, 1.0)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "window": self.window}
 
 
@@ -101,7 +102,7 @@ class HistogramScale(_Float32Layer):
         self.portable, self.steps, self.tails = portable, steps, (tails[0], tails[1])
         self._quantiles = _quantiles(steps, self.tails)
 
-    def call(self, hu):
+    def call(self, hu: tf.Tensor) -> tf.Tensor:
         flat = _flatten(hu)
         scaled = _on_integer_bins_if_possible(
             flat,
@@ -112,10 +113,10 @@ class HistogramScale(_Float32Layer):
         )
         return tf.reshape(scaled, tf.shape(hu))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "portable": self.portable, "steps": self.steps, "tails": self.tails}
 
 
@@ -146,7 +147,7 @@ class CTChannels(_Float32Layer):
         portable: bool = False,
         steps: int = 100,
         tails: tuple[float, float] = (0.001, 0.999),
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if isinstance(windows, str):
@@ -169,7 +170,7 @@ class CTChannels(_Float32Layer):
     def channels(self) -> int:
         return len(self.windows) + int(self.histogram)
 
-    def call(self, hu):
+    def call(self, hu: tf.Tensor) -> tf.Tensor:
         flat = _flatten(hu)
         if not self.histogram and not flat.dtype.is_integer:
             channels = self._windowed(_without_nan(tf.cast(flat, tf.float32)))
@@ -199,10 +200,10 @@ class CTChannels(_Float32Layer):
             parts.append(_scale_sorted(values, self._quantiles, self.portable)[..., None])
         return tf.concat(parts, -1)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (*input_shape, self.channels)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "windows": self.windows,
@@ -231,11 +232,11 @@ class SquareResize(_Float32Layer):
                [0.5, 0.5]], dtype=float32)
     """
 
-    def __init__(self, size: int, **kwargs):
+    def __init__(self, size: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.size = int(size)
 
-    def call(self, images):
+    def call(self, images: tf.Tensor) -> tf.Tensor:
         rows, columns = images.shape[1:3]
         images = _pad_to_square(images)
         if rows is not None and columns is not None and max(rows, columns) % self.size == 0:
@@ -245,10 +246,10 @@ class SquareResize(_Float32Layer):
             images = tf.transpose(_average_rows(images, self.size), [0, 2, 1, 3])
         return images
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (input_shape[0], self.size, self.size, input_shape[3])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "size": self.size}
 
 
@@ -264,7 +265,7 @@ class RestoreSize(_Float32Layer):
         TensorShape([1, 4, 2, 3])
     """
 
-    def call(self, probabilities, rows_columns):
+    def call(self, probabilities: tf.Tensor, rows_columns: tf.Tensor) -> tf.Tensor:
         rows, columns = rows_columns
         side, top, left = _square(rows, columns)
         if not (isinstance(side, int) and probabilities.shape[1] == side):
@@ -274,7 +275,7 @@ class RestoreSize(_Float32Layer):
         return probabilities[:, top : top + rows, left : left + columns]
 
 
-def resize_labels(labels, size: int):
+def resize_labels(labels: tf.Tensor, size: int) -> tf.Tensor:
     """Bring masks to the network's size as `SquareResize` brings images.
 
     Each class is averaged by itself and the largest share wins, so that an edge lies where the image's lies.

@@ -138,7 +138,7 @@ class ChannelsConfig(Config):
     histogram_steps: int = 100
     histogram_tails: tuple[float, float] = (0.001, 0.999)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(map(resolve_window, self.windows)))
         steps, (low, high) = self.histogram_steps, self.histogram_tails
         if not 1 <= steps <= 1000 or not 0 <= low <= 0.5 / steps or not 1 - 0.5 / steps <= high < 1:
@@ -180,7 +180,7 @@ class ModelConfig(Config):
     hu_range: tuple[float, float] | None = HU_RANGE
     format: int = FORMAT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.format <= FORMAT:
             raise ConfigError(
                 f"format: expected a model configuration of format 1 to {FORMAT}; update liverseg_tf for a newer one. "

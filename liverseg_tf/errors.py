@@ -5,6 +5,7 @@ The command line prints it and exits with status 1; nothing else is shown.
 """
 
 import re
+from typing import Any
 
 
 class LiverSegError(Exception):
@@ -78,7 +79,7 @@ def first_line(error: object) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def require(module: str, extra: str, purpose: str):
+def require(module: str, extra: str, purpose: str) -> Any:
     """Import an optional `module`, or say which extra of this package brings it.
 
     Raises:

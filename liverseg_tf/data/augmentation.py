@@ -6,6 +6,7 @@ Everything random is a function of the seed pair, so that (seed, epoch, step) gi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -76,7 +77,7 @@ class Augmentation(Config):
     couch_removed_probability: float = 0.1
     couch_added_probability: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (
             "rotation_degrees",
             "anisotropy",
@@ -99,7 +100,7 @@ class Augmentation(Config):
         if self.elastic_nodes < 2:
             raise ConfigError(f"augmentation: elastic_nodes must be at least 2. Received: {self.elastic_nodes}")
 
-    def __call__(self, hu, labels, seed):
+    def __call__(self, hu: Any, labels: Any, seed: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Augment slices.
 
         Args:
@@ -236,7 +237,7 @@ class Augmentation(Config):
         return tf.cond(tf.reduce_any(remove | add), changed, lambda: hu)
 
 
-def as_batch(hu, labels):
+def as_batch(hu: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor, bool]:
     """Bring one slice or a batch to (B, H, W) float32 and uint8; also tells whether it was one slice."""
     hu = tf.cast(tf.convert_to_tensor(hu), tf.float32)
     labels = tf.cast(tf.convert_to_tensor(labels), tf.uint8)

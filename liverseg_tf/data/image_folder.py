@@ -49,7 +49,7 @@ class _Index(Config):
     hu_range: tuple[float, float] | None
     slices: tuple[_Row, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ConfigError(f"image format: expected one of {', '.join(FORMATS)}. Received: {self.format!r}")
         if self.channels.count not in (1, 3):

@@ -9,6 +9,7 @@ Their mass effect, and everything along the third axis, is left out: slices are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -89,7 +90,7 @@ class LesionSynthesis(Config):
     lowest_hu: float = 0.0
     vessel_margin_hu: float = 15.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (f for f in self.__dataclass_fields__ if f.endswith("probability")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"lesion synthesis: expected {name} from 0 to 1. Received: {getattr(self, name)}")
@@ -111,7 +112,7 @@ class LesionSynthesis(Config):
                 f"Received: {self.max_lesions}, {self.largest_liver_share}"
             )
 
-    def __call__(self, hu, labels, seed, spacing_mm=(1.0, 1.0)):
+    def __call__(self, hu: Any, labels: Any, seed: Any, spacing_mm: Any = (1.0, 1.0)) -> tuple[tf.Tensor, tf.Tensor]:
         """Draw lesions into slices.
 
         Args:

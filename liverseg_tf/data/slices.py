@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -77,7 +78,7 @@ class SliceSelection:
     only_liver: bool = False
     part: SlicePart | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.every_volume < 1 or self.every_slice < 1:
             raise ConfigError(f"every n-th volume and slice: expected at least 1. Received: {self}")
         if self.order not in ("number", "name"):
@@ -172,7 +173,7 @@ def training_batches(
     batch_size: int,
     steps_per_epoch: int,
     first_epoch: int = 0,
-    **options,
+    **options: Any,
 ) -> tf.data.Dataset:
     """Batches for training, epoch after epoch without end.
 

@@ -229,7 +229,9 @@ class CTVolume:
         )
 
     @classmethod
-    def from_image(cls, image: nib.spatialimages.SpatialImage, *, hu_range=HU_RANGE) -> CTVolume:
+    def from_image(
+        cls, image: nib.spatialimages.SpatialImage, *, hu_range: tuple[float, float] | None = HU_RANGE
+    ) -> CTVolume:
         """Take a nibabel image.
 
         Raises:
@@ -250,7 +252,9 @@ class CTVolume:
         return cls(stored, Geometry(stored.shape, affine), header=header, hu_range=hu_range)
 
     @classmethod
-    def from_array(cls, hu: np.ndarray, spacing_mm: tuple[float, float, float], *, hu_range=HU_RANGE) -> CTVolume:
+    def from_array(
+        cls, hu: np.ndarray, spacing_mm: tuple[float, float, float], *, hu_range: tuple[float, float] | None = HU_RANGE
+    ) -> CTVolume:
         """Take an array that is in the canonical view already.
 
         Args:

@@ -94,6 +94,9 @@ def find_regions(
     numbered, box = numbered_lesions(labels)
     boxes = ndimage.find_objects(numbered)
     count = len(boxes)
+    if box is None or (lesion is not None and lesion > count):
+        there = f"expected a lesion from 1 to {count}, the mask's last" if count else "the mask has no lesion"
+        raise ConfigError(f"explanation: {there}. Received: {lesion}")
 
     def region(number: int) -> Region:
         slices = boxes[number - 1][2]
@@ -103,9 +106,6 @@ def find_regions(
 
     if lesion is None:
         return [region(number) for number in range(1, count + 1)]
-    if lesion > count:
-        there = f"expected a lesion from 1 to {count}, the mask's last" if count else "the mask has no lesion"
-        raise ConfigError(f"explanation: {there}. Received: {lesion}")
     return [region(lesion)]
 
 

@@ -159,5 +159,5 @@ class _RegionMean(keras.layers.Layer):
         super().__init__(name="region_mean", trainable=False)
         self.weights_map = self.add_weight(shape=(1, size, size, 1), initializer="ones", trainable=False)
 
-    def call(self, logits):
+    def call(self, logits: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(logits * self.weights_map, (1, 2)) / tf.maximum(tf.reduce_sum(self.weights_map), 1e-6)

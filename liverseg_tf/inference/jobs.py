@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from liverseg_tf.data.dicom.formats import PRODUCTS
 from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.data.reading import format_of, is_itk_name
-from liverseg_tf.data.remote import fetch, fetch_all, join, listing, location, parent, starts, store
+from liverseg_tf.data.remote import child, fetch, fetch_all, join, listing, location, parent, starts, store
 from liverseg_tf.errors import (
     ConfigError,
     DataWarning,
@@ -31,7 +31,7 @@ from liverseg_tf.errors import (
 )
 from liverseg_tf.files import is_hidden, staging_folder
 from liverseg_tf.inference.predictor import Prediction, Predictor, manifest_row, side_product
-from liverseg_tf.ownership import carries_our_mark, claim, is_url, publish, refuse_inputs, why_not_ours
+from liverseg_tf.ownership import Url, carries_our_mark, claim, is_url, publish, refuse_inputs, why_not_ours
 
 ENGINES = ("embedded", "ray")
 UNCERTAINTY = "uncertainty"
@@ -55,8 +55,8 @@ class Job:
         allow_gaps: resample a DICOM series with gaps or uneven steps.
     """
 
-    source: Path | str
-    target: Path | str
+    source: Path | Url
+    target: Path | Url
     source_time: float | None = None
     series: str | None = None
     is_dicom: bool = False
@@ -72,7 +72,7 @@ class Job:
 class _Source:
     """A volume that was found; `name` is what its mask is named after."""
 
-    path: Path | str
+    path: Path | Url
     name: str
     time: float | None = None
     series: str | None = None
@@ -112,7 +112,7 @@ def plan(
     sources = _sources(inputs, series, allow_gaps)
     output = location(output)
 
-    def job(source: _Source, target: Path | str) -> Job:
+    def job(source: _Source, target: Path | Url) -> Job:
         return Job(source.path, target, source.time, source.series, source.is_dicom, allow_gaps and source.is_dicom)
 
     is_file = is_nifti_name(output) if ending == ".nii.gz" else Path(output).name.lower().endswith(".dcm")
@@ -147,8 +147,8 @@ def check_outputs(
         OutputError: naming the first that may not be written.
     """
     inputs = [job.source for job in jobs] if inputs is None else list(inputs)
-    of: dict[str | Path, str | Path] = {}
-    kinds: dict[str | Path, str] = {}
+    of: dict[Path | Url, Path | Url] = {}
+    kinds: dict[Path | Url, str] = {}
     for job in jobs:
         for ending, kind in {"": "mask", **products}.items():
             path = product(job.target, ending)
@@ -166,13 +166,17 @@ def check_outputs(
         _check_remote_outputs(remote)
 
 
-def _object_kind(path: Path | str) -> str:
+def _object_kind(path: Path | Url) -> str:
     """Kind of a DICOM object by its name."""
     name = Path(path).name
     return max(((end, kind) for end, kind in PRODUCTS.values() if name.endswith(end)), key=lambda one: len(one[0]))[1]
 
 
-def product(target: Path | str, ending: str) -> Path | str:
+@overload
+def product(target: Path, ending: str) -> Path: ...
+@overload
+def product(target: Path | Url, ending: str) -> Path | Url: ...
+def product(target: Path | Url, ending: str) -> Path | Url:
     """Where a job's further result goes: `x_seg_liver.nii.gz` or `x_seg.dcm` of `x_seg.nii.gz`; itself without."""
     if not ending:
         return target
@@ -180,7 +184,7 @@ def product(target: Path | str, ending: str) -> Path | str:
         if ending.endswith(".dcm"):
             return target.with_name(f"{stem(target)}{ending}")
         return entropy_path(target) if ending == UNCERTAINTY else side_product(target, ending)
-    return join(parent(target), str(product(Path(Path(target).name), ending)))
+    return child(parent(target), str(product(Path(Path(target).name), ending)))
 
 
 def entropy_path(target: Path) -> Path:
@@ -273,9 +277,10 @@ def predict_job(
         try:
             source, target = job.source, job.target
             if is_url(source):
-                source = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")), job.name)
-                local_names[str(source)] = job.source
-                fetch_all(job.source, source) if job.is_dicom else fetch(job.source, source)
+                copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")), job.name)
+                local_names[str(copy)] = source
+                fetch_all(source, copy) if job.is_dicom else fetch(source, copy)
+                source = copy
             report = (lambda done, total: progress(job, done, total)) if progress else None
             if job.is_dicom:
                 volume = predictor.read(source, series=job.series, allow_gaps=job.allow_gaps)
@@ -295,7 +300,7 @@ def predict_job(
             more = extra(predictor, prediction, staged) if extra is not None else {}
             if is_url(target):
                 for path in sorted(folder.iterdir(), key=lambda path: path == staged):
-                    store(path, join(parent(target), path.name))
+                    store(path, child(parent(target), path.name))
             else:
                 publish(folder, target.parent, inputs=prediction.volume.files, overwrite=overwrite, last=staged.name)
             row = {**manifest_row(job.source, job.target, prediction, None), **more}
@@ -326,7 +331,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     return [_renamed(content, names) for content in value] if isinstance(value, list) else value
 
 
-def _check_remote_outputs(kinds: Mapping[str, str]) -> None:
+def _check_remote_outputs(kinds: Mapping[Url, str]) -> None:
     """`claim` for URLs of one folder, with few requests: only what carries our mark is read whole."""
     there = listing(parent(next(iter(kinds))))
     existing = [url for url in kinds if url in there]
@@ -405,7 +410,7 @@ def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bo
     return sources
 
 
-def _remote_sources(given: str, series: str | None) -> list[_Source]:
+def _remote_sources(given: Url, series: str | None) -> list[_Source]:
     """Volumes at a URL. DICOM there is told by names alone: a folder with .dcm files is a series, and so is a .zip."""
     there = listing(given)
     if given in there:
@@ -418,7 +423,7 @@ def _remote_sources(given: str, series: str | None) -> list[_Source]:
             found.append(_Source(url, path.name, seconds))
         elif path.suffix.lower() == ".zip":
             found.append(_Source(url, path.name, seconds, series, is_dicom=True))
-    folders: dict[str, float] = {}
+    folders: dict[Url, float] = {}
     for url, seconds in there.items():
         if url.lower().endswith(".dcm"):
             folders[parent(url)] = max(seconds, folders.get(parent(url), seconds))

@@ -51,7 +51,7 @@ class PostProcessing(Config):
     drop_single_slices: bool = True
     smallest_lesion_ml: float = 0.065
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("smoothing_mm", "bridge_mm", "least_liver_contact", "smallest_lesion_ml"):
             most = 1 if name == "least_liver_contact" else math.inf
             if not 0 <= getattr(self, name) <= most:

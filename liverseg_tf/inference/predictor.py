@@ -212,13 +212,16 @@ class Predictor:
             return []
         return [Path(first), Path(first).absolute().parent] if Path(first).is_dir() else [Path(first).absolute().parent]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the model's path, not its weights: the other process opens the model itself."""
         models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
         if not all(model is None or isinstance(model, (str, os.PathLike)) for model in models):
             raise ConfigError("only a predictor made from a model's path can go to another process; save the model")
         by_name = {None, "shipped", *shipped_models()}  # the other process has them too
-        paths = [m if m in by_name and not (m and Path(m).exists()) else os.path.abspath(m) for m in models]
+        paths = [
+            os.path.abspath(m) if isinstance(m, (str, os.PathLike)) and (m not in by_name or Path(m).exists()) else m
+            for m in models
+        ]
         made = partial(
             Predictor,
             batch_size=self.batch_size,
@@ -332,7 +335,14 @@ class Predictor:
         pixels = max(rows * columns, *(runtime.config.image_size**2 for runtime in self.runtimes))
         return min(slices, self.batch_size or max(at_once, _PIXELS_A_BATCH // pixels))
 
-    def read(self, source, spacing_mm=None, *, series: str | None = None, allow_gaps: bool = False) -> CTVolume:
+    def read(
+        self,
+        source: Any,
+        spacing_mm: tuple[float, float, float] | None = None,
+        *,
+        series: str | None = None,
+        allow_gaps: bool = False,
+    ) -> CTVolume:
         """The volume that `predict` would segment; `series` and `allow_gaps` as `CTVolume.load` takes them."""
         if isinstance(source, CTVolume):
             return source
@@ -383,7 +393,9 @@ def _model_digest(model, runtime: Runtime) -> str | None:
     return weights_sha256(network.slice_function.model)
 
 
-def manifest_row(source: Path, target: Path | None, prediction: Prediction | None, error: str | None) -> dict[str, Any]:
+def manifest_row(
+    source: str | Path, target: str | Path | None, prediction: Prediction | None, error: str | None
+) -> dict[str, Any]:
     """One volume's row in the manifest of a prediction run."""
     row: dict[str, Any] = {"input": str(source), "output": str(target) if target else None}
     row["status"] = "error" if error else "done"

@@ -48,7 +48,7 @@ class RayOptions:
     attempts: int = 3
     timeout_s: float = 3600.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("workers", "threads", "attempts"):
             value = getattr(self, name)
             if value is not None and value < 1:

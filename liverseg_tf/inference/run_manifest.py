@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from liverseg_tf.data.nifti import is_nifti_name
 from liverseg_tf.data.remote import fetch, listing, location, parent, store
 from liverseg_tf.errors import LiverSegError, OutputError, without_login
-from liverseg_tf.ownership import carries_our_mark, is_url, read_signed_line, signed_line, why_not_ours, write_text
+from liverseg_tf.ownership import Url, carries_our_mark, is_url, read_signed_line, signed_line, why_not_ours, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.strict_json import to_json
 
@@ -60,8 +60,9 @@ class RunManifest:
     ):
         self.where, self.model, self.settings = location(where), model, settings
         self.model_sha256, self._overwrite = model_sha256, overwrite
-        self._folder = tempfile.mkdtemp(prefix="liverseg-") if is_url(self.where) else None
-        self._path = Path(self._folder, MANIFEST) if self._folder else self.where
+        self._url = self.where if is_url(self.where) else None
+        self._folder = tempfile.mkdtemp(prefix="liverseg-") if self._url else None
+        self._path = Path(self._folder, MANIFEST) if self._folder else Path(self.where)
         self._stored_at, self._pause, self._changed = 0.0, _UPLOAD_SECONDS, False
 
     def __enter__(self) -> RunManifest:
@@ -87,7 +88,7 @@ class RunManifest:
         jobs = [job for job in jobs if row_of(job).get("output") == without_login(str(job.target))]
         folders = {parent(job.target) for job in jobs if is_url(job.target)}
         there = {url: seconds for folder in folders for url, seconds in listing(folder).items()}
-        finished = {}
+        finished: dict[str | Path, dict[str, Any]] = {}
         for job in jobs:
             if is_url(job.target):
                 made = there.get(job.target)
@@ -113,8 +114,8 @@ class RunManifest:
             "settings": self.settings,
             "note": NOT_A_MEDICAL_DEVICE,
         }
-        if self._folder and not self._overwrite:
-            self._check_remote()
+        if self._url and not self._overwrite:
+            self._check_remote(self._url)
         text = "".join(signed_line(content, _KIND) for content in (first, *rows))
         write_text(self._path, text, _KIND, overwrite=self._overwrite)
         self._overwrite = True  # what lies there now is this run's
@@ -147,10 +148,10 @@ class RunManifest:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _store(self) -> None:
-        if not self._folder:
+        if self._url is None:
             return
         began = time.monotonic()
-        store(self._path, self.where)
+        store(self._path, self._url)
         self._stored_at, self._changed = time.monotonic(), False
         self._pause = max(_UPLOAD_SECONDS, _UPLOAD_SHARE * (self._stored_at - began))
 
@@ -158,10 +159,10 @@ class RunManifest:
         """Rows of volumes that are done, by input; none if the file is missing, something else, or of another run."""
         rows: dict[tuple[str, str | None], dict[str, Any]] = {}
         try:
-            if self._folder:
-                fetch(self.where, self._path)
+            if self._url:
+                fetch(self._url, self._path)
             first, *lines = (read_signed_line(line, _KIND) for line in self._path.read_bytes().splitlines())
-            if (first["model_sha256"] or first["model"]) != (self.model_sha256 or self.model):
+            if first is None or (first["model_sha256"] or first["model"]) != (self.model_sha256 or self.model):
                 return {}
             if first["settings"] != json.loads(to_json(self.settings)):
                 return {}
@@ -175,11 +176,11 @@ class RunManifest:
                     rows.pop((row["input"], row.get("series")), None)
         return rows
 
-    def _check_remote(self) -> None:
-        if self.where not in listing(self.where):
+    def _check_remote(self, url: Url) -> None:
+        if url not in listing(url):
             self._path.unlink(missing_ok=True)
             return
-        fetch(self.where, self._path)
+        fetch(url, self._path)
         if reason := why_not_ours(self._path, _KIND):
             raise OutputError(f"{self.where}: {reason}; choose another output, or replace it with overwrite=True")
 

@@ -42,7 +42,7 @@ class Variations(Config):
     hu_scale: float = 0.04
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.count < 3:
             raise ConfigError(f"variations: expected at least 3. Received: {self.count}")
         amounts = (self.shift_mm, self.rotation_degrees, self.scale, self.hu_shift, self.hu_scale)

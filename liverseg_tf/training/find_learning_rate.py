@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,11 +30,11 @@ class ExponentialRange(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, lowest: float, highest: float, steps: int):
         self.lowest, self.highest, self.steps = lowest, highest, steps
 
-    def __call__(self, step):
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
         share = keras.ops.cast(step, "float32") / max(1, self.steps - 1)
         return self.lowest * keras.ops.exp(share * math.log(self.highest / self.lowest))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"lowest": self.lowest, "highest": self.highest, "steps": self.steps}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,7 +15,7 @@ from liverseg_tf.models.unet import is_encoder
 _END_FACTOR = 1e-5
 
 
-def one_cycle(step, steps: int, warmup: float, start: float, top: float, end: float):
+def one_cycle(step: tf.Tensor, steps: int, warmup: float, start: float, top: float, end: float) -> tf.Tensor:
     """Cosine from `start` to `top` over the first `warmup` share of `steps`, then cosine to `end`.
 
     Smith, "Super-convergence" (2018, arXiv 1708.07120), with fastai's cosine annealing.
@@ -38,12 +39,12 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, steps: int, top: float, warmup: float, start_factor: float):
         self.steps, self.top, self.warmup, self.start_factor = steps, top, warmup, start_factor
 
-    def __call__(self, step):
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
         return one_cycle(
             step, self.steps, self.warmup, self.top * self.start_factor, self.top, self.top * _END_FACTOR
         )  # fmt: skip
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"steps": self.steps, "top": self.top, "warmup": self.warmup, "start_factor": self.start_factor}
 
 
@@ -107,7 +108,7 @@ class GroupedAdamW(keras.optimizers.Adam):
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return grads_and_vars  # summing again would send them over the network twice
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "beta_1": self._cycled_momentum[0],

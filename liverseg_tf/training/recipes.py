@@ -76,7 +76,7 @@ class Recipe(Config):
     only_liver: bool = False
     best_by: str = "val_case_dice"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("batch_size", "every_volume", "every_slice"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1. Received: {getattr(self, name)}")
