@@ -99,7 +99,7 @@ def expected_regions(findings: Findings) -> tuple[Region, list[Region]]:
     lesions = []
     around = bounding_box(findings.labels == TUMOUR)
     low = np.array([s.start for s in around or ()])
-    components = ndimage.label(findings.labels[around] == TUMOUR)[0] if around else np.zeros((0, 0, 0), int)
+    components = ndimage.label(findings.labels[around] == TUMOUR)[0] if around else np.zeros((1, 1, 1), int)
     for number, box in enumerate(ndimage.find_objects(components), 1):
         points = place(np.argwhere(components[box] == number) + [s.start for s in box] + low)
         lesions.append(_Moments().add(points).region(geometry.voxel_volume_ml))
