@@ -118,6 +118,7 @@ def test_one_predictor_for_several_threads(predictor):
 def test_too_little_memory_is_told_with_what_to_do(error, small_config, tmp_path, write_nifti):
     class Greedy:
         config = small_config
+        is_remote, slices_at_once = False, 1
 
         def labels(self, hu):
             raise error
