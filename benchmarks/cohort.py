@@ -116,7 +116,8 @@ def by_steps(predictor, jobs) -> dict:
 def cohort(predictor, folder: Path, jobs, workers: int, threads: int) -> dict:
     """Throughput of a cohort on Ray, and whether its masks are those of this process."""
     from liverseg_tf.data.volume import MaskVolume
-    from liverseg_tf.inference.jobs import plan, predict_files
+    from liverseg_tf.inference.jobs import plan
+    from liverseg_tf.inference.predict_files import predict_files
 
     output = folder / f"{workers}-{threads}"
     done = []

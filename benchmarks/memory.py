@@ -77,7 +77,8 @@ def read_many(count: int) -> None:
 
 def predict_many(count: int, model: str) -> None:
     """Predict a folder of `count` volumes; print the resident set after each tenth of them."""
-    from liverseg_tf.inference.jobs import plan, predict_files
+    from liverseg_tf.inference.jobs import plan
+    from liverseg_tf.inference.predict_files import predict_files
     from liverseg_tf.inference.predictor import Predictor
 
     with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ from .channels import CTWindow as CTWindow
 from .channels import HistogramScale as HistogramScale
 from .channels import RestoreSize as RestoreSize
 from .channels import SquareResize as SquareResize
+from .cohorts.predict_folder import predict_folder as predict_folder
 from .config import ChannelsConfig as ChannelsConfig
 from .config import ModelConfig as ModelConfig
 from .data.augmentation import Augmentation as Augmentation

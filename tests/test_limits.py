@@ -18,7 +18,8 @@ import liverseg_tf as ls
 from liverseg_tf.cli.main import main
 from liverseg_tf.errors import LiverSegError, OutputError
 from liverseg_tf.files import write_text
-from liverseg_tf.inference.jobs import plan, predict_files
+from liverseg_tf.inference.jobs import plan
+from liverseg_tf.inference.predict_files import predict_files
 from liverseg_tf.inference.run_manifest import RunManifest
 from liverseg_tf.models.saving import save_model
 

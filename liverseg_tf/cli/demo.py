@@ -87,17 +87,14 @@ def run(args: argparse.Namespace) -> int:
     )
 
     stage("3. Segmenting patients that it never saw")
-    from liverseg_tf.inference.jobs import plan, predict_files
-    from liverseg_tf.inference.predictor import Predictor
-    from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
+    from liverseg_tf.cohorts.predict_folder import predict_folder
 
-    predictor = Predictor(result.output)
-    jobs = plan([output / "test"], output / "prediction")
     with progress_bar() as bar:
-        task = bar.add_task("volumes", total=len(jobs))
-        rows = predict_files(predictor, jobs, on_done=lambda row: bar.advance(task))
-    settings = {"model": predictor.config.to_dict()}
-    RunManifest(output / "prediction" / MANIFEST, str(result.output), settings).write(rows)
+        task = bar.add_task("volumes", total=_TEST_CASES)
+        rows = predict_folder(
+            output / "test", output / "prediction", result.output, on_done=lambda row: bar.advance(task)
+        )
+    pairs = [(Path(row["input"]), Path(row["output"])) for row in rows if row["status"] == "done"]
 
     stage("4. Scores")
     from liverseg_tf.evaluation.evaluate import evaluate
@@ -106,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
     scores.save_json(output / "scores.json")
 
     stage("5. Pictures")
-    _draw(output, jobs)
-    extras = _extras(args, output, result.output, jobs)
+    _draw(output, pairs)
+    extras = _extras(args, output, result.output, pairs[0])
     seconds = time.perf_counter() - start
     lits = scores.to_dict()["lits"]
     paths = {
@@ -138,29 +135,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(output, jobs) -> None:
+def _draw(output, pairs) -> None:
     from liverseg_tf.data.volume import CTVolume, MaskVolume
     from liverseg_tf.drawing import save_figure
     from liverseg_tf.reporting.montage import montage
 
-    for job in jobs:
-        truth = job.source.with_name(job.target.name)
-        figure = montage(CTVolume.load(job.source), MaskVolume.load(job.target), MaskVolume.load(truth))
-        save_figure(figure, output / "pictures" / job.target.name.replace(".nii.gz", ".png"))
+    for scan, mask in pairs:
+        truth = scan.with_name(mask.name)
+        figure = montage(CTVolume.load(scan), MaskVolume.load(mask), MaskVolume.load(truth))
+        save_figure(figure, output / "pictures" / mask.name.replace(".nii.gz", ".png"))
 
 
-def _extras(args, output, model, jobs) -> dict:
+def _extras(args, output, model, pair) -> dict:
     """The stages that are asked for by option."""
+    scan, mask = pair
     made = {}
     if args.explain:
         from liverseg_tf.explanation.explain import explain
 
-        explain(jobs[0].source, output / "explanation", model=model, most_lesions=1)
+        explain(scan, output / "explanation", model=model, most_lesions=1)
         made["explanation"] = output / "explanation"
     if args.report:
         from liverseg_tf.reporting.report import report
 
-        report(jobs[0].source, output / "report.html", model=model, truth=jobs[0].source.with_name(jobs[0].target.name))
+        report(scan, output / "report.html", model=model, truth=scan.with_name(mask.name))
         made["report"] = output / "report.html"
     if args.export:
         from liverseg_tf.exporting.export import export

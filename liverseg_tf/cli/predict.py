@@ -76,122 +76,76 @@ def run(args: argparse.Namespace) -> int:
     """Predict; returns 1 if any volume failed."""
     import os
     from contextlib import ExitStack, redirect_stdout
-    from functools import partial
 
     from liverseg_tf.cli.progress import console, progress_bar
-    from liverseg_tf.data.dicom.formats import PRODUCTS
-    from liverseg_tf.data.remote import join, location
-    from liverseg_tf.inference.jobs import UNCERTAINTY, check_outputs, plan, predict_files
+    from liverseg_tf.cohorts.predict_folder import predict_folder
     from liverseg_tf.inference.postprocessing import PostProcessing
-    from liverseg_tf.inference.predictor import Predictor
-    from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
-    from liverseg_tf.ownership import refuse_inputs
-    from liverseg_tf.strict_json import to_json
 
     if args.server and args.model:
         raise ConfigError("--server and --model: expected one of them, the server has its own model")
     if args.server and args.engine == "ray":
         raise ConfigError("--server and --engine ray: expected one of them, both divide the work")
-    ray_options = {name: getattr(args, name) for name in ("address", "workers", "threads", "gpus")}
-    ray_options["timeout_s"] = args.timeout
-    ray_options = {name: value for name, value in ray_options.items() if value is not None}
-    formats = _formats(args)
-    ending = ".nii.gz" if "nifti" in formats else PRODUCTS[formats[0]][0]
-    jobs = plan(
-        args.inputs,
-        args.output,
-        args.overwrite,
-        args.resume,
-        series=args.series,
-        allow_gaps=args.allow_gaps,
-        ending=ending,
-    )
     model = args.model
     if args.server:
         from liverseg_tf.inference.serving_client import ServingClient
 
         model = ServingClient(args.server)
-    predictor = Predictor(
-        model,
-        batch_size=args.batch_size,
-        postprocessing=None if args.no_postprocessing else PostProcessing(),
-        variations=args.variations,
-        max_bytes=args.max_bytes,
-    )
-    out = console()
-    settings = {
-        "model": predictor.config.to_dict(),
-        "postprocessing": not args.no_postprocessing,
-        "variations": args.variations,
-        "probabilities": args.probabilities,
-        "uncertainty": args.uncertainty,
-        "formats": formats,
-        "segmentation_type": args.segmentation_type,
-        "lesion_segments": args.lesion_segments,
-    }
-    output = location(args.output)
-    products = dict.fromkeys(predictor.config.class_names[1:], "probabilities") if args.probabilities else {}
-    if args.uncertainty:
-        products[UNCERTAINTY] = "uncertainty"
+    ray_options = {name: getattr(args, name) for name in ("address", "workers", "threads", "gpus")}
+    ray_options["timeout_s"] = args.timeout
+    out, bar = console(), progress_bar()
+    tasks = {}
     with ExitStack() as stack:
-        manifest, finished = None, {}
-        if jobs[0].target != output:  # a folder
-            name = str(args.server or args.model or "shipped")
-            manifest = stack.enter_context(
-                RunManifest(join(output, MANIFEST), name, settings, predictor.sha256, args.overwrite)
-            )
-            refuse_inputs([manifest.where], [job.source for job in jobs])
-            finished = manifest.finished(jobs) if args.resume else {}
-        todo = [job for job in jobs if job.target not in finished]
-        objects = dict(PRODUCTS[name] for name in formats if name != "nifti")
-        of_dicom = products | {end: kind for end, kind in objects.items() if end != ending}
-        if args.resume:
-            products, of_dicom = ({"": "mask"} | kinds for kinds in (products, of_dicom))
-        sources = [job.source for job in jobs]
-        check_outputs([job for job in todo if not job.is_dicom], products, args.overwrite, sources)
-        check_outputs([job for job in todo if job.is_dicom], of_dicom, args.overwrite, sources)
-        if manifest is not None:
-            manifest.write(finished.values())
-        bar = stack.enter_context(progress_bar())
-        if args.engine == "ray":  # it prints of every worker that dies; the rows tell it too, and stdout is theirs
-            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        whole = bar.add_task("volumes", total=len(jobs), completed=len(finished))
-        task = bar.add_task("slices", total=None, visible=args.engine == "embedded")
+
+        def on_start(volumes, finished):
+            stack.enter_context(bar)
+            if args.engine == "ray":  # it prints of every worker that dies; the rows tell it too, and stdout is theirs
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            tasks["volumes"] = bar.add_task("volumes", total=volumes, completed=finished)
+            tasks["slices"] = bar.add_task("slices", total=None, visible=args.engine == "embedded")
 
         def on_progress(job, done, total):
-            bar.update(task, completed=done, total=total, description=job.name)
+            bar.update(tasks["slices"], completed=done, total=total, description=job.name)
 
         def on_done(row):
-            bar.advance(whole)
-            if manifest is not None:
-                manifest.add(row)
+            bar.advance(tasks["volumes"])
             for message in row["warnings"]:
                 out.print(f"warning: {as_flags(message, args.flags)}", markup=False, soft_wrap=True)
             if row["status"] == "error":
                 out.print(f"error: {as_flags(row['error'], args.flags)}", markup=False, soft_wrap=True)
 
-        rows = predict_files(
-            predictor,
-            jobs,
+        rows = predict_folder(
+            args.inputs,
+            args.output,
+            model,
+            formats=args.format,
+            segmentation_type=args.segmentation_type,
+            lesion_segments=args.lesion_segments,
+            series=args.series,
+            allow_gaps=args.allow_gaps,
             probabilities=args.probabilities,
+            uncertainty=args.uncertainty,
+            resume=args.resume,
             overwrite=args.overwrite,
-            finished=finished,
-            extra=partial(
-                _extra,
-                uncertainty=args.uncertainty,
-                formats=tuple(name for name in formats if name != "nifti"),
-                is_default=args.format is None,
-                segmentation_type=args.segmentation_type,
-                lesion_segments=args.lesion_segments,
-            ),
+            engine=args.engine,
+            ray_options={name: value for name, value in ray_options.items() if value is not None},
+            on_start=on_start,
             progress=on_progress,
             on_done=on_done,
-            engine=args.engine,
-            **ray_options,
+            batch_size=args.batch_size,
+            postprocessing=None if args.no_postprocessing else PostProcessing(),
+            variations=args.variations,
+            max_bytes=args.max_bytes,
         )
-        if manifest is not None:
-            manifest.write(rows)
+    _print_rows(rows, args)
     failed = [row for row in rows if row["status"] == "error"]
+    if failed and len(rows) > 1:
+        out.print(f"{len(failed)} of {len(rows)} volumes failed", markup=False)
+    return 1 if failed else 0
+
+
+def _print_rows(rows: list[dict], args: argparse.Namespace) -> None:
+    from liverseg_tf.strict_json import to_json
+
     if args.json:
         print(to_json({"volumes": rows}))
     else:
@@ -206,58 +160,6 @@ def run(args: argparse.Namespace) -> int:
                     liver, tumour = (row["uncertainty"][f"{name}_range_ml"] for name in ("liver", "tumour"))
                     found = f"liver {_range(liver)} ml, tumour {_range(tumour)} ml"
                     print(f"  over variations of the scan: {found} (disagreement, no interval of the truth)")
-    if failed and len(rows) > 1:
-        out.print(f"{len(failed)} of {len(rows)} volumes failed", markup=False)
-    return 1 if failed else 0
-
-
-def _formats(args: argparse.Namespace) -> tuple[str, ...]:
-    """What to write: what is asked for, else what the output's name says, else NIfTI, and SEG of DICOM."""
-    from liverseg_tf.data.dicom.formats import parse_formats
-    from liverseg_tf.data.nifti import is_nifti_name
-
-    if args.format is not None:
-        return parse_formats(args.format)
-    if args.output.lower().endswith(".dcm"):
-        return ("seg",)
-    return ("nifti",) if is_nifti_name(args.output) else ("nifti", "seg")
-
-
-def _extra(predictor, prediction, target, *, uncertainty: bool, **objects) -> dict:
-    """Everything that is written beside the mask."""
-    row = _uncertainty(predictor, prediction, target) if uncertainty else {}
-    return row | _objects(predictor, prediction, target, **objects)
-
-
-def _objects(
-    predictor, prediction, target, *, formats: tuple[str, ...], is_default: bool, segmentation_type: str, **options
-) -> dict:
-    """DICOM objects of a prediction; by default of a DICOM series that can have them."""
-    import warnings
-
-    from liverseg_tf.data.dicom.formats import PRODUCTS
-    from liverseg_tf.data.nifti import is_nifti_name
-    from liverseg_tf.errors import DataWarning, OutputError
-    from liverseg_tf.inference.jobs import product
-
-    if not formats or (is_default and prediction.volume.series is None and is_nifti_name(target)):
-        return {}
-    from liverseg_tf.dicom_objects.findings import Findings
-    from liverseg_tf.dicom_objects.objects import write_objects
-
-    may_lack = is_nifti_name(target) and is_default
-    try:
-        findings = Findings(prediction.canonical_labels, prediction.volume, predictor.name, predictor.sha256)
-    except OutputError as error:
-        if not may_lack:
-            raise
-        warnings.warn(f"no DICOM was written: {error}", DataWarning, 2)
-        return {}
-    if not prediction.canonical_labels.any() and is_nifti_name(target):
-        warnings.warn(f"{prediction.volume.name}: no liver was found, so no DICOM object was written", DataWarning, 2)
-        return {}
-    paths = {name: product(target, PRODUCTS[name][0]) for name in formats}
-    return {"objects": write_objects(findings, paths, segmentation_type=segmentation_type, **options)}
 
 
 def _read_again(written: dict) -> str:
@@ -267,16 +169,6 @@ def _read_again(written: dict) -> str:
     lesions = found["lesions"]
     count = f"{len(lesions)} {'lesion' if len(lesions) == 1 else 'lesions'}"
     return f"read again, agrees with the mask: liver {found['liver']['volume_ml']:.1f} ml, {count}"
-
-
-def _uncertainty(predictor, prediction, target) -> dict:
-    from liverseg_tf.explanation.uncertainty import measure_uncertainty
-    from liverseg_tf.inference.jobs import entropy_path
-
-    found = measure_uncertainty(prediction, predictor)
-    path = entropy_path(target)
-    found.save(path)
-    return {"uncertainty": {"entropy": str(path), **found.to_dict()}}
 
 
 def _range(ends: list[float]) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from liverseg_tf import __version__
+from liverseg_tf.data.dicom.formats import SEGMENTATION_TYPES
 from liverseg_tf.data.dicom.headers import quiet
 from liverseg_tf.dicom_objects.findings import Findings
 from liverseg_tf.errors import ConfigError, OutputError
 from liverseg_tf.labels import BACKGROUND, CLASSES, LIVER, TUMOUR
 
-SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
 MANUFACTURER = "liverseg_tf"
 # one bit a pixel needs an array with a plane a segment while it is made
 _MOST_BYTES = 2 * 1024**3

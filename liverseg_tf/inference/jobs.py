@@ -1,4 +1,4 @@
-"""Prediction of many files, in this process or by workers on many machines."""
+"""What is to be predicted and where it goes, and the prediction of one of them: what every engine works on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.data.reading import format_of, is_itk_name
 from liverseg_tf.data.remote import child, fetch, fetch_all, join, listing, location, parent, starts, store
 from liverseg_tf.errors import (
-    ConfigError,
     DataWarning,
     InputFileError,
     LiverSegError,
@@ -33,7 +32,6 @@ from liverseg_tf.files import is_hidden, staging_folder
 from liverseg_tf.inference.predictor import Prediction, Predictor, manifest_row, side_product
 from liverseg_tf.ownership import Url, carries_our_mark, claim, is_url, publish, refuse_inputs, why_not_ours
 
-ENGINES = ("embedded", "ray")
 UNCERTAINTY = "uncertainty"
 _MASK_NAME = re.compile(r"segmentation-\d+(_[a-z]+)?|.*_seg(_[a-z]+)?", re.IGNORECASE)
 _MASK_FOLDERS = ("labelstr", "labelsts")
@@ -198,59 +196,6 @@ def mask_name(source: str | Path, ending: str = ".nii.gz") -> str:
     if match := re.fullmatch(r"volume-(\d+)", name, re.IGNORECASE):
         return f"segmentation-{match[1]}{ending}"
     return f"{name}_seg{ending}"
-
-
-def predict_files(
-    predictor: Predictor,
-    jobs: Iterable[Job],
-    *,
-    probabilities: bool = False,
-    overwrite: bool = False,
-    finished: Mapping[str | Path, dict[str, Any]] | None = None,
-    extra: Callable[[Predictor, Prediction, Path], dict[str, Any]] | None = None,
-    progress: Callable[[Job, int, int], None] | None = None,
-    on_done: Callable[[dict[str, Any]], None] | None = None,
-    engine: str = "embedded",
-    **ray_options: Any,
-) -> list[dict[str, Any]]:
-    """Predict volume after volume; one that fails becomes an error row and the rest go on.
-
-    Args:
-        finished: rows, by output, that need no second prediction; see `RunManifest.finished`.
-        extra: called with the predictor, each prediction and its mask's path, still in a hidden folder; what it writes
-            into that folder appears with the mask, what it returns joins the row. For Ray it must be picklable.
-        progress: called with the job, the slices done and their total; not with Ray.
-        on_done: called with each new row as it is complete, always in this process.
-        engine: `embedded`, in this process; or `ray`, by workers on this machine or a cluster.
-        ray_options: `address`, `workers` and the other fields of `RayOptions`, for `ray` alone.
-
-    Returns:
-        A row for each job, in their order: input, output, status, seconds, statistics, warnings, or the error.
-
-    Raises:
-        ConfigError: for another engine, or options that don't fit it.
-        MissingDependencyError: if the engine's package is missing.
-        LiverSegError: if no worker can be started.
-    """
-    if engine not in ENGINES:
-        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}. Received: {engine!r}")
-    if ray_options and engine != "ray":
-        raise ConfigError(f"{', '.join(ray_options)}: for engine='ray' alone")
-    jobs = list(jobs)
-    rows = {index: finished[job.target] for index, job in enumerate(jobs) if finished and job.target in finished}
-    todo = {index: job for index, job in enumerate(jobs) if index not in rows}
-    options = {"probabilities": probabilities, "overwrite": overwrite, "extra": extra}
-    if engine == "ray":
-        from liverseg_tf.inference.ray_engine import RayOptions, predict_on_ray
-
-        results = predict_on_ray(predictor, todo, options, RayOptions(**ray_options))
-    else:
-        results = ((index, predict_job(predictor, job, **options, progress=progress)) for index, job in todo.items())
-    for index, row in results:
-        rows[index] = row
-        if on_done is not None:
-            on_done(row)
-    return [rows[index] for index in range(len(jobs))]
 
 
 def predict_job(

@@ -13,7 +13,8 @@ import liverseg_tf as ls
 from liverseg_tf.cli.main import main
 from liverseg_tf.data import remote
 from liverseg_tf.errors import InputFileError, LiverSegError, MissingDependencyError, OutputError
-from liverseg_tf.inference.jobs import plan, predict_files
+from liverseg_tf.inference.jobs import plan
+from liverseg_tf.inference.predict_files import predict_files
 from liverseg_tf.ownership import read_signed_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")

@@ -11,7 +11,8 @@ import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.errors import ConfigError, OutputError
-from liverseg_tf.inference.jobs import plan, predict_files
+from liverseg_tf.inference.jobs import plan
+from liverseg_tf.inference.predict_files import predict_files
 from liverseg_tf.inference.run_manifest import RunManifest
 from liverseg_tf.ownership import read_signed_line
 

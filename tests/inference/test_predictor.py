@@ -6,8 +6,9 @@ import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.errors import ConfigError, DataWarning, ModelError, OutputError
-from liverseg_tf.inference.jobs import plan, predict_files
+from liverseg_tf.inference.jobs import plan
 from liverseg_tf.inference.postprocessing import PostProcessing
+from liverseg_tf.inference.predict_files import predict_files
 from tests.data.test_volume import ORIENTATIONS, stored_as
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")

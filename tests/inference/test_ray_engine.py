@@ -18,7 +18,8 @@ import pytest
 import liverseg_tf as ls
 from liverseg_tf.cli.main import main
 from liverseg_tf.errors import ConfigError, LiverSegError, MissingDependencyError, ServerError
-from liverseg_tf.inference.jobs import Job, plan, predict_files
+from liverseg_tf.inference.jobs import Job, plan
+from liverseg_tf.inference.predict_files import predict_files
 from liverseg_tf.ownership import read_signed_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")

@@ -12,6 +12,7 @@ PRODUCTS = {
     "pdf": ("_report.dcm", "dicom-pdf"),
 }
 FORMATS = ("nifti", *PRODUCTS)
+SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

@@ -1,0 +1,75 @@
+"""Prediction of many files, in this process or by workers on many machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.inference.jobs import Job, predict_job
+from liverseg_tf.inference.predictor import Prediction, Predictor
+from liverseg_tf.inference.ray_engine import RayOptions, predict_on_ray
+
+ENGINES = ("embedded", "ray")
+
+
+def predict_files(
+    predictor: Predictor,
+    jobs: Iterable[Job],
+    *,
+    probabilities: bool = False,
+    overwrite: bool = False,
+    finished: Mapping[str | Path, dict[str, Any]] | None = None,
+    extra: Callable[[Predictor, Prediction, Path], dict[str, Any]] | None = None,
+    progress: Callable[[Job, int, int], None] | None = None,
+    on_done: Callable[[dict[str, Any]], None] | None = None,
+    engine: str = "embedded",
+    **ray_options: Any,
+) -> list[dict[str, Any]]:
+    """Predict volume after volume; one that fails becomes an error row and the rest go on.
+
+    Args:
+        finished: rows, by output, that need no second prediction; see `RunManifest.finished`.
+        extra: called with the predictor, each prediction and its mask's path, still in a hidden folder; what it writes
+            into that folder appears with the mask, what it returns joins the row. For Ray it must be picklable.
+        progress: called with the job, the slices done and their total; not with Ray.
+        on_done: called with each new row as it is complete, always in this process.
+        engine: `embedded`, in this process; or `ray`, by workers on this machine or a cluster.
+        ray_options: `address`, `workers` and the other fields of `RayOptions`, for `ray` alone.
+
+    Returns:
+        A row for each job, in their order: input, output, status, seconds, statistics, warnings, or the error.
+
+    Raises:
+        ConfigError: for another engine, or options that don't fit it.
+        MissingDependencyError: if the engine's package is missing.
+        LiverSegError: if no worker can be started.
+    """
+    options_of_ray = check_engine(engine, ray_options)
+    jobs = list(jobs)
+    rows = {index: finished[job.target] for index, job in enumerate(jobs) if finished and job.target in finished}
+    todo = {index: job for index, job in enumerate(jobs) if index not in rows}
+    options = {"probabilities": probabilities, "overwrite": overwrite, "extra": extra}
+    if options_of_ray is not None:
+        results = predict_on_ray(predictor, todo, options, options_of_ray)
+    else:
+        results = ((index, predict_job(predictor, job, **options, progress=progress)) for index, job in todo.items())
+    for index, row in results:
+        rows[index] = row
+        if on_done is not None:
+            on_done(row)
+    return [rows[index] for index in range(len(jobs))]
+
+
+def check_engine(engine: str, ray_options: Mapping[str, Any]) -> RayOptions | None:
+    """Check the choice of an engine; gives Ray's options, None for this process.
+
+    Raises:
+        ConfigError: as `predict_files`.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}. Received: {engine!r}")
+    if ray_options and engine != "ray":
+        raise ConfigError(f"{', '.join(ray_options)}: for engine='ray' alone")
+    return RayOptions(**ray_options) if engine == "ray" else None
