@@ -6,7 +6,7 @@ import pytest
 
 from liverseg_tf.data.reading import format_of, read_volume
 from liverseg_tf.data.volume import CTVolume, MaskVolume
-from liverseg_tf.errors import ConfigError, GeometryError, InputFileError
+from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, InputFileError
 
 itk = pytest.importorskip("SimpleITK")
 
@@ -31,6 +31,20 @@ def test_they_give_what_nifti_gives(tmp_path, image, suffix):
     np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-5)
     back = volume.image_like((volume.hu > 0).astype(np.uint8))
     np.testing.assert_allclose(nib.affines.voxel_sizes(back.affine), (1, 2, 3))
+
+
+def test_a_dicom_series_with_a_gap_is_read_only_where_that_is_asked_for(tmp_path):
+    pytest.importorskip("pydicom")
+    from liverseg_tf.data.dicom.writing import series_datasets
+
+    hu = np.random.default_rng(0).integers(-1000, 1000, (6, 7, 5)).astype(np.int16)
+    for index, data in enumerate(series_datasets(hu, np.diag([-1.5, -2.0, 3.0, 1.0]), "X", "", 1, 0)):
+        if index != 2:
+            data.save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
+    with pytest.raises(InputFileError, match="1 missing"):
+        read_volume(tmp_path)
+    with pytest.warns(DataWarning, match="resampled to 5 slices"):
+        assert read_volume(tmp_path, allow_gaps=True).voxels.shape == (6, 7, 5)
 
 
 def test_masks_too(tmp_path, image):

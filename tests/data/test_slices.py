@@ -283,6 +283,17 @@ def test_a_file_that_ends_early_is_an_error_even_on_a_slices_edge(tmp_path, writ
     assert "truncated" in str(explained)
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(3, np.uint8), (-1, np.int16)])
+def test_the_values_next_to_the_classes_are_none(tmp_path, write_nifti, value, dtype):
+    make_case(tmp_path, write_nifti)
+    affine = stored_as(np.zeros((12, 10, 6)), (1, 2, 3), "LPS")[1]
+    labels = np.zeros((10, 12, 6), dtype)
+    labels[4, 5, 3] = value
+    write_nifti(tmp_path / "segmentation-0.nii.gz", labels, affine)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="values that are no class"):
+        list(slice_dataset(find_cases(tmp_path)))
+
+
 def test_wrong_labels_and_grids_are_told(tmp_path, write_nifti):
     make_case(tmp_path, write_nifti)
     cases = find_cases(tmp_path)

@@ -61,6 +61,27 @@ def test_phantoms_are_as_real_ct_but_for_these_small_ones_spacing(phantom_folder
     assert {f.kind for f in verify(phantom_folder).findings} == {"spacing"}
 
 
+@pytest.mark.parametrize(
+    ("spacing_mm", "doubted"),
+    [
+        ((0.21, 3.9, 9.9), []),
+        ((0.19, 1, 3), ["rows"]),
+        ((1, 0.19, 3), ["columns"]),
+        ((4.1, 4.1, 3), ["rows", "columns"]),
+        ((1, 1, 0.19), ["slices"]),
+        ((1, 1, 10.1), ["slices"]),
+        ((0.9, 1, 0.21), []),
+    ],
+)
+def test_spacing_beyond_what_a_ct_has_is_doubted(tmp_path, write_nifti, spacing_mm, doubted):
+    row_mm, column_mm, slice_mm = spacing_mm
+    affine = np.diag([-column_mm, -row_mm, slice_mm, 1.0])
+    for name, array in zip(("volume", "segmentation"), body(), strict=True):
+        write_nifti(tmp_path / f"{name}-1.nii", array, affine)
+    words = [f.message for f in verify(tmp_path).findings if f.kind == "spacing" and "volume" in str(f)]
+    assert [f"between {axis}:" for axis in doubted] == [" ".join(w.split(" mm ")[1].split()[:2]) for w in words]
+
+
 def test_a_file_that_is_damaged_at_its_very_end(data):
     path = data / "volume-2.nii.gz"
     path.write_bytes(path.read_bytes()[:-5])

@@ -163,6 +163,10 @@ def test_figure_shows_every_case_and_size(folders):
         "Agreement on lesion",
     ]
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "2", "10"]
+    bars = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in figure.axes[1].patches)
+    middles = [(low[0] + high[1]) / 2 for low, high in zip(bars[::2], bars[1::2], strict=True)]
+    assert middles == pytest.approx(list(figure.axes[1].get_xticks()))  # a pair about each size
+    assert all(low[1] <= high[0] for low, high in zip(bars, bars[1:], strict=False))  # none hides another
     assert "6 lesions" in figure.axes[1].get_xticklabels()[0].get_text()
 
 

@@ -71,6 +71,14 @@ def test_each_slice_has_its_own_slope(make_series):
     assert volume._stored.dtype == np.int16
 
 
+def test_a_slope_without_an_intercept_scales(make_series):
+    def change(data, index):
+        data.RescaleSlope, data.RescaleIntercept = str(index + 1), "0"
+        stored(data, np.full((6, 7), 100, "<i2"))
+
+    assert loaded(make_series(change=change)).hu[0, 0].tolist() == [100, 200, 300, 400, 500]
+
+
 def test_fractional_slopes_and_large_values_become_float32(make_series):
     def fraction(data, index):
         data.RescaleSlope, data.RescaleIntercept = "0.5", "-1000.25"
