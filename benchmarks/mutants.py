@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import importlib.util
 import json
 import multiprocessing
@@ -220,7 +219,7 @@ def run(name: str, tree: ast.Module | None, known: dict | None, timeout: float) 
             pass
         if answer.exists() and (text := answer.read_text()):
             return json.loads(text)
-        return {"rc": None, "seconds": {}, "failed": [], "modules": []}
+        return {"rc": None, "seconds": {}, "failed": []}
 
 
 def child(name: str, tree: ast.Module | None, known: dict | None, folder: str) -> dict:
@@ -249,9 +248,7 @@ def child(name: str, tree: ast.Module | None, known: dict | None, folder: str) -
     options = ["-q", "-p", "no:cacheprovider", "--doctest-modules", f"--basetemp={folder}/tmp"]
     options += ["-x"] if known is not None else []
     rc = pytest.main([*options, *test_files(name)], plugins=[recorder])
-    files = {name: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items())}
-    others = [name for name, file in files.items() if file and not file.startswith(str(ROOT))]
-    return {"rc": int(rc), "seconds": recorder.seconds, "failed": recorder.failed, "modules": others}
+    return {"rc": int(rc), "seconds": recorder.seconds, "failed": recorder.failed}
 
 
 def judge_module(work: tuple[str, list[dict], str, float, float]) -> None:
@@ -260,9 +257,6 @@ def judge_module(work: tuple[str, list[dict], str, float, float]) -> None:
     start = time.monotonic()
     plain = run(name, None, None, 900)
     baseline = time.monotonic() - start
-    for other in plain["modules"]:  # what these tests need of other packages is imported once too
-        with contextlib.suppress(Exception):
-            importlib.import_module(other)
     known, spent = {}, 0.0
     for test, seconds in sorted(plain["seconds"].items(), key=lambda item: item[1]):
         spent += seconds
