@@ -113,7 +113,7 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     jobs = plan(inputs, output, overwrite, resume, series=series, allow_gaps=allow_gaps, ending=ending)
     predictor = model if isinstance(model, Predictor) else Predictor(model, **predictor_options)
-    of_objects = {"segmentation_type": segmentation_type, "lesion_segments": lesion_segments}
+    of_objects: dict[str, Any] = {"segmentation_type": segmentation_type, "lesion_segments": lesion_segments}
     settings = {
         "model": predictor.config.to_dict(),
         "postprocessing": _postprocessing_setting(predictor.postprocessing),
@@ -184,9 +184,9 @@ def _postprocessing_setting(postprocessing: PostProcessing | None) -> bool | dic
 
 def _variations_setting(variations: Variations | None) -> int | dict[str, Any] | None:
     """As the manifest has it: how many, and all of it where they aren't the default's."""
-    if variations is None or variations == Variations(count=variations.count):
-        return variations and variations.count
-    return variations.to_dict()
+    if variations is None:
+        return None
+    return variations.count if variations == Variations(count=variations.count) else variations.to_dict()
 
 
 def _model_name(model: Any, predictor: Predictor, resume: bool) -> str:

@@ -50,7 +50,7 @@ def predict_files(
     jobs = list(jobs)
     rows = {index: finished[job.target] for index, job in enumerate(jobs) if finished and job.target in finished}
     todo = {index: job for index, job in enumerate(jobs) if index not in rows}
-    options = {"probabilities": probabilities, "overwrite": overwrite, "extra": extra}
+    options: dict[str, Any] = {"probabilities": probabilities, "overwrite": overwrite, "extra": extra}
     if options_of_ray is not None:
         results = predict_on_ray(predictor, todo, options, options_of_ray)
     else:
