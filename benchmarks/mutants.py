@@ -265,10 +265,12 @@ def judge_module(work: tuple[str, list[dict], str, float, float]) -> None:
     print(
         f"{name}: {len(known)} of {len(plain['seconds'])} tests, {baseline:.0f} s, failed {plain['failed']}", flush=True
     )
+    if not known:
+        return  # nothing can be said of its mutants: the next run tries again
     for entry in mutants:
         description, tree = mutant(name, entry["index"], entry["choice"])
         start = time.monotonic()
-        result = run(name, tree, known, 3 * baseline + 5) if known else {"rc": 5, "failed": []}
+        result = run(name, tree, known, 3 * baseline + 5)
         outcome = {0: "survived", 5: "survived", None: "timeout"}.get(result["rc"], "killed")
         line = {**description, "outcome": outcome, "by": result["failed"][:1], "tests": len(known)}
         line["seconds"] = round(time.monotonic() - start, 1)
