@@ -19,6 +19,8 @@ from liverseg_tf.inference.runtimes import open_runtime
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST
 from liverseg_tf.models.saving import CONFIG_ENTRY, load_model
 
+pytestmark = pytest.mark.slow
+
 
 def archive(path, entries, compression=zipfile.ZIP_DEFLATED):
     with zipfile.ZipFile(path, "w", compression) as file:

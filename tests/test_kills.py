@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FULL = "LIVERSEG_KILL_POINTS" in os.environ
 POINTS = int(os.environ.get("LIVERSEG_KILL_POINTS", 1))
 # Jobs that take long are killed once, just before this file or folder gets its final name, if not FULL.

@@ -13,6 +13,8 @@ from liverseg_tf.cli.main import main
 from liverseg_tf.data import phantom
 from liverseg_tf.training import recipes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")

@@ -6,11 +6,14 @@ import json
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from liverseg_tf.cli import explain as cli
 from liverseg_tf.cli.main import main
 from liverseg_tf.explanation.explain import CAN_SHOW, explain
 from liverseg_tf.explanation.methods import METHODS
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_lesion_and_a_point(capsys, tmp_path, phantom_folder, small_model_file):

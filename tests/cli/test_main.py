@@ -43,6 +43,7 @@ def test_a_bare_call_shows_the_help(capsys):
         assert f"\n    {name.replace('_', '-')} " in captured.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_as_killed_by_sigint(tmp_path):
     """As a shell needs it to stop its loop; with one line, and no half file left behind."""
     script = tmp_path / "stopped.py"
@@ -92,6 +93,7 @@ def test_info_as_json(capsys):
     assert [c["name"] for c in found["classes"]] == ["background", "liver", "tumour"]
 
 
+@pytest.mark.slow
 def test_predict_a_folder(capsys, tmp_path, write_nifti, small_model_file):
     hu = np.random.default_rng(0).integers(-1000, 500, (40, 36, 3)).astype(np.int16)
     array, affine = stored_as(hu, (2, 2, 4), "LPS")
@@ -117,6 +119,7 @@ def test_predict_a_folder(capsys, tmp_path, write_nifti, small_model_file):
     assert captured.out.count(" ml, tumour ") == 2
 
 
+@pytest.mark.slow
 def test_phantom_train_and_evaluate(capsys, tmp_path):
     assert main(["phantom", str(tmp_path / "ct"), "--cases", "3", "--shape", "64", "64", "12", "--json"]) == 0
     capsys.readouterr()

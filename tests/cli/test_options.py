@@ -15,7 +15,7 @@ from liverseg_tf.cli.options import as_flags, flags_of, output_name
 @pytest.mark.parametrize(
     ("command", "name", "told"),
     [
-        (["predict", "ct.nii", "-o"], "out.nrrd", "expected a name ending in .nii or .nii.gz or a folder"),
+        (["predict", "ct.nii", "-o"], "out.nrrd", "expected a name ending in .nii or .nii.gz or .dcm or a folder"),
         (["predict", "ct.nii", "-o"], "out.png", "for a folder of that name write"),
         (["predict", "ct.nii", "-o"], "s3://bucket/out.nii.zip", "expected a name ending in .nii"),
         (["report", "ct.nii", "-o"], "x.pdf", "expected a name ending in .html or .htm"),

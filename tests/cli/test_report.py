@@ -6,8 +6,11 @@ import json
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from liverseg_tf.cli.main import main
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_page_with_truth(capsys, tmp_path, phantom_folder, small_model_file):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("jax")
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "shipped_model"
 RECIPE = {"size": 32, "batch": 4, "steps": 4, "rate": 1e-3, "shares": [2, 1, 1], "warmup": 2, "missed": 0.6}

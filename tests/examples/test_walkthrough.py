@@ -17,6 +17,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_shows_what_it_promises(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

@@ -14,6 +14,8 @@ from liverseg_tf.explanation.explain import explain
 from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.inference.runtimes import KerasRuntime
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def explained(dark_is_tumour, lesions):

@@ -14,6 +14,8 @@ import pytest
 from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.shipped import shipped_model
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ai_edge_litert")
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "edge" / "segment.py"
 BARE = """

@@ -16,6 +16,8 @@ from liverseg_tf.exporting.samples import UNKNOWN, Sample, samples
 from liverseg_tf.exporting.timing import Measured
 from liverseg_tf.models.saving import build_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def large_case(body_hu, write_nifti, tmp_path):

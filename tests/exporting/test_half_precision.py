@@ -8,6 +8,8 @@ from liverseg_tf.exporting.export import export
 from liverseg_tf.inference.runtimes import KerasRuntime, open_runtime
 from liverseg_tf.models.saving import load_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hu():

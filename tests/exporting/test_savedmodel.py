@@ -21,6 +21,8 @@ from liverseg_tf.exporting.savedmodel import (
 from liverseg_tf.hounsfield import PNG_OFFSET_HU
 from liverseg_tf.inference.runtimes import SavedModelRuntime
 
+pytestmark = pytest.mark.slow
+
 TENSORFLOW_ALONE = """
 import sys
 sys.modules["liverseg_tf"] = sys.modules["segmentation_models"] = sys.modules["keras"] = None

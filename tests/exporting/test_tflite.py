@@ -16,6 +16,8 @@ from liverseg_tf.exporting.tflite import check_builtin_only, convert, operators
 from liverseg_tf.inference.runtimes import TFLiteRuntime
 from liverseg_tf.inference.slice_function import SliceFunction
 
+pytestmark = pytest.mark.slow
+
 
 def test_only_builtin_operators(tflite_files):
     for path in tflite_files.values():

@@ -15,6 +15,8 @@ from liverseg_tf.inference.runtimes import open_runtime
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, sha256_of
 from liverseg_tf.shipped import shipped_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def edited(savedmodel, tmp_path):

@@ -79,6 +79,7 @@ def cluster(ray, data, tmp_path, monkeypatch):
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_one_process_and_a_volume_that_hangs_is_given_up(
     ray, tmp_path, phantom_folder, small_model_file
 ):
@@ -104,6 +105,7 @@ def test_labels_are_those_of_one_process_and_a_volume_that_hangs_is_given_up(
     assert "volume-5.nii.gz: crashed the worker once (took more than 15 s)" in rows[5]["error"]
 
 
+@pytest.mark.slow
 def test_every_volume_ends_once_whatever_dies(ray, cluster, data, tmp_path, small_model_file, capsys):
     expected = predict_files(ls.Predictor(small_model_file), plan([data / "volume-1.nii.gz"], tmp_path / "one"))[0]
     output, caused = tmp_path / "out", []
@@ -142,7 +144,7 @@ def test_every_volume_ends_once_whatever_dies(ray, cluster, data, tmp_path, smal
     again = json.loads(capsys.readouterr().out)["volumes"]
     assert [row["status"] for row in again] == ["done"] * 13
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert len(list(output.glob("*.nii.gz"))) == 13
+    assert len(list(output.glob("seg*.nii.gz"))) == 13  # what a killed worker staged is hidden, and goes later
 
 
 def _cause_accidents(cluster, output: Path, caused: list[str]) -> None:

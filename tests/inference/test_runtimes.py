@@ -17,6 +17,8 @@ from liverseg_tf.inference.allowed_operations import check_operations
 from liverseg_tf.inference.runtimes import KerasRuntime, Runtime, SavedModelRuntime, TFLiteRuntime, open_runtime
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def artefacts(small_model_file, tmp_path_factory):

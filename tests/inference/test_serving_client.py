@@ -22,6 +22,8 @@ from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.inference.runtimes import Runtime
 from liverseg_tf.inference.serving_client import ServingClient
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tensorflow_serving")
 
 

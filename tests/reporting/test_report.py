@@ -25,6 +25,8 @@ from liverseg_tf.reporting import page_data
 from liverseg_tf.reporting import report as html_report
 from liverseg_tf.reporting.report import report
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 
@@ -143,7 +145,7 @@ def test_a_model_without_gradients_gives_a_page_without_heatmaps(threshold_model
     runtime = Predictor(threshold_model).runtimes[0]
 
     class Opaque:
-        config = runtime.config
+        config, is_remote, slices_at_once = runtime.config, False, 1
         labels = staticmethod(runtime.labels)
         probabilities = staticmethod(runtime.probabilities)
 

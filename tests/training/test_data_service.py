@@ -13,6 +13,8 @@ from liverseg_tf.training import train as run
 from liverseg_tf.training.feeding import through_service
 from tests.training import worker
 
+pytestmark = pytest.mark.slow
+
 service = tf.data.experimental.service
 _RUNNING = []  # they end with the process: stopped earlier, they would first finish the epochs that they are making
 

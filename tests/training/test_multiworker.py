@@ -19,6 +19,8 @@ from liverseg_tf.training.strategies import create_strategy
 from tests.training import worker
 from tests.training.worker import RECIPE
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = 'TF_CONFIG=\'{"cluster": {"worker": ["a:12345", "b:12345"]}, "task": {"type": "worker", "index": 0}}\''
 
 

@@ -15,6 +15,8 @@ import liverseg_tf.training.train as module
 from liverseg_tf.errors import ConfigError, DataWarning, ModelError, OutputError, TrainingError
 from liverseg_tf.training.recipes import RECIPES, Recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(
     name="tiny",
     image_size=32,
