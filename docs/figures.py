@@ -20,7 +20,7 @@ def main() -> None:
     """Write docs/images/montage.png, and report.png where chromium is installed."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        ls.write_phantoms(folder, cases=1, seed=7, shape=(320, 320, 64))
+        ls.write_phantoms(folder, cases=1, seed=10, shape=(320, 320, 64))
         ct, truth = folder / "volume-0.nii.gz", folder / "segmentation-0.nii.gz"
         prediction = ls.Predictor().predict(ct)
         print(prediction)
