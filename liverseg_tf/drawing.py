@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +22,9 @@ from liverseg_tf.ownership import owned_write
 from liverseg_tf.provenance import SOFTWARE
 from liverseg_tf.windows import resolve_window, window_bounds, window_name
 
+if TYPE_CHECKING:
+    from liverseg_tf.data.volume import CTVolume
+
 # Okabe and Ito: told apart with any color vision
 CURVE_COLORS = (
     "#0072B2",
@@ -32,6 +35,52 @@ CURVE_COLORS = (
     "#E69F00",
     "#000000",
 )
+
+
+# A window's name: as wide as `MEASURED_WIDTH_HU`, centred on the liver that the mask shows.
+MEASURED = "measured"
+# Shows enhanced vessels (200 HU) beside a portal-venous liver (110 HU), and fat beside an unenhanced one (55 HU).
+MEASURED_WIDTH_HU = 240
+# Where no liver was measured: between an unenhanced and a portal-venous one.
+_UNMEASURED = (300, 80)
+_MOST_SLICES_MEASURED = 24
+_FEWEST_VOXELS_MEASURED = 50
+_SCALE_BARS_MM = (200, 100, 50, 20, 10, 5, 2, 1)
+
+
+def liver_window(volume: CTVolume, labels: np.ndarray | None) -> tuple[int, int]:
+    """A window centred on the liver of this CT, so that neither a bright nor a dark one turns white or black.
+
+    Args:
+        volume: the CT.
+        labels: (rows, columns, slices) class indices; None, or fewer than 50 voxels of liver, give a fixed window.
+
+    Returns:
+        (width, level) in HU: the level is the median of the liver without its tumours, rounded to 5 HU.
+
+    Examples:
+        >>> from liverseg_tf.data.volume import CTVolume
+        >>> labels = np.ones((8, 8, 4), np.uint8)
+        >>> liver_window(CTVolume.from_array(np.full((8, 8, 4), 108), (1, 1, 1)), labels)
+        (240, 110)
+    """
+    if labels is None:
+        return _UNMEASURED
+    inside = np.flatnonzero((labels == LIVER).any(axis=(0, 1)))
+    chosen = inside[np.linspace(0, len(inside) - 1, min(len(inside), _MOST_SLICES_MEASURED)).astype(int)]
+    parts = [volume.slices(i, i + 1)[0][labels[..., i] == LIVER] for i in chosen.tolist()]
+    return _window_around(np.concatenate(parts) if parts else np.zeros(0))
+
+
+def chosen_window(window: str | tuple[float, float], hu: np.ndarray, labels: np.ndarray) -> str | tuple[float, float]:
+    """The window itself; in place of `MEASURED` the one centred on the liver of HU and labels of one shape."""
+    return _window_around(hu[labels == LIVER]) if window == MEASURED else window
+
+
+def _window_around(liver_hu: np.ndarray) -> tuple[int, int]:
+    if liver_hu.size < _FEWEST_VOXELS_MEASURED:
+        return _UNMEASURED
+    return MEASURED_WIDTH_HU, int(5 * round(float(np.median(liver_hu)) / 5))
 
 
 def save_figure(
@@ -104,12 +153,33 @@ def show_image(
                 y,
                 letter,
                 color="white",
-                fontsize="small",
+                fontsize="medium",
                 path_effects=[withStroke(linewidth=2, foreground="black")],
                 transform=axis.transAxes,
                 ha={0.02: "left", 0.98: "right"}.get(x, "center"),
                 va={0.98: "top", 0.02: "bottom"}.get(y, "center"),
             )
+
+
+def scale_bar(axis: Axes, pixel_mm: float) -> None:
+    """Draw a bar of a round length, up to a third of the picture's width, into the lower left corner.
+
+    Args:
+        axis: with a picture of `show_image`.
+        pixel_mm: width of a pixel.
+    """
+    first, last = axis.get_xlim()
+    columns = abs(last - first)
+    length_mm = next((mm for mm in _SCALE_BARS_MM if mm <= columns * pixel_mm / 3), _SCALE_BARS_MM[-1])
+    share = length_mm / (columns * pixel_mm)
+    halo = [withStroke(linewidth=4, foreground="black")]
+    axis.plot(
+        [0.03, 0.03 + share], [0.035] * 2, color="white", linewidth=2, transform=axis.transAxes, path_effects=halo
+    )
+    halo = [withStroke(linewidth=2, foreground="black")]
+    axis.text(
+        0.03, 0.05, f"{length_mm} mm", color="white", fontsize="small", transform=axis.transAxes, path_effects=halo
+    )  # fmt: skip
 
 
 def show_slice(
@@ -128,7 +198,7 @@ def overlay(
     axis: Axes,
     labels: np.ndarray,
     aspect: float,
-    safe_colors: bool = False,
+    safe_colors: bool = True,
     alpha: float = 0.35,
 ) -> None:
     """Lay classes over a picture: a thin filling and a contour; background stays clear."""
@@ -147,7 +217,7 @@ def contours(
     axis: Axes,
     labels: np.ndarray,
     aspect: float,
-    safe_colors: bool = False,
+    safe_colors: bool = True,
     linestyle: str = "solid",
     width: float = 1.0,
 ) -> None:
@@ -172,9 +242,10 @@ def contours(
     axis.set_aspect(aspect)
 
 
-def class_legend(figure: Figure, safe_colors: bool = False, extra: Sequence[Any] = ()) -> None:
+def class_legend(figure: Figure, safe_colors: bool = True, extra: Sequence[Any] = ()) -> None:
     """Put the classes' names and colors under the figure."""
-    handles = [Patch(facecolor=class_color(c, safe_colors), edgecolor="0.4", label=c.name) for c in CLASSES]
+    drawn = [c for c in CLASSES if c.index != BACKGROUND]
+    handles = [Patch(facecolor=class_color(c, safe_colors), edgecolor="0.4", label=c.name) for c in drawn]
     figure.legend(
         handles=[*handles, *extra],
         loc="outside lower center",
@@ -183,7 +254,7 @@ def class_legend(figure: Figure, safe_colors: bool = False, extra: Sequence[Any]
     )
 
 
-def class_color(label_class: LabelClass, safe_colors: bool = False) -> tuple[float, float, float]:
+def class_color(label_class: LabelClass, safe_colors: bool = True) -> tuple[float, float, float]:
     """RGB in [0, 1] of a class."""
     red, green, blue = label_class.safe_color if safe_colors else label_class.color
     return red / 255, green / 255, blue / 255

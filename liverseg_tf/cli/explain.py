@@ -52,7 +52,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--no-tests", action="store_true", help="don't test the maps: faster, and without a verdict")
     add_seed(parser, "of the tests' random maps")
-    parser.add_argument("--safe-colors", action="store_true", help="color-blind-safe colors in figures")
+    parser.add_argument(
+        "--safe-colors",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="colors told apart with any color vision",
+    )
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)

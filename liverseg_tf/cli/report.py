@@ -28,7 +28,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--uncertainty", action="store_true", help="add test-time variation: about eight times as long as predicting"
     )
     parser.add_argument("--most-lesions", type=int, default=10, metavar="N", help="with a heatmap (default: 10)")
-    parser.add_argument("--safe-colors", action="store_true", help="begin with color-blind-safe colors")
+    parser.add_argument(
+        "--safe-colors",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="colors told apart with any color vision",
+    )
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)

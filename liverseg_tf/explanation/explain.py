@@ -181,7 +181,7 @@ class Explanation:
             "tested": len(tested),
         }
 
-    def figure(self, region: int = 0, safe_colors: bool = False) -> Figure:
+    def figure(self, region: int = 0, safe_colors: bool = True) -> Figure:
         """Draw a region's largest slice, its map and its curves."""
         from liverseg_tf.explanation.figure import explanation_figure
 
@@ -193,7 +193,7 @@ class Explanation:
         image.header.set_slope_inter(1 / 255, 0)
         return sign(image, "heatmap")
 
-    def save(self, folder: str | Path, overwrite: bool = False, safe_colors: bool = False) -> list[Path]:
+    def save(self, folder: str | Path, overwrite: bool = False, safe_colors: bool = True) -> list[Path]:
         """Write each region's map (`<region>_heatmap.nii.gz`), its figure (`<region>.png`), and `explanation.json`.
 
         Args:
@@ -248,7 +248,7 @@ def explain(
     most_lesions: int = 20,
     seed: int = 0,
     overwrite: bool = False,
-    safe_colors: bool = False,
+    safe_colors: bool = True,
     progress: Progress | None = None,
 ) -> Explanation:
     """Show which places made the network see a lesion, the liver, or what it says about a point.

@@ -13,8 +13,10 @@ from liverseg_tf.drawing import (
     CURVE_COLORS,
     class_legend,
     contours,
+    liver_window,
     new_figure,
     overlay,
+    scale_bar,
     show_slice,
     slice_aspect,
     window_title,
@@ -31,7 +33,7 @@ HEAT_COLORS = "inferno"
 
 
 def explanation_figure(
-    volume: CTVolume, labels: np.ndarray, explained: RegionExplanation, safe_colors: bool = False
+    volume: CTVolume, labels: np.ndarray, explained: RegionExplanation, safe_colors: bool = True
 ) -> Figure:
     """Draw a region's largest slice: the CT with the mask, the map over it, and the curves if it was tested.
 
@@ -45,10 +47,12 @@ def explanation_figure(
     hu, plane = volume.slices(index, index + 1)[0], labels[..., index]
     aspect = slice_aspect(volume.spacing_mm)
     figure, axes = new_figure(1, 2 + 2 * (explained.curves is not None), hu.shape[0] * aspect / hu.shape[1])
-    show_slice(axes[0], hu, "liver", aspect, f"{window_title('liver')}\nslice {index + 1} of {volume.shape[2]}")
+    window = liver_window(volume, labels)
+    show_slice(axes[0], hu, window, aspect, f"{window_title(window)}\nslice {index + 1} of {volume.shape[2]}")
     overlay(axes[0], plane, aspect, safe_colors, alpha=0.15)
+    scale_bar(axes[0], volume.spacing_mm[1])
     name = f"{explained.region.name}, class {CLASSES[explained.region.label].name}"
-    show_slice(axes[1], hu, "abdomen_soft", aspect, f"what raises the score\n{name}")
+    show_slice(axes[1], hu, window, aspect, f"what raises the score\n{name}")
     heat = explained.slice_map(index)
     # the weaker, the more transparent, so that the CT stays readable
     drawn = axes[1].imshow(heat, cmap=HEAT_COLORS, vmin=0, vmax=1, alpha=0.75 * heat, aspect=aspect)

@@ -17,10 +17,13 @@ from matplotlib.ticker import MaxNLocator
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.drawing import (
     CURVE_COLORS,
+    MEASURED,
     best_slice,
+    chosen_window,
     class_color,
     class_legend,
     contours,
+    liver_window,
     new_figure,
     overlay,
     show_image,
@@ -45,8 +48,8 @@ def sample_figure(
     volume: CTVolume,
     mask: MaskVolume | np.ndarray | None = None,
     slice_index: int | None = None,
-    window: str | tuple[float, float] = "liver",
-    safe_colors: bool = False,
+    window: str | tuple[float, float] = MEASURED,
+    safe_colors: bool = True,
 ) -> Figure:
     """Draw one slice: original, windowed, mask, overlay.
 
@@ -54,7 +57,7 @@ def sample_figure(
         volume: the CT.
         mask: class indices on the same grid, (rows, columns, slices) if an array; None leaves mask and overlay out.
         slice_index: slice, counted from inferior; by default the one with most tumour, else most liver, else middle.
-        window: preset's name, or (width, level) in HU.
+        window: preset's name, (width, level) in HU, or "measured": centred on the mask's liver (`liver_window`).
         safe_colors: use the color-blind-safe colors.
 
     Raises:
@@ -68,6 +71,8 @@ def sample_figure(
     """
     labels = mask_array(mask, volume)
     index = best_slice(labels, volume.shape[2]) if slice_index is None else check_slice(slice_index, volume)
+    if window == MEASURED:
+        window = liver_window(volume, labels)
     hu = volume.slices(index, index + 1)[0]
     aspect = slice_aspect(volume.spacing_mm)
     panels = 2 if labels is None else 4
@@ -137,7 +142,7 @@ def batch_figure(
     labels: np.ndarray,
     columns: int = 4,
     limit: int = 16,
-    safe_colors: bool = False,
+    safe_colors: bool = True,
 ) -> Figure:
     """Draw a batch as the network gets it, with the labels laid over.
 
@@ -189,9 +194,9 @@ def prediction_figure(
     truth: np.ndarray,
     prediction: np.ndarray,
     spacing_mm: Sequence[float] = (1.0, 1.0),
-    window: str | tuple[float, float] | None = "liver",
+    window: str | tuple[float, float] | None = MEASURED,
     title: str = "",
-    safe_colors: bool = False,
+    safe_colors: bool = True,
 ) -> Figure:
     """Draw target against prediction for one slice or a few, with Dice and IoU of liver and tumour written on.
 
@@ -201,7 +206,8 @@ def prediction_figure(
         hu: (rows, columns) or (N, rows, columns) of real numbers: HU, or a channel with `window=None`.
         truth, prediction: the same shape, integer, 0 to 2.
         spacing_mm: (row, column).
-        window: preset's name, or (width, level) in HU; None shows each picture's own range.
+        window: preset's name, (width, level) in HU, or "measured": centred on the target's liver; None shows each
+            picture's own range.
         title: above it all.
         safe_colors: use the color-blind-safe colors.
 
@@ -222,6 +228,8 @@ def prediction_figure(
         )
     truth, prediction = to_labels(truth, "truth"), to_labels(prediction, "prediction")
     hu, truth, prediction = (a.reshape(-1, *a.shape[-2:]) for a in (hu, truth, prediction))
+    if window is not None:
+        window = chosen_window(window, hu, truth if (truth == LIVER).any() else prediction)
     aspect = slice_aspect(spacing_mm)
     figure, axes = new_figure(len(hu), 4, hu.shape[1] * aspect / hu.shape[2])
     for row, image, true, predicted in zip(np.reshape(axes, (-1, 4)), hu, truth, prediction, strict=True):
@@ -338,7 +346,7 @@ def learning_rate_figure(rates: Sequence[float], losses: Sequence[float], sugges
 def counts_figure(
     counts: np.ndarray | Mapping[str, int],
     title: str = "pixels per class",
-    safe_colors: bool = False,
+    safe_colors: bool = True,
 ) -> Figure:
     """Draw how many pixels or voxels each class has, on a logarithmic scale, with count and share written on.
 

@@ -8,9 +8,12 @@ from matplotlib.lines import Line2D
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.drawing import (
+    MEASURED,
     class_legend,
     contours,
+    liver_window,
     new_figure,
+    scale_bar,
     show_image,
     slice_aspect,
     window_title,
@@ -33,8 +36,8 @@ def montage(
     *,
     count: int = 12,
     columns: int = 4,
-    window: str | tuple[float, float] = "liver",
-    safe_colors: bool = False,
+    window: str | tuple[float, float] = MEASURED,
+    safe_colors: bool = True,
 ) -> Figure:
     """Draw the slices of a volume that have something to see, with contours.
 
@@ -44,7 +47,7 @@ def montage(
         truth: the reference, drawn dashed.
         count: at most so many slices (see `informative_slices`).
         columns: pictures in a row.
-        window: preset's name, or (width, level) in HU.
+        window: preset's name, (width, level) in HU, or "measured": centred on the liver of the masks (`liver_window`).
         safe_colors: use the color-blind-safe colors.
 
     Raises:
@@ -63,6 +66,8 @@ def montage(
     masks = [mask_array(mask, volume) for mask in (labels, truth)]
     seen = np.maximum.reduce([m for m in masks if m is not None]) if any(m is not None for m in masks) else None
     indices = informative_slices(seen, volume.shape[2], count)
+    if window == MEASURED:
+        window = liver_window(volume, seen)
     hu = [volume.slices(i, i + 1)[0] for i in indices]
     rows_cut, columns_cut = _body_box(np.max(hu, axis=0), volume.spacing_mm)
     aspect = slice_aspect(volume.spacing_mm)
@@ -76,7 +81,6 @@ def montage(
             image[rows_cut, columns_cut],
             window_bounds(window),
             aspect,
-            letters=axis is axes[0],
         )
         axis.set_title(f"slice {index + 1} of {volume.shape[2]}", fontsize="small")
         for mask, style in zip(masks, ("solid", "dashed"), strict=True):
@@ -88,6 +92,7 @@ def montage(
                     safe_colors,
                     linestyle=style,
                 )
+        scale_bar(axis, volume.spacing_mm[1])
     for axis in axes[len(indices) :]:
         axis.remove()
     if seen is not None:
@@ -95,7 +100,7 @@ def montage(
         if styles and masks[0] is not None:
             styles.insert(0, Line2D([], [], color="0.3", label="prediction"))
         class_legend(figure, safe_colors, styles)
-    figure.suptitle(f"{volume.path.name if volume.path else 'volume'}, {window_title(window)}")
+    figure.suptitle(f"{volume.path.name if volume.path else 'volume'}, {window_title(window)}\n{_why_these(seen)}")
     return figure
 
 
@@ -136,6 +141,14 @@ def informative_slices(labels: np.ndarray | None, slices: int, count: int) -> li
     wanted = min(count - len(chosen), len(candidates))
     chosen += [candidates[i] for i in _spread(0, len(candidates), wanted)]
     return sorted(chosen)
+
+
+def _why_these(labels: np.ndarray | None) -> str:
+    if labels is None or not (labels >= LIVER).any():
+        return "slices spread evenly over the CT"
+    if not (labels == TUMOUR).any():
+        return "slices spread evenly over the liver"
+    return "where the largest lesions are largest, then slices spread evenly over the liver"
 
 
 def _spread(start: int, stop: int, count: int) -> list[int]:

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
+from liverseg_tf.drawing import liver_window
 from liverseg_tf.errors import ConfigError, ModelError, OutputError
 from liverseg_tf.evaluation.case_scores import CaseScores, score_case
 from liverseg_tf.evaluation.statistics import MaskStatistics, statistics
@@ -31,7 +32,7 @@ from liverseg_tf.reporting.page_data import (
     packed_bytes,
 )
 from liverseg_tf.strict_json import to_json
-from liverseg_tf.windows import WINDOWS, resolve_window, window_name
+from liverseg_tf.windows import resolve_window, window_name
 
 if TYPE_CHECKING:
     from liverseg_tf.explanation.explain import Explanation, RegionExplanation
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SIGNATURE = '<meta name="generator" content="liverseg_tf'
-_FIRST_WINDOWS = ("liver", "custom", "abdomen_soft", "mediastinum", "lungs", "spine_bone")
+# After the measured one; windows of the head have no place here
+_OFFERED_WINDOWS = ("liver", "custom", "abdomen_soft", "mediastinum", "lungs", "spine_soft", "spine_bone")
 
 # Key, name, letter; heat that is not supported is off until asked for
 _HEAT_LAYERS = (("heatmap", "Heatmap", "h", True), ("heatmap-unsupported", "Unsupported heat", "k", False))
@@ -87,7 +89,7 @@ def report(
     method: str = "integrated-gradients",
     layer: str = "bottleneck",
     most_lesions: int = 10,
-    safe_colors: bool = False,
+    safe_colors: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -168,7 +170,7 @@ def report(
     return output
 
 
-def build_page(content: ReportContent, title: str, safe_colors: bool = False) -> str:
+def build_page(content: ReportContent, title: str, safe_colors: bool = True) -> str:
     """The page's text.
 
     Args:
@@ -218,7 +220,7 @@ def build_page(content: ReportContent, title: str, safe_colors: bool = False) ->
         "tables": tables,
         "lesions": lesions,
         "start": lesions[0] if lesions else _start(labels),
-        "windows": [dict(zip(("name", "width", "level"), (n, *resolve_window(n)), strict=True)) for n in _windows()],
+        "windows": _windows(liver_window(volume, labels)),
         "classes": [{"name": c.name, "color": c.color, "safe_color": c.safe_color} for c in CLASSES],
         "safe_colors": safe_colors,
     }
@@ -507,8 +509,9 @@ def _color_table(name: str) -> list[list[int]]:
     return np.rint(colormaps[name](np.linspace(0, 1, 64))[:, :3] * 255).astype(int).tolist()
 
 
-def _windows() -> list[str]:
-    return [*_FIRST_WINDOWS, *(name for name in WINDOWS if name not in _FIRST_WINDOWS)]
+def _windows(measured: tuple[int, int]) -> list[dict[str, Any]]:
+    offered = [("this liver", measured), *((name, resolve_window(name)) for name in _OFFERED_WINDOWS)]
+    return [{"name": name, "width": width, "level": level} for name, (width, level) in offered]
 
 
 def _place(volume: CTVolume, labels: np.ndarray, number: int, center_mm: Sequence[float]) -> dict[str, int]:

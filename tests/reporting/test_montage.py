@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.drawing import liver_window
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.reporting.montage import informative_slices, montage
 
@@ -46,6 +47,33 @@ def test_montage_draws_prediction_and_reference_where_they_are(labels):
     assert len(panel.collections) == 4  # liver and tumour of each mask, as lines
     left = [c.get_paths()[0].vertices[:, 0].min() for c in panel.collections]
     assert left == pytest.approx([3.5, 7.5, 5.5, 9.5])
+
+
+@pytest.mark.parametrize("liver_hu", [55, 110, 160])
+def test_the_window_follows_the_liver_and_shows_its_vessels(labels, liver_hu):
+    hu = np.full(labels.shape, -1000, np.int16)
+    hu[labels >= 1] = liver_hu
+    hu[labels == 2] = liver_hu - 40
+    volume = CTVolume.from_array(hu, spacing_mm=(1, 1, 5))
+    width, level = liver_window(volume, labels)
+    assert (width, level) == (240, liver_hu)
+    figure = montage(volume, labels, count=2)
+    low, high = figure.axes[0].images[0].get_clim()
+    assert low < liver_hu - 60 and high > liver_hu + 90  # neither lesions are black nor vessels white
+    assert f"L {liver_hu} HU" in figure.get_suptitle()
+    assert liver_window(volume, np.zeros_like(labels)) == liver_window(volume, None)
+
+
+def test_every_slice_has_its_sides_and_a_scale(labels):
+    figure = montage(CTVolume.from_array(np.zeros(labels.shape, np.int16), (1, 2, 5)), labels, count=4)
+    for panel in figure.axes:
+        texts = {t.get_text() for t in panel.texts}
+        assert {"R", "L", "A", "P"} < texts
+        (length,) = (int(t.removesuffix(" mm")) for t in texts if t.endswith(" mm"))
+        bar = np.ptp(panel.lines[0].get_xdata()) * np.ptp(panel.get_xlim()) * 2  # columns are 2 mm wide
+        assert bar == pytest.approx(length) and length <= 64 / 3
+    assert "largest lesions" in figure.get_suptitle()
+    assert [t.get_text() for t in figure.legends[0].get_texts()][:2] == ["liver", "tumour"]  # what is drawn alone
 
 
 def test_montage_leaves_air_out():
