@@ -37,7 +37,8 @@ from liverseg_tf.explanation.faithfulness import (
     without_region,
 )
 from liverseg_tf.explanation.layers import LAYERS
-from liverseg_tf.explanation.methods import DEFAULT_METHOD, METHODS, make_explainer
+from liverseg_tf.explanation.methods import make_explainer
+from liverseg_tf.explanation.options import DEFAULT_METHOD, METHODS
 from liverseg_tf.explanation.regions import find_regions
 from liverseg_tf.explanation.uncertainty import expected_calibration_error, measure_uncertainty
 from liverseg_tf.files import write_text

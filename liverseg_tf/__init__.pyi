@@ -20,7 +20,8 @@ from .data.lesion_synthesis import LesionSynthesis as LesionSynthesis
 from .data.phantom import Phantom as Phantom
 from .data.phantom import make_phantom as make_phantom
 from .data.phantom import write_phantoms as write_phantoms
-from .data.slices import SliceSelection as SliceSelection
+from .data.slice_options import SliceOptions as SliceOptions
+from .data.slice_options import SliceSelection as SliceSelection
 from .data.slices import slice_dataset as slice_dataset
 from .data.verify import verify as verify
 from .data.volume import CTVolume as CTVolume
@@ -32,6 +33,7 @@ from .evaluation.measure import Measurement as Measurement
 from .evaluation.measure import measure as measure
 from .evaluation.statistics import statistics as statistics
 from .explanation.explain import explain as explain
+from .explanation.options import ExplainOptions as ExplainOptions
 from .explanation.uncertainty import measure_uncertainty as measure_uncertainty
 from .exporting.export import export as export
 from .inference.postprocessing import PostProcessing as PostProcessing
@@ -50,6 +52,7 @@ from .reporting.case_table import describe_cases as describe_cases
 from .reporting.montage import montage as montage
 from .reporting.report import report as report
 from .training.find_learning_rate import find_learning_rate as find_learning_rate
+from .training.options import TrainingOptions as TrainingOptions
 from .training.recipes import RECIPES as RECIPES
 from .training.recipes import Recipe as Recipe
 from .training.train import Run as Run

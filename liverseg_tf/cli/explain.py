@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 
 from liverseg_tf.cli.options import add_json, add_output, add_overwrite, add_seed, add_series, ct_of
-
-# written out, since help should not load TensorFlow; a test compares it with the methods themselves
-METHODS = ("integrated-gradients", "gradcam", "gradcam++", "layercam", "scorecam", "hirescam", "segxrescam")
+from liverseg_tf.explanation.options import DEFAULT_METHOD, METHODS, TARGETS, ExplainOptions
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -25,28 +23,36 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", metavar="M", help="run folder or .keras file (default: shipped)")
     parser.add_argument(
         "--target",
-        choices=("tumour", "all-tumour", "liver"),
-        default="tumour",
+        choices=TARGETS,
+        default=TARGETS[0],
         help="each lesion by itself, all together, or the liver (default: tumour)",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--lesion", type=int, metavar="K", help="only this lesion; 1 is the largest")
     which.add_argument("--point", type=_point, metavar="X,Y,Z", help="around this voxel of the file, counted from 0")
-    parser.add_argument("--radius", type=float, default=10.0, metavar="MM", help="of --point (default: 10)")
+    parser.add_argument(
+        "--radius", type=float, default=ExplainOptions.radius_mm, metavar="MM", help="of --point (default: %(default)g)"
+    )
     parser.add_argument("--mask", metavar="SEG", help="take the regions from this mask, not from the prediction")
     parser.add_argument(
         "--method",
         choices=METHODS,
-        default=METHODS[0],
-        help=f"{', '.join(METHODS)} (default: {METHODS[0]}); scorecam needs much more time",
+        default=DEFAULT_METHOD,
+        help=f"{', '.join(METHODS)} (default: {DEFAULT_METHOD}); scorecam needs much more time",
         metavar="NAME",
     )
     parser.add_argument(
         "--layer",
-        default="bottleneck",
+        default=ExplainOptions.layer,
         help="of the CAMs: bottleneck, decoder0 (coarse) to decoder4 (fine), or a layer's name (default: bottleneck)",
     )
-    parser.add_argument("--most-lesions", type=int, default=20, metavar="N", help="the largest ones (default: 20)")
+    parser.add_argument(
+        "--most-lesions",
+        type=int,
+        default=ExplainOptions.most_lesions,
+        metavar="N",
+        help="the largest ones (default: %(default)s)",
+    )
     parser.add_argument(
         "--all-slices", action="store_true", help="maps on all of a lesion's slices, not the tested one"
     )

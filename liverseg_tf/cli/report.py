@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.explain import METHODS
 from liverseg_tf.cli.options import add_json, add_model, add_output, add_overwrite, add_series, ct_of
+from liverseg_tf.explanation.options import DEFAULT_METHOD, METHODS
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             title=args.title,
             explanations=not args.no_heatmaps,
             uncertainty=args.uncertainty,
-            method=args.method or METHODS[0],
+            method=args.method or DEFAULT_METHOD,
             most_lesions=args.most_lesions,
             safe_colors=args.safe_colors,
             overwrite=args.overwrite,

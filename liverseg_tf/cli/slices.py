@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.data.image_folder import write_image_folder
-    from liverseg_tf.data.slices import SliceSelection
+    from liverseg_tf.data.slice_options import SliceSelection
     from liverseg_tf.strict_json import to_json
 
     start = time.perf_counter()

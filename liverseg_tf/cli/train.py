@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from liverseg_tf.cli.options import add_folders, add_json, add_output, add_patients, add_seed, add_training_input
+from liverseg_tf.training.options import PRECISIONS, SPLITS, TrainingOptions
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -21,10 +22,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs after the frozen phase")
     parser.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches an epoch (default: all slices)")
     parser.add_argument(
-        "--validation-fraction", type=float, default=0.2, metavar="F", help="share of the patients (default: 0.2)"
+        "--validation-fraction",
+        type=float,
+        default=TrainingOptions.validation_fraction,
+        metavar="F",
+        help="share of the patients (default: %(default)s)",
     )
     add_patients(parser)
-    parser.add_argument("--split", choices=("patients", "slices"), default="patients", help="slices: as the original")
+    parser.add_argument("--split", choices=SPLITS, default=TrainingOptions.split, help="slices: as the original")
     parser.add_argument("--folds", type=int, metavar="K", help="cross-validate over K shares of the patients")
     parser.add_argument("--from", dest="from_model", metavar="MODEL", help="model to start from; 'shipped' for ours")
     add_seed(parser, "everything random goes by it")
@@ -32,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--xla", action=argparse.BooleanOptionalAction, default=None, help="default: where it pays")
     parser.add_argument(
         "--precision",
-        choices=("float32", "mixed_float16", "bfloat16"),
+        choices=PRECISIONS,
         help="default: mixed on a new GPU, bfloat16 on a CPU that computes with it",
     )
     parser.add_argument(

@@ -11,10 +11,10 @@ import glob
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import tensorflow as tf
@@ -23,9 +23,11 @@ from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.data.cases import Case, with_masks
 from liverseg_tf.data.nifti import NiftiFile, open_nifti, read_voxels
+from liverseg_tf.data.slice_options import SliceChanges, SliceOptions, SliceSelection
 from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LiverSegError
-from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
+from liverseg_tf.hounsfield import AIR_HU
+from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR, to_labels
 from liverseg_tf.ownership import write_text
 from liverseg_tf.strict_json import to_json
@@ -34,103 +36,23 @@ from liverseg_tf.strict_json import to_json
 _CACHE_FORMAT = 1
 # What a slice shows, in the order of `proportions`.
 CATEGORIES = ("tumour", "liver only", "neither")
-SliceMap = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
-@dataclass(frozen=True)
-class SlicePart:
-    """One side of a split over single slices, as the original's: patients stand on both sides.
-
-    Attributes:
-        fraction: share of the slices on the validation side.
-        seed: same seed, same sides.
-        validation: take the validation side; else the training side.
-    """
-
-    fraction: float
-    seed: int = 0
-    validation: bool = False
-
-    def contains(self, case: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        """Tell whether a slice (case number, slice number) is on this side."""
-        seed = tf.random.experimental.stateless_fold_in([self.seed, 0], tf.cast(case, tf.int32))
-        drawn = tf.random.stateless_uniform(
-            [], tf.random.experimental.stateless_fold_in(seed, tf.cast(index, tf.int32))
-        )
-        return (drawn < self.fraction) if self.validation else (drawn >= self.fraction)
-
-
-@dataclass(frozen=True)
-class SliceSelection:
-    """Which slices of which cases are taken.
-
-    Attributes:
-        every_volume: take every n-th case, counted from the first.
-        every_slice: take every n-th slice of a case, counted from the lowest.
-        order: `"number"` counts cases by number, `"name"` by their file names as strings (the original's way).
-        only_liver: leave out slices whose mask is empty.
-        part: one side of a split over single slices, or None.
-    """
-
-    every_volume: int = 1
-    every_slice: int = 1
-    order: str = "number"
-    only_liver: bool = False
-    part: SlicePart | None = None
-
-    def __post_init__(self) -> None:
-        if self.every_volume < 1 or self.every_slice < 1:
-            raise ConfigError(f"every n-th volume and slice: expected at least 1. Received: {self}")
-        if self.order not in ("number", "name"):
-            raise ConfigError(f"order: expected 'number' or 'name'. Received: {self.order!r}")
-
-    def cases(self, cases: Sequence[Case]) -> list[Case]:
-        """The chosen cases."""
-        key = (lambda c: c.id) if self.order == "number" else (lambda c: c.volume.name)
-        return sorted(cases, key=key)[:: self.every_volume]
-
-
+@takes_options(SliceOptions)
 def slice_dataset(
     cases: Sequence[Case],
     image_size: int | None = None,
     *,
-    channels: ChannelsConfig | None = None,
-    selection: SliceSelection | None = None,
-    shuffle: bool = False,
-    proportions: tuple[float, float, float] | None = None,
-    augmentation: SliceMap | None = None,
-    synthesis: SliceMap | None = None,
-    seed: int = 0,
-    epoch: int = 0,
-    with_index: bool = False,
-    cache: str | Path | None = None,
-    hu_range: tuple[float, float] | None = HU_RANGE,
-    deterministic: bool = True,
-    shuffle_buffer: int = 256,
+    options: SliceOptions | None = None,
+    **changes: Unpack[SliceChanges],
 ) -> tf.data.Dataset:
     """Read labelled cases slice by slice.
 
     Args:
         cases: those with a mask are read; their headers are checked at once, their voxels when they are read.
         image_size: rows and columns in pixels of channels and labels; None gives HU and labels as in the file.
-        channels: how HU become channels; the default is the liver window, the custom window and the histogram.
-        selection: which slices; all by default.
-        shuffle: mix cases and slices anew for each `epoch` (training); else cases in order, each from its first
-            stored slice to its last (evaluation).
-        proportions: shares of slices with tumour, with liver only and with neither that are drawn (sum 1; 0 for
-            a kind that no case has). Slices drawn too rarely in the files come as they are, others
-            are left out at random.
-        augmentation: callable (hu (H, W) float32, labels (H, W) uint8, seed (2,) int32) -> (hu, labels), in graph
-            operations, as `Augmentation`.
-        synthesis: callable with a further `spacing_mm` (row, column), as `LesionSynthesis`; comes before augmentation.
-        seed, epoch: everything random is a function of these and of the slice's place in the epoch.
-        with_index: add `{"case": int64, "slice": int64}`: the case's number, and the slice counted from inferior.
-        cache: `"memory"`, or a file to keep decoded slices in; random steps, channels and sizes come after the cache.
-            A file of other cases, of files that were changed, or of another selection or `hu_range` is refused, as its
-            record `<file>.json` tells.
-        hu_range: HU to clip to, or None for none.
-        deterministic: keep the order whatever the parallelism; False may be faster.
-        shuffle_buffer: slices that are mixed with one another at a time.
+        options: which slices, in what order and form; see `SliceOptions`.
+        changes: fields of `SliceOptions` as keywords, such as `shuffle=True`; they count before `options`.
 
     Returns:
         An unbatched dataset of (channels (S, S, C) float32 in [0, 1], labels (S, S) uint8), or without `image_size`
@@ -145,23 +67,9 @@ def slice_dataset(
     Examples:
         >>> dataset = slice_dataset(find_cases("LiTS"), image_size=128).batch(16)  # doctest: +SKIP
     """
-    pipeline = _Pipeline(
-        cases,
-        image_size,
-        channels=channels,
-        selection=selection,
-        shuffle=shuffle,
-        proportions=proportions,
-        augmentation=augmentation,
-        synthesis=synthesis,
-        seed=seed,
-        with_index=with_index,
-        cache=cache,
-        hu_range=hu_range,
-        deterministic=deterministic,
-        shuffle_buffer=shuffle_buffer,
-    )
-    dataset = tf.data.Dataset.from_tensors(tf.constant(epoch, tf.int64)).flat_map(_as_written(pipeline.round))
+    options = with_changes(options, SliceOptions, changes, "slice_dataset")
+    pipeline = _Pipeline(cases, image_size, options)
+    dataset = tf.data.Dataset.from_tensors(tf.constant(options.epoch, tf.int64)).flat_map(_as_written(pipeline.round))
     if pipeline.keep is None and not pipeline.source.is_filtered:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(pipeline.source.count))
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(_options())
@@ -173,14 +81,16 @@ def training_batches(
     batch_size: int,
     steps_per_epoch: int,
     first_epoch: int = 0,
-    **options: Any,
+    *,
+    options: SliceOptions | None = None,
+    **changes: Unpack[SliceChanges],
 ) -> tf.data.Dataset:
     """Batches for training, epoch after epoch without end.
 
     Beginning with `first_epoch` gives what an uninterrupted dataset gives from there on, so that training can resume.
 
     Args:
-        cases, image_size, options: as `slice_dataset`; `shuffle` is on.
+        cases, image_size, options, changes: as `slice_dataset`; `shuffle` is on, and `epoch` does not count.
         batch_size: slices a batch.
         steps_per_epoch: batches an epoch; the cases are gone through again where they run out.
         first_epoch: number of the epoch to begin with.
@@ -188,7 +98,8 @@ def training_batches(
     Returns:
         A dataset of (channels (B, S, S, C) float32, labels (B, S, S) uint8).
     """
-    pipeline = _Pipeline(cases, image_size, **{**options, "shuffle": True})
+    options = replace(with_changes(options, SliceOptions, changes, "training_batches"), shuffle=True)
+    pipeline = _Pipeline(cases, image_size, options)
 
     def one_epoch(epoch):
         rounds = tf.data.Dataset.range(_MOST_ROUNDS).flat_map(
@@ -238,36 +149,17 @@ _MOST_ROUNDS = 1000
 class _Pipeline:
     """The options of `slice_dataset`; `round(r)` is its dataset for the r-th time through the cases."""
 
-    def __init__(
-        self,
-        cases: Sequence[Case],
-        image_size: int | None,
-        *,
-        channels: ChannelsConfig | None = None,
-        selection: SliceSelection | None = None,
-        shuffle: bool = False,
-        proportions: tuple[float, float, float] | None = None,
-        augmentation: SliceMap | None = None,
-        synthesis: SliceMap | None = None,
-        seed: int = 0,
-        with_index: bool = False,
-        cache: str | Path | None = None,
-        hu_range: tuple[float, float] | None = HU_RANGE,
-        deterministic: bool = True,
-        shuffle_buffer: int = 256,
-    ):
+    def __init__(self, cases: Sequence[Case], image_size: int | None, options: SliceOptions):
         if image_size is not None and image_size < 1:
             raise ConfigError(f"image size: expected a positive number of pixels. Received: {image_size}")
-        selection = selection or SliceSelection()
-        self.source = _Source(selection.cases(with_masks(cases)), selection, hu_range)
-        self.image_size, self.shuffle, self.seed = image_size, shuffle, seed
-        self.augmentation, self.synthesis = augmentation, synthesis
-        self.with_index, self.deterministic, self.shuffle_buffer = with_index, deterministic, shuffle_buffer
-        self.channels = CTChannels.from_channels_config(channels or ChannelsConfig())
+        selection = options.selection or SliceSelection()
+        self.source = _Source(selection.cases(with_masks(cases)), selection, options.hu_range)
+        self.image_size, self.options = image_size, options
+        self.channels = CTChannels.from_channels_config(options.channels or ChannelsConfig())
         self.resize = SquareResize(image_size) if image_size else None
-        self.keep = self._keep_probabilities(proportions) if proportions is not None else None
+        self.keep = self._keep_probabilities(options.proportions) if options.proportions is not None else None
         # made once, so that every round reads the same cache
-        self.cached = self._cache(cache) if cache else None
+        self.cached = self._cache(options.cache) if options.cache else None
 
     def _cache(self, where: str | Path) -> tf.data.Dataset:
         slices = self.source.slices(None, True)
@@ -296,14 +188,14 @@ class _Pipeline:
         # tf.data mixes the graph's seed into every shuffle: the user's must not reach it
         tf.random.set_seed(1)
         order = None
-        if self.shuffle and self.cached is None:
+        if self.options.shuffle and self.cached is None:
             order = tf.random.experimental.stateless_shuffle(
                 tf.range(len(self.source.cases)), seed=self._seed(number, _ORDER)
             )
-        dataset = self.cached if self.cached is not None else self.source.slices(order, self.deterministic)
-        if self.shuffle:
+        dataset = self.cached if self.cached is not None else self.source.slices(order, self.options.deterministic)
+        if self.options.shuffle:
             dataset = dataset.shuffle(
-                self.source.count if self.cached is not None else self.shuffle_buffer,
+                self.source.count if self.cached is not None else self.options.shuffle_buffer,
                 seed=tf.cast(self._seed(number, _SHUFFLE)[0], tf.int64),
                 reshuffle_each_iteration=False,
             )
@@ -313,13 +205,13 @@ class _Pipeline:
         dataset = dataset.map(
             lambda i, item: self._prepare(item, self._seed(number, _RANDOM, i)),
             num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=self.deterministic,
+            deterministic=self.options.deterministic,
         )
         return dataset.prefetch(tf.data.AUTOTUNE)
 
     def _seed(self, number, purpose: int, index=0):
         """Seed pair of one purpose, round and slice."""
-        mixed = tf.random.experimental.stateless_fold_in([self.seed, purpose], tf.cast(number, tf.int32))
+        mixed = tf.random.experimental.stateless_fold_in([self.options.seed, purpose], tf.cast(number, tf.int32))
         return tf.random.experimental.stateless_fold_in(mixed, tf.cast(index, tf.int32))
 
     def _keep_probabilities(self, proportions: tuple[float, float, float]) -> np.ndarray:
@@ -343,13 +235,13 @@ class _Pipeline:
 
     def _prepare(self, item, seed):
         hu, labels = item["hu"], item["labels"]
-        if self.synthesis is not None or self.augmentation is not None:
+        if self.options.synthesis is not None or self.options.augmentation is not None:
             hu = tf.cast(hu, tf.float32)
-            if self.synthesis is not None:
+            if self.options.synthesis is not None:
                 first = tf.random.experimental.stateless_fold_in(seed, 1)
-                hu, labels = self.synthesis(hu, labels, first, item["spacing_mm"])
-            if self.augmentation is not None:
-                hu, labels = self.augmentation(hu, labels, tf.random.experimental.stateless_fold_in(seed, 2))
+                hu, labels = self.options.synthesis(hu, labels, first, item["spacing_mm"])
+            if self.options.augmentation is not None:
+                hu, labels = self.options.augmentation(hu, labels, tf.random.experimental.stateless_fold_in(seed, 2))
             hu = tf.cast(tf.round(hu), tf.int32)  # as a scanner stores HU; the histogram is then a matter of counting
         if self.resize is None:
             result = tf.cast(hu, tf.float32), labels
@@ -360,7 +252,7 @@ class _Pipeline:
                 tf.ensure_shape(result[0], (size, size, self.channels.channels)),
                 tf.ensure_shape(result[1], (size, size)),
             )
-        return (*result, {"case": item["case"], "slice": item["slice"]}) if self.with_index else result
+        return (*result, {"case": item["case"], "slice": item["slice"]}) if self.options.with_index else result
 
 
 _ORDER, _SHUFFLE, _KEEP, _RANDOM = range(4)

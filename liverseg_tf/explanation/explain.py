@@ -7,21 +7,20 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import nibabel as nib
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
-from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, ModelError, OutputError
+from liverseg_tf.errors import DataWarning, GeometryError, ModelError, OutputError
 from liverseg_tf.explanation.faithfulness import (
     LEAST_BEATEN,
     LEAST_IN_LIVER,
     MOST_RANK_CORRELATION,
-    RANDOM_MAPS,
     DeletionInsertion,
     SliceTest,
     body_of,
@@ -30,10 +29,12 @@ from liverseg_tf.explanation.faithfulness import (
     share_within,
     without_region,
 )
-from liverseg_tf.explanation.methods import DEFAULT_METHOD, Explainer, make_explainer
+from liverseg_tf.explanation.methods import Explainer, make_explainer
+from liverseg_tf.explanation.options import RANDOM_MAPS, ExplainChanges, ExplainOptions, Progress
 from liverseg_tf.explanation.regions import Region, check_request, find_regions
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.runtimes import KerasRuntime, keras_runtime
+from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import CLASSES, LIVER
 from liverseg_tf.ownership import claim, is_ours, save_image, sign, write_text
 from liverseg_tf.strict_json import to_json
@@ -48,8 +49,6 @@ CAN_SHOW = (
     "Heat can show where on this slice the network looked for what it said; it cannot show whether that is right, "
     "since maps of false alarms pass the same tests, nor what the finding is."
 )
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +228,7 @@ class Explanation:
         return [*maps, *figures, folder / SUMMARY]
 
 
+@takes_options(ExplainOptions)
 def explain(
     source: Any,
     output: str | Path | None = None,
@@ -238,18 +238,8 @@ def explain(
     point: Sequence[float] | None = None,
     *,
     mask: str | Path | MaskVolume | np.ndarray | None = None,
-    method: str = DEFAULT_METHOD,
-    layer: str = "bottleneck",
-    all_slices: bool = False,
-    radius_mm: float = 10.0,
-    faithfulness: bool = True,
-    random_maps: int = RANDOM_MAPS,
-    randomized_models: int = 3,
-    most_lesions: int = 20,
-    seed: int = 0,
-    overwrite: bool = False,
-    safe_colors: bool = True,
-    progress: Progress | None = None,
+    options: ExplainOptions | None = None,
+    **changes: Unpack[ExplainChanges],
 ) -> Explanation:
     """Show which places made the network see a lesion, the liver, or what it says about a point.
 
@@ -267,19 +257,8 @@ def explain(
         lesion: only this one, counted from 1, the largest first.
         point: voxel (x, y, z) of the file, from 0: its surroundings, whatever was predicted there.
         mask: take the regions from this mask instead of the model's own prediction.
-        method: "integrated-gradients" (`IntegratedGradients`), or "gradcam", "gradcam++", "layercam", "scorecam",
-            "hirescam", "segxrescam" (`SegGradCam`).
-        layer: "bottleneck", "decoder0" to "decoder4", or a layer's name; not for integrated gradients.
-        all_slices: make maps on all slices of a region, not on the tested one alone.
-        radius_mm: of the surroundings of `point`.
-        faithfulness: test the maps.
-        random_maps: random maps to compare each with; a verdict needs 20.
-        randomized_models: networks drawn anew to compare with.
-        most_lesions: explain at most so many, the largest.
-        seed: decides the random maps and networks.
-        overwrite: replace files that this library did not make.
-        safe_colors: use the color-blind-safe colors in figures.
-        progress: called with regions done, their number, and what is being done.
+        options: how maps are made and tested; see `ExplainOptions`.
+        changes: fields of `ExplainOptions` as keywords, such as `method="layercam"`; they count before `options`.
 
     Returns:
         The `Explanation`; without regions if the mask has none.
@@ -293,11 +272,7 @@ def explain(
     Examples:
         >>> explanation = explain("volume-7.nii.gz", "explained/", model="run/")  # doctest: +SKIP
     """
-    if most_lesions < 1 or random_maps < 2 or randomized_models < 1:
-        raise ConfigError(
-            "explain: expected at least 1 lesion, 2 random maps and 1 randomised model. Received: "
-            f"most_lesions={most_lesions}, random_maps={random_maps}, randomized_models={randomized_models}"
-        )
+    options = with_changes(options, ExplainOptions, changes, "explain")
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     runtime = next((found for found in map(keras_runtime, predictor.runtimes) if found is not None), None)
     if runtime is None:
@@ -305,16 +280,16 @@ def explain(
             "explanations look inside the network: they need a run folder, a .keras file or a SavedModel as the model"
         )
     network = runtime.slice_function.model
-    explainer = make_explainer(network, runtime.config, method, layer)
+    explainer = make_explainer(network, runtime.config, options.method, options.layer)
     if output is not None:
-        _claim_all(Path(output), overwrite=overwrite)
-    report = progress or (lambda done, total, what: None)
+        _claim_all(Path(output), overwrite=options.overwrite)
+    report = options.progress or (lambda done, total, what: None)
     if not isinstance(source, Prediction):
         source = predictor.read(source)
     volume = source.volume if isinstance(source, Prediction) else source
-    check_request(volume.geometry, target, lesion, point, radius_mm)
+    check_request(volume.geometry, target, lesion, point, options.radius_mm)
     labels = _labels(source, volume, mask, predictor, report)
-    found = find_regions(labels, volume.geometry, target, lesion, point, radius_mm)
+    found = find_regions(labels, volume.geometry, target, lesion, point, options.radius_mm)
     if not found:
         warnings.warn(
             f"{volume.name}: no {'tumour' if target != 'liver' else 'liver'} was found, nothing to explain; "
@@ -322,27 +297,27 @@ def explain(
             DataWarning,
             2,
         )
-    chosen = found[:most_lesions]
+    chosen = found[: options.most_lesions]
     explained = []
     for done, region in enumerate(chosen):
         report(done, len(chosen), region.name)
-        explained.append(_explained(explainer, volume, labels, region, all_slices))
-    if faithfulness and explained:
-        make = functools.partial(make_explainer, config=runtime.config, method=method, layer=layer)
-        networks = [randomized_model(network, seed + number) for number in range(randomized_models)]
+        explained.append(_explained(explainer, volume, labels, region, options.all_slices))
+    if options.faithfulness and explained:
+        make = functools.partial(make_explainer, config=runtime.config, method=options.method, layer=options.layer)
+        networks = [randomized_model(network, options.seed + i) for i in range(options.randomized_models)]
         explained = _compared(explained, map(make, networks), volume, labels, report)
-        explained = _tested(explained, runtime, volume, labels, random_maps, seed, report)
+        explained = _tested(explained, runtime, volume, labels, options.random_maps, options.seed, report)
     settings = {
         "target": target,
         "lesion": lesion,
         "point": None if point is None else [float(v) for v in point],
-        "radius_mm": radius_mm if point is not None else None,
+        "radius_mm": options.radius_mm if point is not None else None,
         "regions_from": "mask" if mask is not None else "prediction",
-        "method": method,
+        "method": options.method,
         "layer": explainer.layer,
         "network": network.name,
-        "random_maps": random_maps,
-        "randomized_models": randomized_models,
+        "random_maps": options.random_maps,
+        "randomized_models": options.randomized_models,
         "needed": {
             "random_maps": RANDOM_MAPS,
             "share_beaten": LEAST_BEATEN,
@@ -350,13 +325,13 @@ def explain(
             "heat_in_liver_above": LEAST_IN_LIVER,
         },
         "can_show": CAN_SHOW,
-        "seed": seed,
+        "seed": options.seed,
     }
     mask_path = Path(mask) if isinstance(mask, (str, Path)) else getattr(mask, "path", None)
     explanation = Explanation(volume, labels, explained, len(found) - len(chosen), settings, mask_path)
     if output is not None:
         report(len(chosen), len(chosen), "writing")
-        explanation.save(output, overwrite, safe_colors)
+        explanation.save(output, options.overwrite, options.safe_colors)
     return explanation
 
 

@@ -13,10 +13,10 @@ from scipy import ndimage, stats
 
 from liverseg_tf.channels import RestoreSize
 from liverseg_tf.explanation.layers import decoder_layers
+from liverseg_tf.explanation.options import RANDOM_MAPS
 from liverseg_tf.hounsfield import BODY_HU
 from liverseg_tf.labels import LIVER
 
-RANDOM_MAPS = 20  # the fewest that a verdict may rest on
 LEAST_BEATEN = 0.95  # share of the random maps, on either curve
 LEAST_IN_LIVER = 0.5  # share of the heat
 # Above this a map looks the same whether the network has learned anything or not.

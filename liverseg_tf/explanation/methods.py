@@ -10,10 +10,8 @@ import numpy as np
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.explanation.integrated_gradients import IntegratedGradients
-from liverseg_tf.explanation.seg_grad_cam import CAM_METHODS, SegGradCam
-
-DEFAULT_METHOD = "integrated-gradients"  # what passes the tests most often: docs/explanations.md
-METHODS = (DEFAULT_METHOD, *CAM_METHODS)
+from liverseg_tf.explanation.options import METHODS
+from liverseg_tf.explanation.seg_grad_cam import SegGradCam
 
 
 class Explainer(Protocol):

@@ -12,9 +12,8 @@ from scipy import ndimage
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.errors import ConfigError, GeometryError
 from liverseg_tf.evaluation.measurements import numbered_lesions
-from liverseg_tf.labels import CLASS_NAMES, LIVER, TUMOUR
-
-TARGETS = (CLASS_NAMES[TUMOUR], CLASS_NAMES[LIVER])
+from liverseg_tf.explanation.options import TARGETS
+from liverseg_tf.labels import LIVER, TUMOUR
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +116,7 @@ def check_request(
     Raises:
         ConfigError, GeometryError: as `find_regions`.
     """
-    if target not in (*TARGETS, "all-tumour"):
+    if target not in TARGETS:
         raise ConfigError(f"explanation target: expected tumour, all-tumour or liver. Received: {target!r}")
     if point is not None and lesion is not None:
         raise ConfigError("explanation: give a lesion or a point, not both")

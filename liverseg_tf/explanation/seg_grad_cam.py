@@ -13,9 +13,9 @@ from liverseg_tf.channels import RestoreSize, SquareResize
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError
 from liverseg_tf.explanation.layers import resolve_layer
+from liverseg_tf.explanation.options import CAM_METHODS
 from liverseg_tf.inference.slice_function import SliceFunction
 
-CAM_METHODS = ("gradcam", "gradcam++", "layercam", "scorecam", "hirescam", "segxrescam")
 # Score-CAM runs the network once for each channel; those that vary most say most (Faster-Score-CAM).
 _SCORECAM_CHANNELS = 64
 _WINDOW = 7  # of Seg-XRes-CAM, in places of the layer

@@ -16,7 +16,8 @@ from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.data.cases import Case
 from liverseg_tf.data.lesion_synthesis import LesionSynthesis
 from liverseg_tf.data.nifti import open_nifti
-from liverseg_tf.data.slices import SliceSelection, training_batches
+from liverseg_tf.data.slice_options import SliceSelection
+from liverseg_tf.data.slices import training_batches
 from liverseg_tf.errors import CaseError, ConfigError, ServerError
 from liverseg_tf.training.recipes import Recipe
 

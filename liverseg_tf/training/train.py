@@ -14,14 +14,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from liverseg_tf.data.cases import Case, folds_by_patient, split_by_patient, with_masks
-from liverseg_tf.data.slices import SlicePart, explain_read_error, slice_dataset
+from liverseg_tf.data.slice_options import SlicePart
+from liverseg_tf.data.slices import explain_read_error, slice_dataset
 from liverseg_tf.errors import (
     ConfigError,
     DataWarning,
@@ -32,6 +33,7 @@ from liverseg_tf.errors import (
     first_line,
 )
 from liverseg_tf.files import atomic_write, is_partial
+from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.models.losses import build_loss
 from liverseg_tf.models.saving import build_model, load_model, save_model
 from liverseg_tf.ownership import LEDGER, adopt, write_text
@@ -49,6 +51,7 @@ from liverseg_tf.training.feeding import (
     through_service,
 )
 from liverseg_tf.training.loop import NotFiniteLossError, Phase, Trainer, phases
+from liverseg_tf.training.options import TrainingChanges, TrainingOptions
 from liverseg_tf.training.recipes import BEST_BY, Recipe, get_recipe
 from liverseg_tf.training.strategies import create_strategy, explain_lost_worker, gather, worker_index
 from liverseg_tf.training.tensorboard import TensorBoardLog
@@ -57,7 +60,6 @@ logger = logging.getLogger(__name__)
 
 # What lies in a run folder until the end, and its kind for `ownership`.
 _FILES = {"run.json": "run", "history.csv": "table", "curves.png": "figure", "model.keras": "model"}
-PRECISIONS = ("float32", "mixed_float16", "bfloat16")
 # Compiling with XLA costs about this much on a CPU, and saves about this share of a step of this length.
 _XLA_COMPILE_SECONDS, _XLA_SAVED_SHARE, _CPU_SECONDS_A_PIXEL = 30.0, 0.3, 1.2e-5
 
@@ -88,31 +90,15 @@ class Run:
         return load_model(self.output)
 
 
+@takes_options(TrainingOptions)
 def train(
     cases: Sequence[Case],
     output: str | Path,
     recipe: str | Recipe = "default",
     *,
-    epochs: int | None = None,
-    image_size: int | None = None,
-    batch_size: int | None = None,
-    validation_fraction: float = 0.2,
     validation_cases: Sequence[Case] | None = None,
-    split: str = "patients",
-    folds: int | None = None,
-    encoder_weights: str | Path | None = None,
-    from_model: str | Path | None = None,
-    seed: int = 0,
-    steps_per_epoch: int | None = None,
-    xla: bool | None = None,
-    precision: str | None = None,
-    strategy: tf.distribute.Strategy | str | None = None,
-    data_shards: int | None = None,
-    data_service: str | None = None,
-    resume: bool = False,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    tensorboard: bool = False,
-    deterministic: bool = True,
+    options: TrainingOptions | None = None,
+    **changes: Unpack[TrainingChanges],
 ) -> Run:
     """Train a U-Net and keep its best epoch.
 
@@ -128,33 +114,9 @@ def train(
         output: folder to make; it will hold `model.keras` (best), `run.json` (settings, split, versions, result),
             `history.csv`, `curves.png`, and until the end `checkpoint.npz`.
         recipe: name in `RECIPES`, or a `Recipe`.
-        epochs: epochs after the frozen phase; the recipe's by default.
-        image_size, batch_size, encoder_weights: in place of the recipe's.
-        validation_fraction: share of the patients to validate on.
-        validation_cases: validate on these instead; `cases` are then all trained on.
-        split: "patients", or "slices" as the original had it, which mixes a patient's slices over both sides.
-        folds: train this many models, each validated on its own share of the patients, in `output/fold-<i>`; the run
-            of the best one is returned.
-        from_model: a model of this library to start from; all of its configuration but the image size is kept: its
-            classes and their names, channels, HU range and backbone.
-        seed: everything random goes by it.
-        steps_per_epoch: batches an epoch; by default as many as the training slices give.
-        xla: compile with XLA; by default where it pays.
-        precision: "float32", "mixed_float16" or "bfloat16" (convolutions in bfloat16 by oneDNN, weights in float32); by
-            default mixed on a GPU with tensor cores, and bfloat16 on one CPU that computes with it.
-        strategy: for several devices: "mirrored" (all GPUs), "multiworker" (the workers of TF_CONFIG, which all call
-            this with the same arguments; the first one alone writes `output`, which all must be able to read), or a
-            `tf.distribute` strategy.
-        data_shards: the training patients are shared out over this many shards, and each batch takes equally many
-            slices of each; by default one shard a worker, which reads no other training files. The batches are the
-            same on any number of workers.
-        data_service: dispatcher of a tf.data service that makes the training batches, as "grpc://host:port". They come
-            in the order in which they are ready: no repeated or resumed training is then equal to the bit.
-        resume: go on where a killed run stopped; or with a finished one, which more `epochs` extend: from its kept
-            model, with a fresh optimizer and a further one-cycle rate over the new epochs.
-        callbacks: Keras callbacks; they get batches and epochs with the history row as logs.
-        tensorboard: write `output/tensorboard` with every figure, and overlays of validation slices.
-        deterministic: same seed, same weights on the same machine; False may read faster.
+        validation_cases: validate on these; `cases` are then all trained on.
+        options: everything else; see `TrainingOptions`.
+        changes: fields of `TrainingOptions` as keywords, such as `epochs=3`; they count before `options`.
 
     Returns:
         The `Run`.
@@ -169,45 +131,35 @@ def train(
     Examples:
         >>> run = train(find_cases("LiTS"), "run", epochs=20)  # doctest: +SKIP
     """
-    if isinstance(strategy, str):
-        strategy = create_strategy(strategy)
-    recipe = get_recipe(recipe)
-    changes: dict[str, Any] = {"epochs": epochs, "image_size": image_size, "batch_size": batch_size}
-    changes["encoder_weights"] = str(encoder_weights) if encoder_weights is not None else None
-    from_model = locate_model(from_model) if from_model is not None else None
-    recipe = replace(recipe, **{k: v for k, v in changes.items() if v is not None})
-    options = {
-        "split": split,
-        "validation_fraction": validation_fraction,
-        "from_model": from_model,
-        "seed": seed,
-        "steps_per_epoch": steps_per_epoch,
-        "xla": xla,
-        "precision": precision,
-        "strategy": strategy,
-        "data_shards": data_shards,
-        "data_service": data_service,
-        "resume": resume,
-        "callbacks": callbacks,
-        "tensorboard": tensorboard,
-        "deterministic": deterministic,
-    }
+    options = with_changes(options, TrainingOptions, changes, "train")
+    if isinstance(options.strategy, str):
+        options = replace(options, strategy=create_strategy(options.strategy))
+    if options.from_model is not None:
+        options = replace(options, from_model=locate_model(options.from_model))
+    recipe = _changed_recipe(get_recipe(recipe), options)
     labelled = with_masks(cases)
     output = Path(output)
-    if folds is None:
-        return _Training(labelled, validation_cases, output, recipe, **options).run()
-    if validation_cases is not None or split != "patients":
+    if options.folds is None:
+        return _Training(labelled, validation_cases, output, recipe, options).run()
+    if validation_cases is not None or options.split != "patients":
         raise ConfigError(
             "folds choose the validation patients: expected neither validation cases nor a split by slices"
         )
     runs = []
-    for index, (training, validation) in enumerate(folds_by_patient(labelled, folds, seed)):
-        runs.append(_Training(training, validation, output / f"fold-{index}", recipe, **options).run())
+    for index, (training, validation) in enumerate(folds_by_patient(labelled, options.folds, options.seed)):
+        runs.append(_Training(training, validation, output / f"fold-{index}", recipe, options).run())
     rows = [{"fold": i, **run.best} for i, run in enumerate(runs)]
-    if worker_index(strategy)[0] == 0:
+    if worker_index(options.strategy)[0] == 0:
         write_text(output / "folds.json", to_json(rows, indent=2) + "\n", "run")
     larger = BEST_BY[recipe.best_by]
     return (max if larger else min)(runs, key=lambda run: run.best[recipe.best_by])
+
+
+def _changed_recipe(recipe: Recipe, options: TrainingOptions) -> Recipe:
+    """The recipe with what the options have in its place."""
+    changes: dict[str, Any] = {name: getattr(options, name) for name in ("epochs", "image_size", "batch_size")}
+    changes["encoder_weights"] = str(options.encoder_weights) if options.encoder_weights is not None else None
+    return replace(recipe, **{k: v for k, v in changes.items() if v is not None})
 
 
 class _Training:
@@ -215,67 +167,51 @@ class _Training:
 
     def __init__(
         self,
-        cases,
-        validation_cases,
-        output,
+        cases: Sequence[Case],
+        validation_cases: Sequence[Case] | None,
+        output: Path,
         recipe: Recipe,
-        *,
-        split,
-        validation_fraction,
-        from_model,
-        seed,
-        steps_per_epoch,
-        xla,
-        precision,
-        strategy,
-        data_shards,
-        data_service,
-        resume,
-        callbacks,
-        tensorboard,
-        deterministic,
+        options: TrainingOptions,
     ):
-        self.output, self.seed, self.resume = output, seed, resume
-        self.strategy, self.callbacks, self.deterministic = strategy, callbacks, deterministic
-        self.tensorboard, self.from_model = tensorboard, from_model
-        self.worker, self.workers = worker_index(strategy)
-        self.replicas = strategy.num_replicas_in_sync if strategy is not None else 1
-        self.data_service = data_service
-        if from_model is not None:
-            self.source = load_model(from_model)
-            config = self.source.liverseg_config
-            recipe = replace(recipe, channels=config.channels, backbone=config.backbone, encoder_weights="none")
+        self.output, self.options = output, options
+        assert not isinstance(options.strategy, str)  # `train` has made one of the name
+        self.strategy = options.strategy
+        self.worker, self.workers = worker_index(self.strategy)
+        self.replicas = self.strategy.num_replicas_in_sync if self.strategy is not None else 1
+        source = None
+        if options.from_model is not None:
+            self.source = load_model(options.from_model)
+            source = self.source.liverseg_config
+            recipe = replace(recipe, channels=source.channels, backbone=source.backbone, encoder_weights="none")
         self.recipe = recipe
-        self.config = recipe.model_config(self.source.liverseg_config if from_model is not None else None)
+        self.config = recipe.model_config(source)
         self.selection = recipe_selection(recipe)
-        self._split(self.selection.cases(cases), validation_cases, split, validation_fraction)
-        self._share_out(data_shards)
+        self._split(self.selection.cases(cases), validation_cases)
+        self._share_out(options.data_shards)
         self.validation = self._validation_dataset()
-        self.steps = steps_per_epoch or self._count_steps()
+        self.steps = options.steps_per_epoch or self._count_steps()
         if self.steps < 1:
             raise ConfigError(f"steps an epoch: expected at least 1. Received: {self.steps}")
-        self.phases = phases(recipe, pretrained=recipe.encoder_weights != "none" or from_model is not None)
+        self.phases = phases(recipe, pretrained=recipe.encoder_weights != "none" or source is not None)
         if not self.phases:
             raise ConfigError("expected at least one epoch: the frozen phase is skipped with random encoder weights")
         if recipe.frozen_epochs and self.phases[0].name != "frozen":
             logger.info("the frozen phase is skipped: the encoder starts from random weights")
         self.epochs = sum(phase.epochs for phase in self.phases)
-        self.precision = precision or self._best_precision(xla)
-        self.xla_was_given, self.xla = xla is not None, self._xla_pays() if xla is None else xla
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
+        self.precision = options.precision or self._best_precision(options.xla)
+        self.xla = self._xla_pays() if options.xla is None else options.xla
         if self.xla and self.precision == "bfloat16":
             raise ConfigError("XLA takes no bfloat16 here: expected one of the two (xla=False, precision='float32')")
         self.history: list[dict[str, Any]] = []
         self.extended_after: list[int] = []
 
-    def _split(self, cases, validation_cases, split, fraction) -> None:
-        part = None
+    def _split(self, cases: Sequence[Case], validation_cases: Sequence[Case] | None) -> None:
+        part, fraction, seed = None, self.options.validation_fraction, self.options.seed
         if validation_cases is not None:
             self.training_cases, self.validation_cases = list(cases), with_masks(validation_cases)
-        elif split == "patients":
-            self.training_cases, self.validation_cases = split_by_patient(cases, fraction, self.seed)
-        elif split == "slices":
+        elif self.options.split == "patients":
+            self.training_cases, self.validation_cases = split_by_patient(cases, fraction, seed)
+        else:
             warnings.warn(
                 "split by slices: slices of one patient are trained and validated on, so validation looks better than "
                 "it is; the default is to split by patients",
@@ -283,10 +219,7 @@ class _Training:
                 4,
             )
             self.training_cases = self.validation_cases = list(cases)
-            part = SlicePart(fraction, self.seed)
-        else:
-            raise ConfigError(f"split: expected 'patients' or 'slices'. Received: {split!r}")
-        self.split = split
+            part = SlicePart(fraction, seed)
         # every n-th case has been taken already
         rest = replace(self.selection, every_volume=1)
         self.training_selection = replace(rest, part=part)
@@ -301,13 +234,13 @@ class _Training:
         for count, what in ((shards, "data shards"), (self.replicas, "devices")):
             if batch % count:
                 raise ConfigError(f"batch size: expected a multiple of {count} {what}. Received: {batch}")
-        if self.data_service is not None:
-            check_service(self.data_service)
+        if self.options.data_service is not None:
+            check_service(self.options.data_service)
         self.shards = patient_shards(self.training_cases, shards)
 
     def _batches(self, first_epoch: int, own: bool = True, **options) -> tf.data.Dataset:
         """Training batches: this worker's part of each, or the whole."""
-        datasets = []
+        datasets, seed, service = [], self.options.seed, self.options.data_service
         for index, shard in enumerate(self.shards):
             if own and index * self.workers // len(self.shards) != self.worker:
                 continue
@@ -320,11 +253,11 @@ class _Training:
                 selection=self.training_selection,
                 first_epoch=first_epoch,
                 # else slices at the same place in different shards would be varied in the same way
-                seed=int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0] >> 1) if index else self.seed,
-                deterministic=self.deterministic,
+                seed=int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1) if index else seed,
+                deterministic=self.options.deterministic,
                 **options,
             )
-            datasets.append(through_service(dataset, self.data_service) if self.data_service and own else dataset)
+            datasets.append(through_service(dataset, service) if service and own else dataset)
         return side_by_side(datasets)
 
     def _validation_dataset(self) -> tf.data.Dataset | None:
@@ -339,7 +272,7 @@ class _Training:
             hu_range=self.config.hu_range,
             cache=cache_for(cases),
             selection=self.validation_selection,
-            deterministic=self.deterministic,
+            deterministic=self.options.deterministic,
             with_index=True,
         )
         return dataset.batch(self.recipe.batch_size).prefetch(2)
@@ -387,17 +320,17 @@ class _Training:
             "recipe": self.recipe.to_dict(),
             "model": self.config.to_dict(),
             "split": {
-                "by": self.split,
+                "by": self.options.split,
                 "training": listed(self.training_cases),
                 "validation": listed(self.validation_cases),
             },
-            "seed": self.seed,
+            "seed": self.options.seed,
             "steps_per_epoch": self.steps,
             "xla": self.xla,
             "precision": self.precision,
             "replicas": self.replicas,
             "data_shards": len(self.shards),
-            "from_model": str(self.from_model) if self.from_model is not None else None,
+            "from_model": str(self.options.from_model) if self.options.from_model is not None else None,
         }
         return json.loads(to_json(settings))
 
@@ -409,13 +342,13 @@ class _Training:
                 (self.output / "checkpoint.npz").unlink(missing_ok=True)  # left by a kill in the last moment
             return Run(self.output, meta["history"], meta["best"])
         extends = arrays is None and bool(meta)
-        keras.utils.set_random_seed(self.seed)
+        keras.utils.set_random_seed(self.options.seed)
         strategy = self.strategy or tf.distribute.get_strategy()
         with strategy.scope():
             policy = "float32" if self.precision == "bfloat16" else self.precision
             model = build_model(self.config, self.recipe.encoder_weights, policy)
-            if self.from_model is not None:
-                self._take_over(model)
+            if self.options.from_model is not None:
+                self._take_over(model, Path(self.options.from_model))
             if extends:
                 model.set_weights(load_model(self.output).get_weights())
         if strategy.num_replicas_in_sync > 1:
@@ -430,8 +363,8 @@ class _Training:
             if self.is_chief and (self.output / "run.json").exists():
                 adopt(self.output / "run.json", _FILES["run.json"])
             self._write_record(None, finished=False)
-        callbacks = list(self.callbacks)
-        if self.tensorboard and self.is_chief and self.validation is not None:
+        callbacks = list(self.options.callbacks)
+        if self.options.tensorboard and self.is_chief and self.validation is not None:
             channels, labels, _ = next(iter(self.validation))
             callbacks.append(TensorBoardLog(self.output / "tensorboard", (channels, labels)))
         callbacks = keras.callbacks.CallbackList(
@@ -513,19 +446,19 @@ class _Training:
             return math.isnan(old)
         return new > old if BEST_BY[self.recipe.best_by] else new < old
 
-    def _take_over(self, model: keras.Model) -> None:
+    def _take_over(self, model: keras.Model, source: Path) -> None:
         try:
             model.set_weights(self.source.get_weights())
         except ValueError as error:
-            raise ConfigError(f"{self.from_model}: its network does not fit this one ({error})") from None
-        if Path(self.from_model).resolve().is_relative_to(models_folder().resolve()):
+            raise ConfigError(f"{source}: its network does not fit this one ({error})") from None
+        if source.resolve().is_relative_to(models_folder().resolve()):
             warnings.warn(
                 "the shipped model saw patients of LiTS's training set: validation on LiTS cases will look better than "
                 "it is",
                 DataWarning,
                 4,
             )
-        record = Path(self.from_model) / "run.json"
+        record = source / "run.json"
         known = set()
         if record.is_file():
             try:
@@ -537,7 +470,7 @@ class _Training:
         if known & mine:
             listed = ", ".join(sorted(known & mine)[:5])
             warnings.warn(
-                f"{self.from_model} was trained on patients that are validated on here ({listed}): "
+                f"{source} was trained on patients that are validated on here ({listed}): "
                 "validation will look better than it is",
                 DataWarning,
                 4,
@@ -576,7 +509,7 @@ class _Training:
         record = self.output / "run.json"
         if self._can_start_anew(record):
             return None, {}
-        if self.resume and record.is_file():
+        if self.options.resume and record.is_file():
             return self._load_checkpoint(record)
         started = record.is_file()
         advice = "go on with it by resume=True, or name another folder" if started else "name a new folder"
@@ -633,7 +566,7 @@ class _Training:
         now, then = self.settings(), saved["settings"]
         if saved.get("finished") and now["recipe"]["epochs"] > then.get("recipe", {}).get("epochs", math.inf):
             now["recipe"]["epochs"] = then["recipe"]["epochs"]
-            if not self.xla_was_given:  # its default goes by the number of epochs
+            if self.options.xla is None:  # its default goes by the number of epochs
                 self.xla = now["xla"] = then.get("xla")
         if then != now:
             different = [key for key in now if then.get(key) != now[key]]
@@ -691,7 +624,7 @@ class _Training:
         batches = self._batches(epoch, own=False, with_index=True)
         _, _, info = next(iter(batches.skip(step).take(1)))
         cases = ", ".join(str(case) for case in sorted(set(info["case"].numpy().tolist())))
-        if self.data_service:
+        if self.options.data_service:
             cases = "unknown with a data service"
         kept = f"; the best epoch so far is kept in {self.output}" if self.history else ""
         return TrainingError(

@@ -8,10 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg_tf.cli import explain as cli
 from liverseg_tf.cli.main import main
 from liverseg_tf.explanation.explain import CAN_SHOW, explain
-from liverseg_tf.explanation.methods import METHODS
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +71,3 @@ def test_the_text_is_the_verdict_of_the_figures(capsys, tmp_path, phantom_folder
     shown = capsys.readouterr().out
     assert f"point.png  {made[0].regions[0].words}\n" in shown and "not tested" in shown
     assert CAN_SHOW in shown
-
-
-def test_the_methods_of_the_command_are_those_there_are():
-    assert cli.METHODS == METHODS

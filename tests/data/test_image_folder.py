@@ -17,7 +17,8 @@ from liverseg_tf.data.image_folder import (
     read_image_folder,
     write_image_folder,
 )
-from liverseg_tf.data.slices import SliceSelection, slice_dataset
+from liverseg_tf.data.slice_options import SliceSelection
+from liverseg_tf.data.slices import slice_dataset
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LabelError, OutputError
 

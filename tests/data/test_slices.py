@@ -12,10 +12,9 @@ import tensorflow as tf
 from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.data.cases import find_cases
+from liverseg_tf.data.slice_options import SlicePart, SliceSelection
 from liverseg_tf.data.slices import (
     CATEGORIES,
-    SlicePart,
-    SliceSelection,
     count_slices,
     explain_read_error,
     slice_dataset,

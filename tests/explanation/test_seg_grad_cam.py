@@ -9,7 +9,8 @@ import pytest
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError
 from liverseg_tf.explanation.layers import resolve_layer
-from liverseg_tf.explanation.seg_grad_cam import CAM_METHODS, SegGradCam
+from liverseg_tf.explanation.options import CAM_METHODS
+from liverseg_tf.explanation.seg_grad_cam import SegGradCam
 from liverseg_tf.models.unet import build_unet
 
 

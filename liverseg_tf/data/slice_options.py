@@ -1,0 +1,132 @@
+"""`SliceOptions` and `SliceSelection`: which slices of which cases are read, and in what form they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from liverseg_tf.config import ChannelsConfig
+from liverseg_tf.data.cases import Case
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.hounsfield import HU_RANGE
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+SliceMap = Callable[..., "tuple[tf.Tensor, tf.Tensor]"]
+
+
+@dataclass(frozen=True)
+class SlicePart:
+    """One side of a split over single slices, as the original's: patients stand on both sides.
+
+    Attributes:
+        fraction: share of the slices on the validation side.
+        seed: same seed, same sides.
+        validation: take the validation side; else the training side.
+    """
+
+    fraction: float
+    seed: int = 0
+    validation: bool = False
+
+    def contains(self, case: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """Tell whether a slice (case number, slice number) is on this side."""
+        import tensorflow as tf
+
+        seed = tf.random.experimental.stateless_fold_in([self.seed, 0], tf.cast(case, tf.int32))
+        drawn = tf.random.stateless_uniform(
+            [], tf.random.experimental.stateless_fold_in(seed, tf.cast(index, tf.int32))
+        )
+        return (drawn < self.fraction) if self.validation else (drawn >= self.fraction)
+
+
+@dataclass(frozen=True)
+class SliceSelection:
+    """Which slices of which cases are taken.
+
+    Attributes:
+        every_volume: take every n-th case, counted from the first.
+        every_slice: take every n-th slice of a case, counted from the lowest.
+        order: `"number"` counts cases by number, `"name"` by their file names as strings (the original's way).
+        only_liver: leave out slices whose mask is empty.
+        part: one side of a split over single slices, or None.
+    """
+
+    every_volume: int = 1
+    every_slice: int = 1
+    order: str = "number"
+    only_liver: bool = False
+    part: SlicePart | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_volume < 1 or self.every_slice < 1:
+            raise ConfigError(f"every n-th volume and slice: expected at least 1. Received: {self}")
+        if self.order not in ("number", "name"):
+            raise ConfigError(f"order: expected 'number' or 'name'. Received: {self.order!r}")
+
+    def cases(self, cases: Sequence[Case]) -> list[Case]:
+        """The chosen cases."""
+        key = (lambda c: c.id) if self.order == "number" else (lambda c: c.volume.name)
+        return sorted(cases, key=key)[:: self.every_volume]
+
+
+@dataclass(frozen=True)
+class SliceOptions:
+    """Options of `slice_dataset`, and but for `shuffle` and `epoch` of `training_batches`.
+
+    Attributes:
+        channels: how HU become channels; None: the liver window, the custom window and the histogram.
+        selection: which slices; None: all.
+        shuffle: mix cases and slices anew for each `epoch` (training); else cases in order, each from its first
+            stored slice to its last (evaluation).
+        proportions: shares of slices with tumour, with liver only and with neither that are drawn (sum 1; 0 for
+            a kind that no case has). Slices drawn too rarely in the files come as they are, others
+            are left out at random.
+        augmentation: callable (hu (H, W) float32, labels (H, W) uint8, seed (2,) int32) -> (hu, labels), in graph
+            operations, as `Augmentation`.
+        synthesis: callable with a further `spacing_mm` (row, column), as `LesionSynthesis`; comes before augmentation.
+        seed: everything random is a function of this, of the epoch and of the slice's place in it.
+        epoch: number of the round through the cases, at least 0.
+        with_index: add `{"case": int64, "slice": int64}`: the case's number, and the slice counted from inferior.
+        cache: `"memory"`, or a file to keep decoded slices in; random steps, channels and sizes come after the cache.
+            A file of other cases, of files that were changed, or of another selection or `hu_range` is refused, as its
+            record `<file>.json` tells.
+        hu_range: (lowest, highest) HU to clip to, or None for none.
+        deterministic: keep the order whatever the parallelism; False may be faster.
+        shuffle_buffer: slices that are mixed with one another at a time, at least 1.
+    """
+
+    channels: ChannelsConfig | None = None
+    selection: SliceSelection | None = None
+    shuffle: bool = False
+    proportions: tuple[float, float, float] | None = None
+    augmentation: SliceMap | None = None
+    synthesis: SliceMap | None = None
+    seed: int = 0
+    epoch: int = 0
+    with_index: bool = False
+    cache: str | Path | None = None
+    hu_range: tuple[float, float] | None = HU_RANGE
+    deterministic: bool = True
+    shuffle_buffer: int = 256
+
+
+class SliceChanges(TypedDict, total=False):
+    """The fields of `SliceOptions` as keywords of `slice_dataset`."""
+
+    channels: ChannelsConfig | None
+    selection: SliceSelection | None
+    shuffle: bool
+    proportions: tuple[float, float, float] | None
+    augmentation: SliceMap | None
+    synthesis: SliceMap | None
+    seed: int
+    epoch: int
+    with_index: bool
+    cache: str | Path | None
+    hu_range: tuple[float, float] | None
+    deterministic: bool
+    shuffle_buffer: int

@@ -1,0 +1,106 @@
+"""`TrainingOptions`: what a training is told besides its cases, its folder and its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from liverseg_tf.errors import ConfigError
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+PRECISIONS = ("float32", "mixed_float16", "bfloat16")
+SPLITS = ("patients", "slices")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of `train`.
+
+    Attributes:
+        epochs: epochs after the frozen phase, at least 0; None: the recipe's.
+        image_size: rows and columns of the network's input, in pixels, a multiple of 32; None: the recipe's.
+        batch_size: slices a step over all devices, at least 1; None: the recipe's.
+        encoder_weights: "imagenet", "none" or a file; None: the recipe's.
+        validation_fraction: share of the patients to validate on, above 0 and below 1.
+        split: "patients", or "slices" as the original had it, which mixes a patient's slices over both sides.
+        folds: train this many models, at least 2, each validated on its own share of the patients, in
+            `output/fold-<i>`; the run of the best one is returned.
+        from_model: a model of this library to start from; all of its configuration but the image size is kept: its
+            classes and their names, channels, HU range and backbone.
+        seed: everything random goes by it.
+        steps_per_epoch: batches an epoch, at least 1; None: as many as the training slices give.
+        xla: compile with XLA; None: where it pays.
+        precision: "float32", "mixed_float16" or "bfloat16" (convolutions in bfloat16 by oneDNN, weights in float32);
+            None: mixed on a GPU with tensor cores, and bfloat16 on one CPU that computes with it.
+        strategy: for several devices: "mirrored" (all GPUs), "multiworker" (the workers of TF_CONFIG, which all call
+            `train` with the same arguments; the first one alone writes `output`, which all must be able to read), or a
+            `tf.distribute` strategy.
+        data_shards: the training patients are shared out over this many shards, and each batch takes equally many
+            slices of each; None: one shard a worker, which reads no other training files. The batches are the same on
+            any number of workers.
+        data_service: dispatcher of a tf.data service that makes the training batches, as "grpc://host:port". They come
+            in the order in which they are ready: no repeated or resumed training is then equal to the bit.
+        resume: go on where a killed run stopped; or with a finished one, which more `epochs` extend: from its kept
+            model, with a fresh optimizer and a further one-cycle rate over the new epochs.
+        callbacks: Keras callbacks; they get batches and epochs with the history row as logs.
+        tensorboard: write `output/tensorboard` with every figure, and overlays of validation slices.
+        deterministic: same seed, same weights on the same machine; False may read faster.
+
+    Raises:
+        ConfigError: for a split or a precision that is none.
+    """
+
+    epochs: int | None = None
+    image_size: int | None = None
+    batch_size: int | None = None
+    encoder_weights: str | Path | None = None
+    validation_fraction: float = 0.2
+    split: str = "patients"
+    folds: int | None = None
+    from_model: str | Path | None = None
+    seed: int = 0
+    steps_per_epoch: int | None = None
+    xla: bool | None = None
+    precision: str | None = None
+    strategy: tf.distribute.Strategy | str | None = None
+    data_shards: int | None = None
+    data_service: str | None = None
+    resume: bool = False
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+    tensorboard: bool = False
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ConfigError(f"split: expected 'patients' or 'slices'. Received: {self.split!r}")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {self.precision!r}")
+
+
+class TrainingChanges(TypedDict, total=False):
+    """The fields of `TrainingOptions` as keywords of `train`."""
+
+    epochs: int | None
+    image_size: int | None
+    batch_size: int | None
+    encoder_weights: str | Path | None
+    validation_fraction: float
+    split: str
+    folds: int | None
+    from_model: str | Path | None
+    seed: int
+    steps_per_epoch: int | None
+    xla: bool | None
+    precision: str | None
+    strategy: tf.distribute.Strategy | str | None
+    data_shards: int | None
+    data_service: str | None
+    resume: bool
+    callbacks: Sequence[keras.callbacks.Callback]
+    tensorboard: bool
+    deterministic: bool
