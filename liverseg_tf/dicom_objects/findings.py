@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from liverseg_tf.data.dicom.headers import quiet
 from liverseg_tf.data.dicom.series import DicomSeries
@@ -15,7 +16,6 @@ from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import OutputError, require
 from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
-from liverseg_tf.evaluation.surface import Box
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +71,23 @@ class Findings:
         return statistics(MaskVolume(geometry.to_file(self.labels), geometry), self.volume)
 
     @cached_property
-    def _numbered(self) -> tuple[np.ndarray, Box | None]:
-        return numbered_lesions(self.labels)
+    def lesion_numbers(self) -> np.ndarray:
+        """The lesions' numbers on the mask's grid, in the smallest type; memory for the box that holds them alone."""
+        numbered, box = numbered_lesions(self.labels)
+        whole = np.zeros(self.labels.shape, np.min_scalar_type(int(numbered.max(initial=0))))
+        if box is not None:
+            whole[box] = numbered
+        return whole
 
     @cached_property
     def lesions(self) -> list[LesionFinding]:
         """The largest first."""
-        numbered, box = self._numbered
         found = []
-        if box is None:
-            return []
-        rows, columns, slices = (s.start for s in box)
-        for lesion in self.statistics.lesions:
-            axes = lesion_axes(numbered == lesion.number, self.volume.geometry, (rows, columns, slices))
+        boxes = ndimage.find_objects(self.lesion_numbers)
+        for lesion, box in zip(self.statistics.lesions, boxes, strict=True):
+            rows, columns, slices = (s.start for s in box)
+            inside = self.lesion_numbers[box] == lesion.number
+            axes = lesion_axes(inside, self.volume.geometry, (rows, columns, slices))
             uid = uid_of("lesion", self.series.uid, *lesion.center_mm, round(lesion.volume_ml, 6))
             found.append(LesionFinding(lesion, axes, uid))
         return found
@@ -95,7 +99,7 @@ class Findings:
     @cached_property
     def slices(self) -> slice:
         """Slices of the series, in its own order, from the first to the last that hold anything."""
-        there = np.flatnonzero(self.frames(slice(None)).any(axis=(1, 2)))
+        there = np.flatnonzero([plane.any() for plane in self.frames(slice(None))])
         return slice(int(there[0]), int(there[-1]) + 1) if len(there) else slice(0, 0)
 
     def frames(self, slices: slice) -> np.ndarray:
@@ -104,11 +108,7 @@ class Findings:
 
     def lesion_frames(self, slices: slice) -> np.ndarray:
         """The lesions' numbers as the series has them: (slices, rows, columns), in the smallest type."""
-        numbered, box = self._numbered
-        whole = np.zeros(self.labels.shape, np.min_scalar_type(int(numbered.max(initial=0))))
-        if box is not None:
-            whole[box] = numbered
-        return self.volume.geometry.to_file(whole).transpose(2, 1, 0)[slices]
+        return self.volume.geometry.to_file(self.lesion_numbers).transpose(2, 1, 0)[slices]
 
     def source_datasets(self, slices: slice) -> list[Any]:
         """Headers of the images at these slices, without pixels; of a multi-frame series its one file."""

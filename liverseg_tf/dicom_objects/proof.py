@@ -8,6 +8,7 @@ rescaled object disagrees in one of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg_tf.data.dicom.headers import quiet
+from liverseg_tf.data.dicom.segmentation import SEGMENTATION_CLASSES, SegmentationFrame, frames_of
 from liverseg_tf.dicom_objects.findings import Findings
 from liverseg_tf.errors import OutputError
-from liverseg_tf.evaluation.surface import bounding_box
-from liverseg_tf.labels import BACKGROUND, TUMOUR
+from liverseg_tf.evaluation.surface import Box, bounding_box, enclosing_box
+from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 
 # Positions are decimal strings of 16 characters, pixel spacings often of fewer.
 _VOLUME_TOLERANCE = 1e-3
 _CENTER_TOLERANCE_MM = 0.05
 _SPREAD_TOLERANCE = 2e-3
-_SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 _REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 
@@ -59,20 +60,23 @@ def prove(path: Path, findings: Findings) -> dict[str, Any]:
     """
     import pydicom
 
-    with quiet():
-        try:
-            data = pydicom.dcmread(path)
-        except Exception as error:
-            raise OutputError(f"{path}: can't be read again ({type(error).__name__})") from None
-        _same_patient(path, data, findings)
-        if data.SOPClassUID in _SEGMENTATIONS:
-            found = _segmentation_regions(path, data, findings)
-        elif data.SOPClassUID == _STRUCTURES:
-            found = _structure_regions(path, data, findings)
-        elif data.SOPClassUID == _REPORT:
-            return _prove_report(path, data, findings)
-        else:
-            return _prove_document(path, data)
+    try:
+        with quiet(), path.open("rb") as stream:
+            data = pydicom.dcmread(stream, stop_before_pixels=True)
+            _same_patient(path, data, findings)
+            if data.SOPClassUID in SEGMENTATION_CLASSES:
+                is_whole = data.SegmentationType == "BINARY"
+                found = _segmentation_regions(path, frames_of(stream, data), is_whole, findings)
+            elif data.SOPClassUID == _STRUCTURES:
+                found = _structure_regions(path, data, findings)
+            elif data.SOPClassUID == _REPORT:
+                return _prove_report(path, data, findings)
+            else:
+                return _prove_document(path, data)
+    except OutputError:
+        raise
+    except Exception as error:  # whatever a damaged object brings about
+        raise OutputError(f"{path}: can't be read again ({type(error).__name__})") from None
     expected_liver, expected_lesions = expected_regions(findings)
     liver, lesions = found
     _compare(path, "liver", liver, expected_liver)
@@ -92,44 +96,54 @@ def expected_regions(findings: Findings) -> tuple[Region, list[Region]]:
     """Liver and lesions of the mask, from the canonical labels and the volume's affine."""
     geometry = findings.volume.geometry
     to_patient = np.diag([-1.0, -1.0, 1.0, 1.0]) @ geometry.canonical_affine
-
-    def place(voxels: np.ndarray) -> np.ndarray:
-        return voxels @ to_patient[:3, :3].T + to_patient[:3, 3]
-
+    row, column, step, origin = to_patient[:3].T
     lesions = []
     around = bounding_box(findings.labels == TUMOUR)
-    low = np.array([s.start for s in around or ()])
-    components = ndimage.label(findings.labels[around] == TUMOUR)[0] if around else np.zeros((1, 1, 1), int)
-    for number, box in enumerate(ndimage.find_objects(components), 1):
-        points = place(np.argwhere(components[box] == number) + [s.start for s in box] + low)
-        lesions.append(_Moments().add(points).region(geometry.voxel_volume_ml))
+    if around:
+        components = ndimage.label(findings.labels[around] == TUMOUR)[0]
+        corner = origin + to_patient[:3, :3] @ [s.start for s in around]
+        for number, box in enumerate(ndimage.find_objects(components), 1):
+            lesion = _Moments()
+            start = corner + to_patient[:3, :3] @ [s.start for s in box]
+            for index, mask in enumerate(np.moveaxis(components[box] == number, 2, 0)):
+                lesion.add(mask, start + index * step, row, column)
+            lesions.append(lesion.region(geometry.voxel_volume_ml))
     lesions.sort(key=lambda one: -one.volume_ml)
     liver = _Moments()
     for index in range(findings.labels.shape[2]):
-        flat = np.argwhere(findings.labels[..., index] != BACKGROUND)
-        liver.add(place(np.column_stack([flat, np.full(len(flat), index)])))
+        liver.add(findings.labels[..., index] != BACKGROUND, origin + index * step, row, column)
     return liver.region(geometry.voxel_volume_ml), lesions
 
 
 class _Moments:
-    """Count, center and spread of points that come in pieces."""
+    """Count, center and spread of pixels that come plane by plane."""
 
     def __init__(self):
         self.count, self.origin = 0, None
         self.sum, self.squares = np.zeros(3), np.zeros((3, 3))
 
-    def add(self, points_mm: np.ndarray) -> _Moments:
-        if len(points_mm):
-            self.origin = points_mm[0] if self.origin is None else self.origin  # near the points: no digits are lost
-            apart = points_mm - self.origin
-            self.count += len(apart)
-            self.sum += apart.sum(axis=0)
-            self.squares += apart.T @ apart
-        return self
+    def add(self, mask: np.ndarray, position_mm: np.ndarray, row_step_mm: np.ndarray, column_step_mm: np.ndarray):
+        """Add the pixels of a plane, (rows, columns) bool, whose first pixel lies at a position."""
+        of_rows, of_columns = mask.sum(axis=1, dtype=float), mask.sum(axis=0, dtype=float)
+        count = of_rows.sum()
+        if not count:
+            return
+        self.origin = position_mm if self.origin is None else self.origin  # near the pixels: no digits are lost
+        steps = np.array([row_step_mm, column_step_mm])
+        rows, columns = np.arange(mask.shape[0]), np.arange(mask.shape[1])
+        first = np.array([of_rows @ rows, of_columns @ columns])
+        mixed = rows @ (mask @ columns.astype(float))
+        second = np.array([[of_rows @ rows**2, mixed], [mixed, of_columns @ columns**2]])
+        apart, along = position_mm - self.origin, first @ steps
+        self.count += int(count)
+        self.sum += count * apart + along
+        crossed = np.outer(apart, along)
+        self.squares += count * np.outer(apart, apart) + crossed + crossed.T + steps.T @ second @ steps
 
     def region(self, point_ml: float) -> Region:
-        mean = self.sum / self.count
-        return Region(self.count * point_ml, self.origin + mean, self.squares / self.count - np.outer(mean, mean))
+        mean = self.sum / max(self.count, 1)
+        spread = self.squares / max(self.count, 1) - np.outer(mean, mean)
+        return Region(self.count * point_ml, mean + (0 if self.origin is None else self.origin), spread)
 
 
 def _compare(path: Path, name: str, found: Region, expected: Region) -> None:
@@ -160,72 +174,68 @@ def _slice_step_mm(findings: Findings) -> float:
     return float(heights[-1] - heights[0]) / (len(heights) - 1)
 
 
-def _segmentation_regions(path: Path, data: Any, findings: Findings) -> tuple[Region, list[Region]]:
+def _segmentation_regions(
+    path: Path, frames: Iterable[SegmentationFrame], is_whole: bool, findings: Findings
+) -> tuple[Region, list[Region]]:
+    """Liver and lesions of a SEG; `is_whole` if the liver's segment holds its lesions."""
     step = _slice_step_mm(findings)
     where = {(i.sop_instance_uid, i.frame): i.position_mm for i in findings.series.images}
-    lesion_numbers = [int(s.SegmentNumber) for s in data.SegmentSequence if "Lesion" in s.SegmentLabel.split()[0]]
-    is_whole = data.SegmentationType == "BINARY"  # the liver's segment holds its lesions
     liver = _Moments()
-    lesion_points: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for index, frame in enumerate(data.PerFrameFunctionalGroupsSequence):
-        position = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
-        shared = data.SharedFunctionalGroupsSequence[0]
-        plane = (frame if "PlaneOrientationSequence" in frame else shared).PlaneOrientationSequence[0]
-        measures = (frame if "PixelMeasuresSequence" in frame else shared).PixelMeasuresSequence[0]
-        turn = np.array(plane.ImageOrientationPatient, float)
-        row_mm, column_mm = map(float, measures.PixelSpacing)
-        _check_source(path, frame, position, where)
-        for number, rows, columns in _frame_pixels(data, index, (frame, shared)):
-            points = position + np.outer(columns * column_mm, turn[:3]) + np.outer(rows * row_mm, turn[3:])
-            height = round(float(np.cross(turn[:3], turn[3:]) @ position) / step)
-            if number == 1 or not is_whole:
-                liver.add(points)
-            if number in lesion_numbers:
-                places = np.column_stack([np.full(len(rows), height), rows, columns])
-                lesion_points.setdefault(number, []).append((places, points))
-    point_ml = row_mm * column_mm * step / 1000
-    lesions = []
-    for pieces in lesion_points.values():
-        places, points = (np.concatenate(part) for part in zip(*pieces, strict=True))
-        lesions += [_Moments().add(part).region(point_ml) for part in _components(places, points)]
+    planes: dict[int, list[_Plane]] = {}
+    point_ml = 0.0
+    for frame in frames:
+        if frame.source not in where or _apart(where[frame.source], frame.position_mm):
+            raise OutputError(f"{path}: a frame refers to an image of another place, when read again")
+        normal = np.cross(frame.column_step_mm, frame.row_step_mm)
+        point_ml = float(np.linalg.norm(normal)) * step / 1000
+        height = round(float(normal @ frame.position_mm / np.linalg.norm(normal)) / step)
+        for index, number, mask in frame.masks:
+            if index == LIVER or not is_whole:
+                liver.add(mask, frame.position_mm, frame.row_step_mm, frame.column_step_mm)
+            box = bounding_box(mask) if index == TUMOUR else None
+            if box is not None:
+                planes.setdefault(number, []).append(_Plane(height, frame, box, mask[box].copy()))
+    lesions = [lesion.region(point_ml) for of_segment in planes.values() for lesion in _components(of_segment)]
     return liver.region(point_ml), lesions
 
 
-def _frame_pixels(data: Any, index: int, groups: tuple[Any, Any]):
-    """(segment, rows, columns) of the pixels that are set in a frame, out of its raw bytes."""
-    size = data.Rows * data.Columns
-    if data.SegmentationType == "BINARY":
-        owner = next(group for group in groups if "SegmentIdentificationSequence" in group)
-        number = int(owner.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-        first, last = index * size // 8, -((index + 1) * size // -8)
-        bits = np.unpackbits(np.frombuffer(data.PixelData[first:last], np.uint8), bitorder="little")
-        there = np.flatnonzero(bits[index * size - 8 * first :][:size])
-        yield number, there // data.Columns, there % data.Columns
-        return
-    kind = np.dtype("<u1" if data.BitsAllocated == 8 else "<u2")
-    start = index * size * kind.itemsize
-    values = np.frombuffer(data.PixelData[start : start + size * kind.itemsize], kind)
-    for number in np.unique(values[values > 0]).tolist():
-        there = np.flatnonzero(values == number)
-        yield number, there // data.Columns, there % data.Columns
+@dataclass(frozen=True, eq=False)
+class _Plane:
+    """A segment's pixels in a frame: how high it lies, in slices; the box that holds them; and they themselves."""
+
+    height: int
+    frame: SegmentationFrame
+    box: Box
+    mask: np.ndarray
 
 
-def _check_source(path: Path, frame: Any, position: np.ndarray, where: dict) -> None:
-    source = frame.DerivationImageSequence[0].SourceImageSequence[0]
-    number = source.get("ReferencedFrameNumber")
-    key = (str(source.ReferencedSOPInstanceUID), None if number is None else int(number) - 1)
-    if key not in where or np.linalg.norm(where[key] - position) > _CENTER_TOLERANCE_MM:
-        raise OutputError(f"{path}: a frame refers to an image of another place, when read again")
+def _components(planes: Sequence[_Plane]) -> list[_Moments]:
+    """Groups of pixels that connect by faces."""
+    heights = [plane.height for plane in planes]
+    rows, columns = enclosing_box([plane.box for plane in planes])
+    grid = np.zeros((max(heights) - min(heights) + 1, rows.stop - rows.start, columns.stop - columns.start), bool)
+    frames: dict[int, SegmentationFrame] = {}
+    for plane in planes:
+        own_rows, own_columns = plane.box
+        at = slice(own_rows.start - rows.start, own_rows.stop - rows.start)
+        beside = slice(own_columns.start - columns.start, own_columns.stop - columns.start)
+        grid[plane.height - min(heights), at, beside] |= plane.mask
+        frames[plane.height - min(heights)] = plane.frame
+    numbered = ndimage.label(grid)[0]
+    found = []
+    for number, box in enumerate(ndimage.find_objects(numbered), 1):
+        lesion = _Moments()
+        for height in range(box[0].start, box[0].stop):
+            frame = frames[height]
+            start = frame.position_mm + (rows.start + box[1].start) * frame.row_step_mm
+            start = start + (columns.start + box[2].start) * frame.column_step_mm
+            lesion.add(numbered[height][box[1:]] == number, start, frame.row_step_mm, frame.column_step_mm)
+        found.append(lesion)
+    return found
 
 
-def _components(places: np.ndarray, points: np.ndarray) -> list[np.ndarray]:
-    """Points in groups that connect by faces."""
-    low = places.min(axis=0)
-    grid = np.zeros(np.ptp(places, axis=0) + 1, bool)
-    grid[tuple((places - low).T)] = True
-    numbered, count = ndimage.label(grid)
-    of_point = numbered[tuple((places - low).T)]
-    return [points[of_point == number] for number in range(1, count + 1)]
+def _apart(one_mm: np.ndarray, other_mm: np.ndarray) -> bool:
+    return bool(np.linalg.norm(one_mm - other_mm) > _CENTER_TOLERANCE_MM)
 
 
 def _structure_regions(path: Path, data: Any, findings: Findings) -> tuple[Region, list[Region]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,9 @@ from liverseg_tf.data.dicom.formats import SEGMENTATION_TYPES
 from liverseg_tf.data.dicom.headers import quiet
 from liverseg_tf.dicom_objects.findings import Findings
 from liverseg_tf.errors import ConfigError, OutputError
-from liverseg_tf.labels import BACKGROUND, CLASSES, LIVER, TUMOUR
+from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
 
 MANUFACTURER = "liverseg_tf"
-# one bit a pixel needs an array with a plane a segment while it is made
-_MOST_BYTES = 2 * 1024**3
 
 
 def write_segmentation(
@@ -36,38 +36,105 @@ def write_segmentation(
 
     Raises:
         ConfigError: for another type.
-        OutputError: for an empty mask, or one with too many lesions for segments of their own.
+        OutputError: for an empty mask.
     """
-    import highdicom as hd
-
     if segmentation_type not in SEGMENTATION_TYPES:
         expected = ", ".join(SEGMENTATION_TYPES)
         raise ConfigError(f"segmentation type: expected one of {expected}. Received: {segmentation_type!r}")
     slices = findings.slices
     if slices.stop == slices.start:
         raise OutputError(f"{findings.volume.name}: no liver was found; a DICOM segmentation can't be empty")
-    with quiet():
-        sources = findings.source_datasets(slices)
-        multiframe = findings.series.images[0].frame is not None
-        content = hd.seg.Segmentation(
-            source_images=sources,
-            pixel_array=_pixels(findings, slices, segmentation_type, lesion_segments, multiframe),
-            segmentation_type=segmentation_type,
-            segment_descriptions=_descriptions(findings, segmentation_type, lesion_segments),
-            series_instance_uid=hd.UID(),
-            series_number=9001,
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=MANUFACTURER,
-            software_versions=__version__,
-            device_serial_number=(findings.model_sha256 or "unknown")[:16],
-            content_description="Liver and lesions, automatic; for research only",
-            content_label="LIVER",
-            series_description="Liver and lesions (research only)",
-            omit_empty_frames=True,
-        )
+    with quiet(), tempfile.TemporaryFile() as pixels:
+        content = _without_pixels(findings, slices, segmentation_type, lesion_segments)
+        for block in _pixel_bytes(content, findings, lesion_segments):
+            pixels.write(block)
+        if pixels.tell() % 2:
+            pixels.write(b"\0")
+        pixels.seek(0)
+        content.Rows, content.Columns = findings.series.shape
+        content.PixelData = pixels  # copied into the file piece by piece
         content.save_as(path, enforce_file_format=True)
+
+
+def _without_pixels(findings: Findings, slices: slice, segmentation_type: str, lesion_segments: bool) -> Any:
+    """The segmentation with its descriptions, references and frames, each frame of a single pixel.
+
+    What highdicom makes of whole frames takes several times their memory.
+    """
+    import highdicom as hd
+
+    sources = findings.source_datasets(slices)
+    if findings.series.images[0].frame is None:
+        order = list(range(len(findings.series.places)))[slices]
+    else:  # the file's frames, which need not be in the order of the positions
+        order = np.argsort([place[0].frame or 0 for place in findings.series.places]).tolist()
+    for source in sources:
+        source.Rows = source.Columns = 1
+    descriptions = _descriptions(findings, segmentation_type, lesion_segments)
+    there = np.zeros((len(order), 1, 1, len(descriptions)), np.uint8)
+    for frame, place in enumerate(order):
+        found = np.unique(_plane(findings, place, lesion_segments))
+        found = found[found > 0].astype(int)
+        there[frame, 0, 0, found - 1] = 1
+        there[frame, 0, 0, 0] |= len(found) > 0  # a lesion is liver too
+    return hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=there if segmentation_type == "BINARY" else there[..., 0],
+        segmentation_type=segmentation_type,
+        segment_descriptions=descriptions,
+        series_instance_uid=hd.UID(),
+        series_number=9001,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
+        software_versions=__version__,
+        device_serial_number=(findings.model_sha256 or "unknown")[:16],
+        content_description="Liver and lesions, automatic; for research only",
+        content_label="LIVER",
+        series_description="Liver and lesions (research only)",
+        omit_empty_frames=True,
+    )
+
+
+def _pixel_bytes(content: Any, findings: Findings, lesion_segments: bool) -> Iterator[bytes]:
+    """Pixel data of the frames that a segmentation lists, in their order."""
+    places = {
+        (image.sop_instance_uid, image.frame): number
+        for number, images in enumerate(findings.series.places)
+        for image in images
+    }
+    binary = content.SegmentationType == "BINARY"
+    kind = np.dtype("<u1" if content.BitsAllocated <= 8 else "<u2")
+    waiting: list[np.ndarray] = []
+    for frame in content.PerFrameFunctionalGroupsSequence:
+        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        number = source.get("ReferencedFrameNumber")
+        key = (str(source.ReferencedSOPInstanceUID), None if number is None else int(number) - 1)
+        plane = _plane(findings, places[key], lesion_segments)
+        if not binary:
+            yield plane.astype(kind).tobytes()
+            continue
+        owner = frame if "SegmentIdentificationSequence" in frame else content.SharedFunctionalGroupsSequence[0]
+        segment = int(owner.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        waiting.append((plane > 0 if segment == 1 else plane == segment).ravel())
+        if len(waiting) == 8:  # frames follow one another bit by bit, and eight of them fill whole bytes
+            yield np.packbits(np.concatenate(waiting), bitorder="little").tobytes()
+            waiting = []
+    if waiting:
+        yield np.packbits(np.concatenate(waiting), bitorder="little").tobytes()
+
+
+def _plane(findings: Findings, place: int, lesion_segments: bool) -> np.ndarray:
+    """(rows, columns) of segment numbers on one slice of the series; a lesion's number stands where the liver's would.
+
+    Without segments for each lesion these are the mask's own values.
+    """
+    plane = findings.frames(slice(place, place + 1))[0]
+    if not lesion_segments:
+        return plane
+    numbers = findings.lesion_frames(slice(place, place + 1))[0]
+    return np.where(numbers > 0, numbers.astype(np.uint16) + 1, plane)
 
 
 def algorithm(findings: Findings) -> Any:
@@ -117,32 +184,3 @@ def _descriptions(findings: Findings, segmentation_type: str, lesion_segments: b
     for number, one in enumerate(findings.lesions, 2):
         found.append(described(number, one.tracking_id, *lesion, one.tracking_uid, anatomic_regions=region))
     return found
-
-
-def _pixels(
-    findings: Findings, slices: slice, segmentation_type: str, lesion_segments: bool, multiframe: bool
-) -> np.ndarray:
-    """(frames, rows, columns) of segment numbers, or with an axis of segments where they overlap."""
-    count = len(findings.lesions) if lesion_segments else min(1, len(findings.lesions))
-    if multiframe:
-        slices = slice(0, len(findings.series.places))
-    frames = findings.frames(slices)
-    needed = frames.size * (count + 1)
-    if segmentation_type == "BINARY" and needed > _MOST_BYTES:
-        raise OutputError(
-            f"{findings.volume.name}: {count} lesions as segments of their own need {needed} bytes of memory; take "
-            "lesion_segments=False, or segmentation_type='LABELMAP'"
-        )
-    numbers = findings.lesion_frames(slices) if lesion_segments else frames == TUMOUR
-    if segmentation_type == "LABELMAP":
-        pixels = (frames != BACKGROUND).astype(np.uint8 if count < 255 else np.uint16)
-        pixels[numbers > 0] += numbers[numbers > 0].astype(pixels.dtype)
-    else:
-        pixels = np.zeros((*frames.shape, count + 1), np.uint8)
-        pixels[..., 0] = frames != BACKGROUND
-        for number in range(1, count + 1):
-            pixels[..., number] = numbers == number
-    if multiframe:  # in the order of the file's frames, which need not be that of the positions
-        order = np.argsort([place[0].frame or 0 for place in findings.series.places])
-        pixels = pixels[order]
-    return pixels

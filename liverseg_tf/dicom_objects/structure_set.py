@@ -41,17 +41,15 @@ def write_structure_set(findings: Findings, path: Path) -> None:
         del data.ContentDate, data.ContentTime
         data.OperatorsName = ""
         data.ReferencedFrameOfReferenceSequence = [_frame_of_reference(sources, findings)]
-        frames, lesions = findings.frames(slices), findings.lesion_frames(slices)
-        rois = [("Liver", LIVER, frames != BACKGROUND)]
-        rois += [(one.tracking_id, TUMOUR, lesions == one.statistics.number) for one in findings.lesions]
+        rois = [("Liver", LIVER), *((one.tracking_id, TUMOUR) for one in findings.lesions)]
         data.StructureSetROISequence, data.ROIContourSequence, data.RTROIObservationsSequence = [], [], []
-        for number, (name, index, there) in enumerate(rois, 1):
+        for number, (name, index) in enumerate(rois, 1):
             roi, contours, observation = Dataset(), Dataset(), Dataset()
             roi.ROINumber, roi.ROIName, roi.ROIGenerationAlgorithm = number, name, "AUTOMATIC"
             roi.ReferencedFrameOfReferenceUID = findings.series.frame_of_reference_uid
             roi.ROIGenerationDescription = f"liverseg_tf {__version__}"
             contours.ROIDisplayColor, contours.ReferencedROINumber = list(CLASSES[index].color), number
-            contours.ContourSequence = _contours(there, slices, findings)
+            contours.ContourSequence = _contours(number, slices, findings)
             observation.ObservationNumber = observation.ReferencedROINumber = number
             observation.RTROIInterpretedType = "ORGAN" if index == LIVER else ""
             observation.ROIInterpreter = ""
@@ -85,15 +83,17 @@ def _reference(sop_class: str, sop_instance: str, frame: int | None) -> Any:
     return image
 
 
-def _contours(there: np.ndarray, slices: slice, findings: Findings) -> list[Any]:
+def _contours(roi: int, slices: slice, findings: Findings) -> list[Any]:
     """Contours of one ROI, slice by slice."""
     from pydicom.dataset import Dataset
 
     row_mm, column_mm = findings.series.images[0].spacing_mm
     along_row, along_column = findings.series.orientation[:3], findings.series.orientation[3:]
+    frames = findings.frames(slices) if roi == 1 else findings.lesion_frames(slices)
     found = []
-    for place, mask in zip(findings.series.places[slices], there, strict=True):
+    for place, frame in zip(findings.series.places[slices], frames, strict=True):
         image = place[0]
+        mask = frame != BACKGROUND if roi == 1 else frame == roi - 1
         for corners in outlines(mask):
             points = (
                 image.position_mm

@@ -58,7 +58,7 @@ def numbered_lesions(labels: np.ndarray) -> tuple[np.ndarray, Box | None]:
     order = np.argsort(-np.bincount(found.ravel(), minlength=count + 1)[1:], kind="stable")
     rank = np.zeros(count + 1, np.int32)
     rank[order + 1] = np.arange(1, count + 1)
-    return rank[found], box
+    return np.take(rank, found, out=found, mode="clip"), box  # every number has a rank: in place, without a copy
 
 
 def lesion_axes(lesion: np.ndarray, geometry: Geometry, offset: tuple[int, int, int] = (0, 0, 0)) -> LesionAxes:

@@ -156,6 +156,7 @@ def statistics(
         found, tumour_box = numbered_lesions(labels)
         numbered = np.zeros(labels.shape, np.int32)
         numbered[tumour_box] = found
+        del found
     tissue_hu = lesion_hu = None
     if volume is not None and box is not None:
         tissue_hu, lesion_hu = _hu_sums(volume, box, tissue, numbered)

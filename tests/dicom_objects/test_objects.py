@@ -54,24 +54,26 @@ def test_every_orientation_is_proven(make_findings, tmp_path, turn, kind):
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 @pytest.mark.parametrize("harm", ["columns", "rows", "slices", "shift", "turned", "one pixel"])
 def test_a_wrong_segmentation_is_refused_and_removed(findings, tmp_path, monkeypatch, kind, harm):
-    right = segmentation._pixels
+    right = segmentation._plane
 
-    def wrong(*args):
-        pixels = right(*args)
+    def wrong(found, place, each):
+        if harm == "slices":
+            return right(found, 7 - place, each)
+        plane = right(found, place, each)
         if harm == "shift":
-            return np.roll(pixels, 1, axis=2)
+            return np.roll(plane, 1, axis=1)
         if harm == "turned":
-            found = pixels.copy()
-            found[:, :19, :19] = np.rot90(pixels[:, :19, :19], axes=(1, 2))
-            return found
+            turned = plane.copy()
+            turned[:19, :19] = np.rot90(plane[:19, :19])
+            return turned
         if harm == "one pixel":
-            pixels = pixels.copy()
-            at = np.argwhere(pixels == pixels.max())[0]
-            pixels[tuple(at)] = 0
-            return pixels
-        return np.flip(pixels, axis={"slices": 0, "rows": 1, "columns": 2}[harm])
+            plane = plane.copy()
+            if place == 2:
+                plane[tuple(np.argwhere(plane == 2)[0])] = 0
+            return plane
+        return np.flip(plane, axis={"rows": 0, "columns": 1}[harm])
 
-    monkeypatch.setattr(segmentation, "_pixels", wrong)
+    monkeypatch.setattr(segmentation, "_plane", wrong)
     with pytest.raises(OutputError, match="when read again|were read again"):
         write_objects(findings, paths(tmp_path / "out", "seg"), segmentation_type=kind)
     assert [p.name for p in (tmp_path / "out").iterdir()] == []
@@ -83,8 +85,8 @@ def test_a_mirrored_mask_with_the_same_center_is_refused(make_findings, tmp_path
     labels[np.arange(6, 15), np.arange(5, 14), 3] = 1  # a slanted line through the center
     found = make_findings(np.diag([-1.5, -2.0, 3.0, 1.0]), None)
     found.labels = found.volume.geometry.to_canonical(labels)
-    right = segmentation._pixels
-    monkeypatch.setattr(segmentation, "_pixels", lambda *args: np.flip(right(*args), axis=2))
+    right = segmentation._plane
+    monkeypatch.setattr(segmentation, "_plane", lambda *args: np.flip(right(*args), axis=1))
     with pytest.raises(OutputError, match="turned, mirrored or stretched"):
         write_objects(found, paths(tmp_path, "seg"))
 
@@ -177,6 +179,30 @@ def test_outlines_have_the_area_of_their_pixels():
         mask = rng.random((9, 8)) < 0.55
         area = sum(structure_set._signed_area(loop) for loop in structure_set.outlines(mask))
         assert area == mask.sum()
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_a_segmentation_is_written_frame_by_frame(tmp_path, kind):
+    import tracemalloc
+
+    from liverseg_tf.data.dicom.writing import series_datasets
+    from liverseg_tf.data.volume import CTVolume
+    from liverseg_tf.dicom_objects.findings import Findings
+
+    for index, data in enumerate(series_datasets(np.zeros((512, 512, 30), np.int16), TILTED, "X", "", 1, 0)):
+        data.save_as(tmp_path / f"{index}", enforce_file_format=True)
+    labels = np.zeros((512, 512, 30), np.uint8)
+    labels[100:400, 100:400] = 1
+    labels[200:220, 200:220, 3:20] = 2
+    found = Findings(labels, CTVolume.load(tmp_path))
+    found.lesions  # noqa: B018
+    tracemalloc.start()
+    try:
+        write_objects(found, paths(tmp_path, "seg"), segmentation_type=kind, lesion_segments=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < labels.nbytes + 4e6  # a mask of 7.9 MB; all frames at once would take ten times that
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian: dicom3tools) is not installed")
