@@ -2,15 +2,15 @@
 
     python benchmarks/mutants.py [-n 160] [--seed 14] [--workers 2] [-o mutants.jsonl] [--survivors] [--skip MODULE]
 
-A mutant is one operator, constant, bound of a slice or returned value changed. It is killed if the tests of its module
-(tests/<same path>/test_<same name>.py and its docstrings' examples) fail or run three times as long as without it.
-Results are appended to FILE as JSON lines, and a further run goes on where the last ended; `--survivors` tries again
-those that lived, after tests were added. Every place in the code has the same chance, whatever number of changes it
-allows. A place that no test sees through a child process counts as survived: mutants live in the test's process only.
+A mutant is one operator, constant, bound of a slice or returned value changed. It is killed if one of the tests of its
+module (tests/<same path>/test_<same name>.py and its docstrings' examples) fails that passes without it, or if they
+don't come to an end. Results are appended to FILE as JSON lines, and a further run goes on where the last ended;
+`--survivors` tries again those that lived, after tests were added. Every place in the code has the same chance,
+whatever number of changes it allows. A place that no test sees but through a child process counts as survived: mutants
+live in the test's process only. Left out: Ray's engine, whose tests start processes that would not see the mutant.
 
-Why not mutmut or cosmic-ray: both start Python anew for each mutant, and importing TensorFlow takes longer than most of
-these tests; both change the files in place. Here TensorFlow is imported once, and each mutant is a fork in which an
-import hook gives the changed module. Left out: Ray's engine, whose tests start processes that would not see the mutant.
+TensorFlow is imported once, and each mutant is a fork in which an import hook gives the changed module: a mutant costs
+a few seconds, and no file is touched.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
@@ -39,9 +41,14 @@ TESTS = {
     "data/dicom/headers.py": ["data/dicom/test_series.py", "data/dicom/test_voxels.py"],
     "data/dicom/writing.py": ["data/dicom/test_series.py", "data/dicom/test_voxels.py"],
     "evaluation/figure.py": ["evaluation/test_evaluate.py"],
+    "data/nifti.py": ["data/test_nifti.py", "data/test_volume.py"],
+    "inference/jobs.py": ["inference/test_jobs.py", "inference/test_dicom_jobs.py", "data/test_remote.py"],
     "inference/run_manifest.py": ["inference/test_jobs.py", "test_limits.py"],
     "inference/slice_function.py": ["inference/test_runtimes.py"],
 }
+
+HEAVY = ("tensorflow", "keras", "numpy.testing", "scipy.ndimage", "scipy.spatial.transform", "scipy.stats", "nibabel")
+HEAVY += ("pydicom", "hypothesis.strategies", "hypothesis.extra.numpy", "matplotlib.figure", "PIL.Image", "pytest")
 
 # (module, line as it begins, change): why no test can tell; judged by reading
 EQUIVALENT = {
@@ -177,19 +184,31 @@ def test_files(name: str) -> list[str]:
     return [f"tests/{file}" for file in files] + [f"liverseg_tf/{name}"]
 
 
-class Recorder:
-    """pytest's plugin: seconds of each test that passed, quickest first; or the first test that failed."""
+@dataclass
+class Order:
+    """Which tests to run, and when: by the seconds they took, unknown ones as they stand, those marked slow last."""
 
-    def __init__(self, seconds_by_test: dict | None, finder=None):
-        self.known, self.seconds, self.failed, self.finder = seconds_by_test, {}, [], finder
+    seconds: dict[str, float]
+    broken: set[str] = field(default_factory=set)
+    only: bool = False
+
+    def __call__(self, items: list) -> list:
+        kept = [i for i in items if i.nodeid not in self.broken and (not self.only or i.nodeid in self.seconds)]
+        return sorted(kept, key=lambda i: (self.seconds.get(i.nodeid, 1.0), i.get_closest_marker("slow") is not None))
+
+
+class Recorder:
+    """pytest's plugin: puts the tests in order, takes the seconds of each, and notes those that failed."""
+
+    def __init__(self, order: Order, finder=None):
+        self.order, self.seconds, self.failed, self.finder = order, {}, [], finder
 
     def pytest_sessionstart(self):
         if self.finder:
             sys.meta_path.insert(0, self.finder)  # before pytest's own, which takes files named on its command line
 
     def pytest_collection_modifyitems(self, items):
-        if self.known is not None:
-            items[:] = sorted((i for i in items if i.nodeid in self.known), key=lambda i: self.known[i.nodeid])
+        items[:] = self.order(items)
 
     def pytest_runtest_logreport(self, report):
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
@@ -197,19 +216,24 @@ class Recorder:
             self.failed.append(report.nodeid)
 
 
-def run(name: str, tree: ast.Module | None, known: dict | None, timeout: float) -> dict:
-    """Run the tests of a module in a fork: {"rc", "seconds" by test, "failed"}; rc None after the timeout."""
+def run(name: str, tree: ast.Module | None, order: Order, cpu_seconds: float) -> dict:
+    """Run the tests of a module in a fork, up to the first that fails: {"rc", "seconds" by test, "failed"}.
+
+    The limit is processor time, so that other work on the machine kills no mutant; one that only waits gets ten times
+    as long. `rc` is None if it ran into either.
+    """
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         answer = Path(folder) / "answer.json"
         if (pid := os.fork()) == 0:
             try:
                 os.setsid()
+                resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds), int(cpu_seconds)))
                 log = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT)
                 os.dup2(log, 1), os.dup2(log, 2)
-                answer.write_text(json.dumps(child(name, tree, known, folder)))
+                answer.write_text(json.dumps(child(name, tree, order, folder)))
             finally:
                 os._exit(0)
-        end = time.monotonic() + timeout
+        end = time.monotonic() + 10 * cpu_seconds
         while time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
             time.sleep(0.05)
         try:
@@ -222,7 +246,7 @@ def run(name: str, tree: ast.Module | None, known: dict | None, timeout: float) 
         return {"rc": None, "seconds": {}, "failed": []}
 
 
-def child(name: str, tree: ast.Module | None, known: dict | None, folder: str) -> dict:
+def child(name: str, tree: ast.Module | None, order: Order, folder: str) -> dict:
     import pytest
 
     finder = None
@@ -244,39 +268,42 @@ def child(name: str, tree: ast.Module | None, known: dict | None, folder: str) -
 
         finder = Finder
         sys.meta_path.insert(0, finder)  # for what a conftest.py imports
-    recorder = Recorder(known, finder)
-    options = ["-q", "-p", "no:cacheprovider", "--doctest-modules", f"--basetemp={folder}/tmp"]
-    options += ["-x"] if known is not None else []
+    recorder = Recorder(order, finder)
+    options = ["-q", "-x", "-p", "no:cacheprovider", "--doctest-modules", f"--basetemp={folder}/tmp"]
     rc = pytest.main([*options, *test_files(name)], plugins=[recorder])
     return {"rc": int(rc), "seconds": recorder.seconds, "failed": recorder.failed}
 
 
-def judge_module(work: tuple[str, list[dict], str, float, float]) -> None:
-    """Run the tests of one module without change, then with each mutant; append each result to the file."""
-    name, mutants, output, most_seconds, most_seconds_a_test = work
-    start = time.monotonic()
-    plain = run(name, None, None, 900)
-    baseline = time.monotonic() - start
-    known, spent = {}, 0.0
-    for test, seconds in sorted(plain["seconds"].items(), key=lambda item: item[1]):
-        spent += seconds
-        if test not in plain["failed"] and seconds <= most_seconds_a_test and spent <= most_seconds:
-            known[test] = seconds
-    print(
-        f"{name}: {len(known)} of {len(plain['seconds'])} tests, {baseline:.0f} s, failed {plain['failed']}", flush=True
-    )
-    if not known:
-        return  # nothing can be said of its mutants: the next run tries again
+def judge_module(work: tuple[str, list[dict], str, float]) -> None:
+    """Run the tests of one module with each of its mutants; append each result to the file."""
+    name, mutants, output, limit = work
+    seconds: dict[str, float] = {}
+    killers: list[str] = []
+    broken: set[str] = set()
+    if run(name, None, Order({}, only=True), limit)["rc"] != 5:
+        print(f"{name}: its tests can't be collected; its mutants are left for another run", flush=True)
+        return
     for entry in mutants:
         description, tree = mutant(name, entry["index"], entry["choice"])
         start = time.monotonic()
-        result = run(name, tree, known, 3 * baseline + 5)
+        while True:
+            # what saw one change will see another; then the quickest
+            result = run(name, tree, Order(seconds | dict.fromkeys(killers, -1.0), broken), limit)
+            seconds = result["seconds"] | seconds
+            failed = result["failed"][:1]
+            if not failed or failed[0] in killers:
+                break
+            if run(name, None, Order({failed[0]: 0}, only=True), limit)["rc"] == 0:
+                killers += failed
+                break
+            broken.add(failed[0])  # it fails without the mutant too: it says nothing
         outcome = {0: "survived", 5: "survived", None: "timeout"}.get(result["rc"], "killed")
-        line = {**description, "outcome": outcome, "by": result["failed"][:1], "tests": len(known)}
-        line["seconds"] = round(time.monotonic() - start, 1)
+        line = {**description, "outcome": outcome, "by": failed, "seconds": round(time.monotonic() - start, 1)}
         with open(output, "a") as file:
             file.write(json.dumps(line) + "\n")
         print(f"  {outcome:9}{name}:{line['line']} {line['change'][:110]}", flush=True)
+    if broken:
+        print(f"{name}: fail without any mutant: {sorted(broken)}", flush=True)
 
 
 def read(output: str) -> dict[tuple[str, int, str], dict]:
@@ -317,8 +344,7 @@ def main() -> int:
     parser.add_argument("-n", "--count", type=int, default=160)
     parser.add_argument("--seed", type=int, default=14)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=90, help="of tests a mutant at most, quickest first")
-    parser.add_argument("--seconds-a-test", type=float, default=30, help="slower tests are left out")
+    parser.add_argument("--seconds", type=float, default=180, help="of processor time a mutant at most")
     parser.add_argument("--skip", action="append", default=[], metavar="MODULE", help="leave its mutants out")
     parser.add_argument("--survivors", action="store_true", help="try those again that lived or ran too long")
     parser.add_argument("--summary", action="store_true", help="only read the file")
@@ -333,12 +359,12 @@ def main() -> int:
     left = [m for m in drawn if key(m) not in done or done[key(m)]["outcome"] in again]
     if left and not args.summary:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        for heavy in ("tensorflow", "keras", "numpy", "scipy.ndimage", "nibabel", "pydicom", "hypothesis", "pytest"):
-            importlib.import_module(heavy)  # once, before the forks; nothing of the package itself
+        for heavy in HEAVY:  # once, before the forks; nothing of the package itself
+            importlib.import_module(heavy)
         by_module: dict[str, list[dict]] = {}
         for entry in left:
             by_module.setdefault(entry["module"], []).append(entry)
-        work = [(name, some, args.output, args.seconds, args.seconds_a_test) for name, some in by_module.items()]
+        work = [(name, some, args.output, args.seconds) for name, some in by_module.items()]
         work.sort(key=lambda item: -len(item[1]))
         with multiprocessing.get_context("fork").Pool(args.workers) as pool:
             for _ in pool.imap_unordered(judge_module, work, chunksize=1):

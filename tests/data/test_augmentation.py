@@ -9,6 +9,7 @@ import tensorflow as tf
 from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import AIR_HU
+from tests.data import reference
 
 STILL = {
     "rotation_degrees": 0.0,
@@ -185,6 +186,12 @@ def test_the_label_for_ignore_survives():
     hu, labels = disks()
     labels[labels == 2] = 255
     assert 255 in Augmentation(**GEOMETRY)(hu, labels, (0, 0))[1].numpy()
+
+
+@pytest.mark.parametrize("name", ["augmentation", "augmentation_often"])
+def test_a_seed_gives_the_same_slices_in_every_version(name):
+    """A training by a recipe can be told to have gone over the same slices."""
+    reference.check(name, reference.of_augmentation(**reference.OPTIONS[name]))
 
 
 def test_parameters_go_through_json_and_wrong_ones_are_named():

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from liverseg_tf.data.lesion_synthesis import LesionSynthesis
 from liverseg_tf.errors import ConfigError
+from tests.data import reference
 
 PLAIN = {
     "probability": 1.0,
@@ -172,6 +173,12 @@ def test_it_runs_in_a_dataset_with_sizes_known_or_not(known):
     assert len(results) == 3 and results[0][0].shape == (64, 64)
     np.testing.assert_allclose(results[0][0], eager[0], atol=1e-2)
     np.testing.assert_array_equal(results[0][1], eager[1])
+
+
+@pytest.mark.parametrize("name", ["synthesis", "synthesis_often"])
+def test_a_seed_gives_the_same_lesions_in_every_version(name):
+    """A training by a recipe can be told to have gone over the same slices."""
+    reference.check(name, reference.of_synthesis(**reference.OPTIONS[name]))
 
 
 def test_parameters_go_through_json_and_wrong_ones_are_named():
