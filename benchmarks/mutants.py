@@ -1,6 +1,6 @@
 """Mutants drawn at random over channels, data, evaluation and inference: the share that the mirrored tests kill.
 
-    python benchmarks/mutants.py [-n 160] [--seed 14] [--workers 2] [-o mutants.jsonl] [--survivors] [--skip MODULE]
+    python benchmarks/mutants.py [-n 160] [--seed 14] [--workers 2] [-o mutants.jsonl] [--survivors] [--only START]
 
 A mutant is one operator, constant, bound of a slice or returned value changed. It is killed if one of the tests of its
 module (tests/<same path>/test_<same name>.py and its docstrings' examples) fails that passes without it, or if they
@@ -346,6 +346,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=180, help="of processor time a mutant at most")
     parser.add_argument("--skip", action="append", default=[], metavar="MODULE", help="leave its mutants out")
+    parser.add_argument("--only", default="", metavar="START", help="modules whose names begin so, as evaluation/")
     parser.add_argument("--survivors", action="store_true", help="try those again that lived or ran too long")
     parser.add_argument("--summary", action="store_true", help="only read the file")
     parser.add_argument("-o", "--output", default="mutants.jsonl")
@@ -354,7 +355,7 @@ def main() -> int:
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     drawn, done = draw(args.count, args.seed), read(args.output)
-    drawn = [m for m in drawn if m["module"] not in args.skip]
+    drawn = [m for m in drawn if m["module"].startswith(args.only) and m["module"] not in args.skip]
     again = {"survived", "timeout"} if args.survivors else set()
     left = [m for m in drawn if key(m) not in done or done[key(m)]["outcome"] in again]
     if left and not args.summary:

@@ -8,14 +8,16 @@ import re
 from typing import Any
 
 
-class LiverSegError(Exception):
+class _WithoutSecrets(Exception):  # noqa: N818 - of warnings too
+    def __init__(self, *arguments: object):
+        super().__init__(*(without_secrets(text) if isinstance(text, str) else text for text in arguments))
+
+
+class LiverSegError(_WithoutSecrets):
     """Base of every error that this library raises on purpose.
 
-    Users and passwords in URLs are left out of its message, whoever wrote it.
+    Users, passwords and signatures in URLs are left out of its message, whoever wrote it.
     """
-
-    def __init__(self, *arguments: object):
-        super().__init__(*(without_login(text) if isinstance(text, str) else text for text in arguments))
 
 
 class InputFileError(LiverSegError):
@@ -58,8 +60,8 @@ class MissingDependencyError(LiverSegError):
     """An optional package that isn't installed; the message names the extra that brings it."""
 
 
-class LiverSegWarning(UserWarning):
-    """Base of every warning of this library."""
+class LiverSegWarning(_WithoutSecrets, UserWarning):
+    """Base of every warning of this library; its message too is without what lets anybody in."""
 
 
 class NotHounsfieldWarning(LiverSegWarning):
@@ -96,12 +98,21 @@ def require(module: str, extra: str, purpose: str) -> Any:
         ) from error
 
 
-def without_login(text: str) -> str:
-    """A URL, or a text with URLs in it, without the user and the password that stand in them.
+# Names in a URL's query whose values let anybody in: signatures (`X-Amz-Signature`, a SAS's `sig`), tokens, keys.
+_SECRET = re.compile(
+    r"([?&;](?:[^\s=&;?#]*(?:sig|token|key|secret|passw|pwd|credential|auth|jwt|session)[^\s=&;?#]*|code)=)[^\s&;#'\")]+",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """A URL, or a text with URLs in it, without the user and the password, the signatures and keys that stand in them.
 
     Example:
-        >>> without_login("https://anna:secret@host:8501/liverseg")
+        >>> without_secrets("https://anna:secret@host:8501/liverseg")
         'https://host:8501/liverseg'
+        >>> without_secrets("https://host/ct.nii.gz?sv=2024&sig=a%2Fb")
+        'https://host/ct.nii.gz?sv=2024&sig=***'
     """
     # a password may hold slashes and @; a file's name behind a host without a password may hold @ too
-    return re.sub(r"(://)(?:[^\s/:@]*:\S*@|[^\s/]*@)", r"\1", text)
+    return _SECRET.sub(r"\1***", re.sub(r"(://)(?:[^\s/:@]*:\S*@|[^\s/]*@)", r"\1", text))

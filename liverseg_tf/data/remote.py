@@ -14,6 +14,7 @@ from liverseg_tf.files import temporary_name
 from liverseg_tf.ownership import Url, is_url
 
 _LOCAL = re.compile("^(file|local)://", re.IGNORECASE)
+_WEB = re.compile("^https?://", re.IGNORECASE)
 # These show an object only when all of it has come. Elsewhere a file grows under its name, and needs a temporary one.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
@@ -41,6 +42,18 @@ def join(folder: Url | Path, name: str) -> Url | Path:
 def child(url: Url, name: str) -> Url:
     """The URL of a folder's file."""
     return Url(url + name if url.endswith("/") else f"{url}/{name}")
+
+
+def file_name(where: Url | Path) -> str:
+    """The last part of a path or URL, without the query of a web address (`?X-Amz-Signature=...`).
+
+    Examples:
+        >>> file_name(Url("https://host/scans/ct.nii.gz?sig=a%2Fb")), file_name(Url("s3://bucket/what?.nii"))
+        ('ct.nii.gz', 'what?.nii')
+    """
+    if isinstance(where, Path):
+        return where.name
+    return Path(re.split("[?#]", where, maxsplit=1)[0] if _WEB.match(where) else where).name
 
 
 def parent(url: Url) -> Url:

@@ -19,14 +19,14 @@ from typing import Any, overload
 from liverseg_tf.data.dicom.formats import PRODUCTS
 from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.data.reading import format_of, is_itk_name
-from liverseg_tf.data.remote import child, fetch, fetch_all, join, listing, location, parent, starts, store
+from liverseg_tf.data.remote import child, fetch, fetch_all, file_name, join, listing, location, parent, starts, store
 from liverseg_tf.errors import (
     DataWarning,
     InputFileError,
     LiverSegError,
     MissingDependencyError,
     OutputError,
-    without_login,
+    without_secrets,
 )
 from liverseg_tf.files import is_hidden, staging_folder
 from liverseg_tf.inference.predictor import Prediction, Predictor, manifest_row, side_product
@@ -63,7 +63,7 @@ class Job:
     @property
     def name(self) -> str:
         """The volume's file name."""
-        return Path(self.source).name
+        return file_name(self.source)
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def predict_job(
             text = f"{job.source}: needs more memory than there is to be written ({failed})"
             row = manifest_row(job.source, None, None, text)
         except Exception as failed:  # nothing that one volume does ends a run over thousands
-            _log.info("%s", without_login(str(job.source)), exc_info=True)
+            _log.info("%s", without_secrets(str(job.source)), exc_info=True)
             text = f"{job.source}: failed unexpectedly ({type(failed).__name__}: {failed})"
             row = manifest_row(job.source, None, None, " ".join(text.split()))
     if job.series:
@@ -270,7 +270,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         for local, url in names.items():
             value = value.replace(local, url)
-        return without_login(value)  # rows stand in manifests and on screens
+        return without_secrets(value)  # rows stand in manifests and on screens
     if isinstance(value, dict):
         return {key: _renamed(content, names) for key, content in value.items()}
     return [_renamed(content, names) for content in value] if isinstance(value, list) else value
@@ -359,11 +359,11 @@ def _remote_sources(given: Url, series: str | None) -> list[_Source]:
     """Volumes at a URL. DICOM there is told by names alone: a folder with .dcm files is a series, and so is a .zip."""
     there = listing(given)
     if given in there:
-        is_dicom = Path(given).suffix.lower() in (".dcm", ".zip")
-        return [_Source(given, Path(given).name, there[given], series if is_dicom else None, is_dicom)]
+        is_dicom = Path(file_name(given)).suffix.lower() in (".dcm", ".zip")
+        return [_Source(given, file_name(given), there[given], series if is_dicom else None, is_dicom)]
     found = []
     for url, seconds in there.items():
-        path = Path(url)
+        path = Path(file_name(url))
         if (is_nifti_name(path) or is_itk_name(path)) and not _is_mask(path):
             found.append(_Source(url, path.name, seconds))
         elif path.suffix.lower() == ".zip":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from liverseg_tf.data.nifti import is_nifti_name
 from liverseg_tf.data.remote import fetch, listing, location, parent, store
-from liverseg_tf.errors import LiverSegError, OutputError, without_login
+from liverseg_tf.errors import LiverSegError, OutputError, without_secrets
 from liverseg_tf.ownership import Url, carries_our_mark, is_url, read_signed_line, signed_line, why_not_ours, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.strict_json import to_json
@@ -83,9 +83,9 @@ class RunManifest:
         rows = self._read()  # without the passwords of URLs
 
         def row_of(job: Job) -> dict[str, Any]:
-            return rows.get((without_login(str(job.source)), job.series), {})
+            return rows.get((without_secrets(str(job.source)), job.series), {})
 
-        jobs = [job for job in jobs if row_of(job).get("output") == without_login(str(job.target))]
+        jobs = [job for job in jobs if row_of(job).get("output") == without_secrets(str(job.target))]
         folders = {parent(job.target) for job in jobs if is_url(job.target)}
         there = {url: seconds for folder in folders for url, seconds in listing(folder).items()}
         finished: dict[str | Path, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.errors import ConfigError, ServerError, first_line, require, without_login
+from liverseg_tf.errors import ConfigError, ServerError, first_line, require, without_secrets
 from liverseg_tf.hounsfield import PNG_OFFSET_HU
 from liverseg_tf.strict_json import to_json
 
@@ -80,7 +80,7 @@ class ServingClient:
                 f"Received: {timeout_s}, {retries}, {in_flight}"
             )
         scheme, address, model, version, login = _parse_url(url)
-        url = without_login(url)  # what stands in errors, logs and manifests
+        url = without_secrets(url)  # what stands in errors, logs and manifests
         self.url, self.retries, self.in_flight = url, retries, in_flight
         self.compact = scheme in ("http", "https") if compact is None else compact
         self.slices_at_once = SLICES_A_REQUEST * in_flight

@@ -12,6 +12,7 @@ from liverseg_tf.cli.main import main
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.data.cases import Case, find_cases, split_by_patient
 from liverseg_tf.data.image_folder import (
+    ImageSlice,
     explain_image_error,
     image_folder_dataset,
     read_image_folder,
@@ -148,6 +149,8 @@ def test_foreign_folders_and_bad_options_are_refused(cases, tmp_path):
         write_image_folder(cases, tmp_path / "mine" / "thesis.txt")
     with pytest.raises(ConfigError, match="image format"):
         write_image_folder(cases, tmp_path / "new", format="bmp")
+    with pytest.raises(ConfigError, match="image size: expected a positive number of pixels. Received: 0"):
+        image_folder_dataset([ImageSlice(1, 0, "1", tmp_path / "x.png", tmp_path / "y.png", 3)], 0)
     with pytest.raises(ConfigError, match="quality"):
         write_image_folder(cases, tmp_path / "new", quality=0)
     with pytest.raises(CaseError, match="same number"):

@@ -2,10 +2,11 @@
 
 import gzip
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg_tf.data.nifti import max_bytes_limit, open_nifti, read_voxels, stem
+from liverseg_tf.data.nifti import doubts_about_affine, max_bytes_limit, open_nifti, read_voxels, stem
 from liverseg_tf.errors import ConfigError, GeometryError, InputFileError
 
 
@@ -16,8 +17,6 @@ def ct(tmp_path, write_nifti):
 
 
 def test_a_good_file_reads_bit_equal(ct):
-    import nibabel as nib
-
     file = open_nifti(ct)
     assert file.shape == (16, 15, 14)
     np.testing.assert_array_equal(read_voxels(file), np.asanyarray(nib.load(ct).dataobj))
@@ -135,3 +134,29 @@ def test_shapes_and_dtypes_that_are_no_ct(tmp_path, write_nifti):
 
 def test_stems():
     assert [stem(n) for n in ("a/volume-7.nii.gz", "x.NII", "y.b.nii")] == ["volume-7", "x", "y.b"]
+
+
+def test_a_header_says_whether_values_are_scaled(ct):
+    assert not open_nifti(ct).is_scaled
+    for slope, intercept in ((2.0, 0.0), (1.0, -1024.0)):
+        content = bytearray(ct.read_bytes())
+        content[112:120] = np.array([slope, intercept], "<f4").tobytes()
+        ct.write_bytes(content)
+        file = open_nifti(ct)
+        assert file.is_scaled and (file.slope, file.intercept) == (slope, intercept)
+
+
+@pytest.mark.filterwarnings("ignore::liverseg_tf.errors.GeometryWarning")
+def test_only_what_is_strange_about_an_affine_is_doubted(tmp_path):
+    def doubts(sform, qform):
+        image = nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), sform)
+        image.set_qform(qform, code=1)
+        nib.save(image, tmp_path / "ct.nii")
+        return [doubt.split(";")[0] for doubt in doubts_about_affine(open_nifti(tmp_path / "ct.nii"))]
+
+    straight = np.diag([-1.5, -1.5, 3.0, 1.0])
+    turned = straight.copy()
+    turned[:2, :2] = 1.5 * np.array([[-np.cos(0.3), np.sin(0.3)], [-np.sin(0.3), -np.cos(0.3)]])
+    assert doubts(straight, straight) == []
+    assert doubts(straight, np.diag([-1.5, -1.5, 2.0, 1.0])) == ["qform and sform disagree"]
+    assert doubts(turned, turned) == ["its axes lie 17 degrees oblique to the patient's"]

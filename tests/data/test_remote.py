@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import subprocess
 import sys
+import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -143,6 +146,28 @@ def test_the_command_from_bucket_to_bucket_and_on(s3, phantom_folder, small_mode
     s3.invalidate_cache()
     assert {name: s3.info(name)["ETag"] for name in made} == made
     assert s3.info("archive/out/segmentation-0.nii.gz")["LastModified"] == written
+
+
+def test_a_signed_address_is_read_and_its_signature_told_nowhere(predictor, tmp_path, phantom_folder):
+    pytest.importorskip("aiohttp", reason="needs the extra [cloud]")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(phantom_folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        secrets = "X-Amz-Signature=hush1&se=2030&sig=hu%2Fsh2&token=hush3"
+        (row,) = ls.predict_folder(f"{address}/volume-0.nii.gz?{secrets}", tmp_path / "out", model=predictor)
+        with pytest.raises(InputFileError, match="missing.nii.gz") as caught:
+            plan([f"{address}/missing.nii.gz?{secrets}"], tmp_path)
+        server.shutdown()
+    assert row["status"] == "done" and row["output"].endswith("segmentation-0.nii.gz")
+    assert row["input"] == f"{address}/volume-0.nii.gz?X-Amz-Signature=***&se=2030&sig=***&token=***"
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {"segmentation-0.nii.gz", "manifest.jsonl"}
+    assert "hu" not in str(caught.value).split("?", 1)[1] and "sh2" not in str(caught.value)
+    assert "hush" not in (tmp_path / "out" / "manifest.jsonl").read_text()
 
 
 def test_what_is_missing_is_named(s3, predictor, tmp_path, phantom_folder, monkeypatch):

@@ -293,6 +293,38 @@ def test_the_values_next_to_the_classes_are_none(tmp_path, write_nifti, value, d
         list(slice_dataset(find_cases(tmp_path)))
 
 
+def test_labels_stored_as_fractions_are_classes_too(tmp_path, write_nifti):
+    _, labels = make_case(tmp_path, write_nifti, suffix=".nii")
+    array, affine = stored_as(labels, (1, 2, 3), "LPS")
+    array = array + np.float32(0.0005)
+    write_nifti(tmp_path / "segmentation-0.nii", array, affine)
+    dataset = slice_dataset(find_cases(tmp_path))
+    for (_, found), expected in zip(dataset, np.moveaxis(labels, 2, 0), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for value in (-1.0, 0.5, 1.01, 3.0):
+        array[4, 5, 3] = value
+        write_nifti(tmp_path / "segmentation-0.nii", array, affine)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="values that are no class"):
+            list(dataset)
+
+
+@pytest.mark.parametrize("hu_range", [(-1024, 32767), (-1024, 32768), (-32769, 100), (-0.5, 70000.5), None])
+def test_a_range_beyond_16_bits_does_not_wrap(tmp_path, write_nifti, hu_range):
+    values = np.array([[[-40000, -1025, -1, 0, 1, 32767, 32768, 40000, 70001]]], np.int32).reshape(3, 3, 1)
+    write_nifti(tmp_path / "volume-1.nii", values)
+    write_nifti(tmp_path / "segmentation-1.nii", np.zeros(values.shape, np.uint8))
+    (case,) = find_cases(tmp_path)
+    ((hu, _),) = slice_dataset([case], hu_range=hu_range)
+    expected = CTVolume.load(case.volume, hu_range=hu_range).hu[..., 0]
+    np.testing.assert_allclose(hu, expected, atol=0.5)  # whole HU stay whole
+
+
+def test_an_impossible_size_is_refused(phantom_folder):
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"image size: expected a positive number of pixels. Received: {size}"):
+            slice_dataset(find_cases(phantom_folder), size)
+
+
 def test_wrong_labels_and_grids_are_told(tmp_path, write_nifti):
     make_case(tmp_path, write_nifti)
     cases = find_cases(tmp_path)

@@ -194,6 +194,14 @@ def test_masks_are_rounded_or_refused(tmp_path, write_nifti):
             MaskVolume.load(write_nifti(tmp_path / "mask.nii.gz", labels))
 
 
+def test_a_mask_knows_its_grid(tmp_path, write_nifti):
+    affine = np.array([[0, -2.0, 0, 30], [-1.5, 0, 0, 20], [0, 0, 4.0, -90], [0, 0, 0, 1]])
+    mask = MaskVolume.load(write_nifti(tmp_path / "mask.nii.gz", np.zeros((4, 5, 6), np.uint8), affine))
+    np.testing.assert_array_equal(mask.affine, affine)
+    assert mask.spacing_mm == (1.5, 2.0, 4.0) and mask.shape == (4, 5, 6)
+    assert mask.voxel_volume_ml == pytest.approx(0.012)
+
+
 def test_volume_and_mask_on_other_grids():
     geometry = Geometry((4, 4, 4), np.diag([-1.0, -1, 2, 1]))
     check_same_grid(geometry, Geometry((4, 4, 4), geometry.affine + 9.9e-4), ("ct", "mask"))

@@ -48,6 +48,15 @@ def test_a_ball_is_rounder_than_a_rod():
     assert second.axes.largest_diameter_mm > 2 * second.axes.long_axis_mm  # the rod lies along the patient
 
 
+def test_sphericity_is_the_surface_of_a_ball_of_the_volume_by_the_lesions_own():
+    from skimage.measure import marching_cubes, mesh_surface_area
+
+    (lesion,) = measure(liver_with(np.s_[20:30, 20:24, 20:26]), spacing_mm=SPACING).lesions
+    corners, faces, _, _ = marching_cubes(np.pad(np.ones((10, 4, 6), np.float32), 1), 0.5, spacing=SPACING)
+    ball_mm2 = 4 * np.pi * (3 * 240 * 8 / (4 * np.pi)) ** (2 / 3)
+    assert lesion.sphericity == pytest.approx(ball_mm2 / mesh_surface_area(corners, faces), rel=1e-5)
+
+
 def test_hu_and_contrast_are_the_cts():
     labels = liver_with(np.s_[20:30, 20:30, 20:30])
     hu = np.where(labels == 2, 60.0, np.where(labels == 1, 100.0, -50.0)).astype(np.float32)

@@ -260,6 +260,13 @@ def test_smoothing_is_a_gaussian_over_the_slices_however_they_come(sizes, sigma)
     np.testing.assert_allclose(np.concatenate([*parts, smoother.rest()]), expected, atol=1e-6)
 
 
+def test_smoothing_holds_no_more_slices_than_it_needs():
+    smoother = SliceSmoother(1.0)
+    for _ in range(50):
+        smoother.add(np.zeros((2, 4, 4, 3), np.float32))
+    assert len(smoother._window) <= 2 * 3 + 2
+
+
 class OneSliceOfTumour:
     """Liver everywhere; tumour in one slice, or in all."""
 

@@ -79,13 +79,24 @@ def test_a_slope_without_an_intercept_scales(make_series):
     assert loaded(make_series(change=change)).hu[0, 0].tolist() == [100, 200, 300, 400, 500]
 
 
-def test_fractional_slopes_and_large_values_become_float32(make_series):
+def test_fractional_slopes_and_large_values_become_float32(make_series, hu):
     def fraction(data, index):
         data.RescaleSlope, data.RescaleIntercept = "0.5", "-1000.25"
 
     volume = loaded(make_series("a", change=fraction))
     assert volume._stored.dtype == np.float32
     assert volume.hu.max() == pytest.approx(loaded(make_series("b")).hu.max() * 0.5 - 1000.25)
+
+    for number, (slope, intercept) in enumerate((("1", "-1000.5"), ("0.5", "-1000"))):
+
+        def one(data, index, slope=slope, intercept=intercept):
+            if index == 3:
+                data.RescaleSlope, data.RescaleIntercept = slope, intercept
+
+        volume = loaded(make_series(f"one{number}", change=one))
+        expected = hu.astype(np.float64)
+        expected[..., 3] = expected[..., 3] * float(slope) + float(intercept)
+        np.testing.assert_array_equal(volume.geometry.to_file(volume.hu), expected)
 
     def large(data, index):
         data.PixelRepresentation = 0
@@ -270,3 +281,10 @@ def test_pydicoms_warnings_about_values_are_kept_back(make_series):
         warnings.simplefilter("always")
         loaded(folder)
     assert not [w for w in caught if "Jane" in str(w.message)]
+
+
+def test_the_attributes_of_the_pixels_fit_one_another(hu):
+    """As the standard demands: the sign is the highest stored bit."""
+    for data in series_datasets(hu, AXIAL, "DOE^JANE", "Abdomen", 3, 0):
+        assert (data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation) == (16, 16, 15, 1)
+        assert len(data.PixelData) == data.Rows * data.Columns * 2
