@@ -19,6 +19,20 @@ from liverseg_tf.windows import FIRST_WINDOWS, resolve_window
 
 C = TypeVar("C", bound="Config")
 LARGEST_IMAGE_SIZE = 4096
+# Encoders built and tried under Keras 3; others of segmentation-models may fail there.
+BACKBONES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "seresnet34",
+    "resnext50",
+    "vgg16",
+    "mobilenetv2",
+    "efficientnetb0",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+)
 # Of stored model configurations. 1 named its windows, 2 has their numbers and the histogram's.
 FORMAT = 2
 
@@ -166,7 +180,7 @@ class ModelConfig(Config):
 
     Attributes:
         image_size: rows and columns of the network's input, in pixels; a multiple of 32.
-        backbone: encoder, one of `liverseg_tf.models.unet.BACKBONES`.
+        backbone: encoder, one of `BACKBONES`.
         class_names: the classes' names by index.
         channels: how HU become channels.
         hu_range: HU the loader clips to, or None for no clipping.

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.training.find_learning_rate import find_learning_rate
     from liverseg_tf.training.recipes import get_recipe
 
-    changes = {"image_size": args.image_size, "batch_size": args.batch_size, "encoder_weights": args.encoder_weights}
+    changes = {k: getattr(args, k) for k in ("image_size", "batch_size", "backbone", "encoder_weights")}
     recipe = replace(get_recipe(args.recipe), **{k: v for k, v in changes.items() if v is not None})
     cases = with_masks(find_cases(*args.folders))
     output = Path(args.output)

@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Callable
 
+from liverseg_tf.config import BACKBONES
+
 # A name that ends so is meant as a file's; ".v2" and ".2024" are parts of a folder's name.
 _FILE_SUFFIX = re.compile(r"\.(?!v\d)[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
 
@@ -113,6 +115,7 @@ def add_training_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="default", metavar="R", help="default, or report for the original's")
     parser.add_argument("--image-size", type=int, metavar="S", help="rows and columns of the network's input")
     parser.add_argument("--batch-size", type=int, metavar="B", help="slices a step, over all devices")
+    parser.add_argument("--backbone", choices=BACKBONES, help="encoder, in place of the recipe's")
     parser.add_argument("--encoder-weights", metavar="W", help="imagenet, none, or a file")
 
 

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             validation_fraction=args.validation_fraction,
             split=args.split,
             folds=args.folds,
+            backbone=args.backbone,
             encoder_weights=args.encoder_weights,
             from_model=args.from_model,
             seed=args.seed,

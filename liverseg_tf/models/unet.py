@@ -9,21 +9,10 @@ from pathlib import Path
 
 import keras
 
+from liverseg_tf.config import BACKBONES
 from liverseg_tf.errors import ConfigError, ModelError, first_line
 from liverseg_tf.models.efficientnet_lite import EFFICIENTNET_LITE, build_encoder, load_imagenet
 
-# Built and tried under Keras 3; others of segmentation-models may fail there.
-BACKBONES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "seresnet34",
-    "resnext50",
-    "vgg16",
-    "mobilenetv2",
-    "efficientnetb0",
-    *EFFICIENTNET_LITE,
-)
 # Keras's 0.99 needs hundreds of steps before validation means anything; this is PyTorch's and fastai's default.
 BATCH_NORM_MOMENTUM = 0.9
 _DECODER_PREFIXES = ("decoder_", "center_", "final_conv", "linear", "logits")
@@ -41,7 +30,7 @@ def build_unet(
 
     Args:
         image_size: rows and columns of the input, in pixels; a multiple of 32.
-        backbone: one of `BACKBONES`.
+        backbone: one of `liverseg_tf.config.BACKBONES`.
         classes: number of classes, background included.
         channels: channels of the input.
         encoder_weights: `"imagenet"` (downloaded; needs three channels), `"none"` (random), or a file of weights

@@ -25,13 +25,14 @@ class TrainingOptions:
         epochs: epochs after the frozen phase, at least 0; None: the recipe's.
         image_size: rows and columns of the network's input, in pixels, a multiple of 32; None: the recipe's.
         batch_size: slices a step over all devices, at least 1; None: the recipe's.
+        backbone: encoder, one of `liverseg_tf.config.BACKBONES`; None: the recipe's.
         encoder_weights: "imagenet", "none" or a file; None: the recipe's.
         validation_fraction: share of the patients to validate on, above 0 and below 1.
         split: "patients", or "slices" as the original had it, which mixes a patient's slices over both sides.
         folds: train this many models, at least 2, each validated on its own share of the patients, in
             `output/fold-<i>`; the run of the best one is returned.
         from_model: a model of this library to start from; all of its configuration but the image size is kept: its
-            classes and their names, channels, HU range and backbone.
+            classes and their names, channels, HU range and backbone; so give neither a backbone nor encoder weights.
         seed: everything random goes by it.
         steps_per_epoch: batches an epoch, at least 1; None: as many as the training slices give.
         xla: compile with XLA; None: where it pays.
@@ -52,12 +53,13 @@ class TrainingOptions:
         deterministic: same seed, same weights on the same machine; False may read faster.
 
     Raises:
-        ConfigError: for a split or a precision that is none.
+        ConfigError: for a split or a precision that is none, and for an encoder beside a model to start from.
     """
 
     epochs: int | None = None
     image_size: int | None = None
     batch_size: int | None = None
+    backbone: str | None = None
     encoder_weights: str | Path | None = None
     validation_fraction: float = 0.2
     split: str = "patients"
@@ -80,6 +82,12 @@ class TrainingOptions:
             raise ConfigError(f"split: expected 'patients' or 'slices'. Received: {self.split!r}")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {self.precision!r}")
+        given = self.backbone or self.encoder_weights
+        if self.from_model is not None and given is not None:
+            raise ConfigError(
+                "the model to start from brings its encoder: expected neither backbone nor encoder weights beside it. "
+                f"Received: {given}"
+            )
 
 
 class TrainingChanges(TypedDict, total=False):
@@ -88,6 +96,7 @@ class TrainingChanges(TypedDict, total=False):
     epochs: int | None
     image_size: int | None
     batch_size: int | None
+    backbone: str | None
     encoder_weights: str | Path | None
     validation_fraction: float
     split: str

@@ -18,7 +18,7 @@ class Recipe(Config):
         name: of the recipe.
         image_size: rows and columns of the network's input, in pixels.
         batch_size: slices a step, over all devices.
-        backbone: encoder, one of `liverseg_tf.models.unet.BACKBONES`.
+        backbone: encoder, one of `liverseg_tf.config.BACKBONES`.
         encoder_weights: "imagenet", "none" or a file.
         channels: how HU become channels.
         clip_hu: clip HU to [-1024, 3071] when reading.

@@ -157,7 +157,8 @@ def train(
 
 def _changed_recipe(recipe: Recipe, options: TrainingOptions) -> Recipe:
     """The recipe with what the options have in its place."""
-    changes: dict[str, Any] = {name: getattr(options, name) for name in ("epochs", "image_size", "batch_size")}
+    names = ("epochs", "image_size", "batch_size", "backbone")
+    changes: dict[str, Any] = {name: getattr(options, name) for name in names}
     changes["encoder_weights"] = str(options.encoder_weights) if options.encoder_weights is not None else None
     return replace(recipe, **{k: v for k, v in changes.items() if v is not None})
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from liverseg_tf.cli.main import COMMANDS, build_parser, main
+from liverseg_tf.errors import ConfigError
 from liverseg_tf.ownership import read_signed_line
 from tests.data.test_volume import stored_as
 
@@ -131,6 +132,21 @@ def test_phantom_train_and_evaluate(capsys, tmp_path):
     arguments = ["evaluate", "--truth", str(tmp_path / "ct"), "--prediction", str(tmp_path / "ct"), "--json"]
     assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["lits"]["liver_dice_per_case"] == 1
+
+
+def test_train_hands_the_encoder_on(monkeypatch, tmp_path):
+    given = {}
+
+    def train(cases, output, recipe, **options):
+        given.update(options)
+        raise ConfigError("seen")
+
+    assert main(["phantom", str(tmp_path / "ct"), "--cases", "2", "--shape", "32", "32", "8"]) == 0
+    monkeypatch.setattr("liverseg_tf.training.train.train", train)
+    run = ["train", str(tmp_path / "ct"), "-o", str(tmp_path / "run"), "--encoder-weights", "imagenet"]
+    assert main([*run, "--backbone", "efficientnet_lite0"]) != 0
+    assert (given["backbone"], given["encoder_weights"]) == ("efficientnet_lite0", "imagenet")
+    assert main([*run, "--backbone", "alexnet"]) == 2
 
 
 def test_the_parser_knows_all_commands_of_the_interface():

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 
+from liverseg_tf.config import BACKBONES
 from liverseg_tf.errors import ModelError
 from liverseg_tf.explanation.layers import resolve_layer
 from liverseg_tf.models import efficientnet_lite
@@ -280,6 +281,10 @@ def test_cut_files_and_tensors_beyond_their_storage(torch_file, monkeypatch):
     tensor.array, tensor.strides = np.zeros(5, np.float32), (1,)
     with pytest.raises(ModelError, match="beyond its storage"):
         read_checkpoint(io.BytesIO(torch_file({"a": np.zeros(5)})), "it")
+
+
+def test_they_can_be_asked_for_by_name():
+    assert set(EFFICIENTNET_LITE) < set(BACKBONES)
 
 
 def test_weights_of_another_network_are_named():
