@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from liverseg_tf.config import ChannelsConfig, Config, ModelConfig
+from liverseg_tf.config import BACKBONES, ChannelsConfig, Config, ModelConfig
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import HU_RANGE
 
@@ -94,9 +94,14 @@ class Recipe(Config):
 
         Args:
             source: of a model to start from: all but the image size stays as it is.
+
+        Raises:
+            ConfigError: if there is no such backbone.
         """
         if source is not None:
             return replace(source, image_size=self.image_size)
+        if self.backbone not in BACKBONES:
+            raise ConfigError(f"backbone: expected one of {', '.join(BACKBONES)}. Received: {self.backbone!r}")
         hu_range = HU_RANGE if self.clip_hu else None
         return ModelConfig(self.image_size, self.backbone, channels=self.channels, hu_range=hu_range)
 
