@@ -152,7 +152,8 @@ def test_figure_is_written(folders, tmp_path, suffix):
 def test_figure_shows_every_case_and_size(folders):
     from liverseg_tf.evaluation.figure import plot_evaluation
 
-    figure = plot_evaluation(ls.evaluate(*folders, resamples=10))
+    scores = ls.evaluate(*folders, resamples=10)
+    figure = plot_evaluation(scores)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == [
         "Dice per case",
@@ -168,6 +169,18 @@ def test_figure_shows_every_case_and_size(folders):
     assert middles == pytest.approx(list(figure.axes[1].get_xticks()))  # a pair about each size
     assert all(low[1] <= high[0] for low, high in zip(bars, bars[1:], strict=False))  # none hides another
     assert "6 lesions" in figure.axes[1].get_xticklabels()[0].get_text()
+    assert [text.get_text() for text in figure.axes[1].texts] == ["0.67", "none", "none", "0.67", "none", "none"]
+    assert all(text.get_position()[1] > 1 for text in figure.axes[1].texts)  # above any bar
+    for region, (volumes, agreement) in (("liver", figure.axes[2:4]), ("lesion", figure.axes[4:])):
+        truth, prediction = (
+            np.array([row[f"{region}_volume_{side}_ml"] for row in scores.cases]) for side in ("truth", "prediction")
+        )
+        np.testing.assert_allclose(volumes.lines[1].get_xydata(), np.stack([truth, prediction], 1))
+        points, *lines = agreement.lines
+        np.testing.assert_allclose(points.get_xydata(), np.stack([(truth + prediction) / 2, prediction - truth], 1))
+        found = scores.volume_agreement[region]
+        expected = [0, found["bias_ml"], *found["limits_of_agreement_ml"]]
+        assert [line.get_ydata()[0] for line in lines] == pytest.approx(expected)
 
 
 REAL_DATA = os.environ.get("LIVERSEG_REAL_DATA")

@@ -129,6 +129,16 @@ def test_one_slice_is_a_volume_as_thick_as_it_says(make_series, hu):
     np.testing.assert_allclose(series.affine, AXIAL)
 
 
+def test_a_straight_gantry_is_not_tilted_whatever_the_rounding(make_series, hu):
+    from scipy.spatial.transform import Rotation
+
+    for number, turn in enumerate(Rotation.random(12, random_state=0).as_matrix()):
+        affine = np.eye(4)
+        affine[:3, :3] = turn @ np.diag([-1.5, -2.0, 3.0])
+        (series,) = find_series(make_series(f"ct{number}", array=hu[..., :2], affine=affine)).usable
+        assert series.tilt_degrees == pytest.approx(0, abs=1e-3)
+
+
 def test_series_of_a_folder_are_listed_by_number(make_series):
     for seed, number in enumerate((7, 10, 2, None)):
         folder = make_series(seed=seed, names=f"{seed}-{{}}", change=set_(SeriesNumber=number))
