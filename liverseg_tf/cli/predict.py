@@ -52,6 +52,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="average over N copies, a little shifted, turned, scaled and denser (N times as long; default: none)",
     )
+    parser.add_argument(
+        "--preview", action="store_true", help="draw each result on one picture that fits a slide (PNG)"
+    )
     parser.add_argument("--statistics", action="store_true", help="print volumes and lesions")
     add_overwrite(parser)
     parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped (output folders)")
@@ -124,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
             allow_gaps=args.allow_gaps,
             probabilities=args.probabilities,
             uncertainty=args.uncertainty,
+            preview=args.preview,
             resume=args.resume,
             overwrite=args.overwrite,
             engine=args.engine,
@@ -152,6 +156,8 @@ def _print_rows(rows: list[dict], args: argparse.Namespace) -> None:
         for row in rows:
             if row["status"] == "done":
                 print(f"{row['output']}  ({row['seconds']:.1f} s)")
+                if "preview" in row:
+                    print(row["preview"])
                 for written in row.get("objects", ()):
                     print(f"{written['output']}  ({_read_again(written)})")
                 if args.statistics:
@@ -166,9 +172,10 @@ def _read_again(written: dict) -> str:
     found = written["read_again"]
     if "liver" not in found:
         return "read again: whole"
-    lesions = found["lesions"]
-    count = f"{len(lesions)} {'lesion' if len(lesions) == 1 else 'lesions'}"
-    return f"read again, agrees with the mask: liver {found['liver']['volume_ml']:.1f} ml, {count}"
+    from liverseg_tf.cli.tables import counted
+
+    lesions = counted(len(found["lesions"]), "lesion")
+    return f"read again, agrees with the mask: liver {found['liver']['volume_ml']:.1f} ml, {lesions}"
 
 
 def _range(ends: list[float]) -> str:
@@ -176,13 +183,14 @@ def _range(ends: list[float]) -> str:
 
 
 def _print_statistics(statistics: dict) -> None:
-    from liverseg_tf.cli.tables import print_table
+    from liverseg_tf.cli.tables import counted, print_table
 
     burden = statistics["tumour_burden"]
     note = "  (1x1x1 mm without direction: mm and ml are unreliable)" if statistics["identity_affine"] else ""
     print(
         f"  liver {statistics['liver_volume_ml']:.0f} ml, tumour {statistics['tumour_volume_ml']:.1f} ml"
-        f"{f' ({100 * burden:.1f} %)' if burden is not None else ''}, {statistics['lesion_count']} lesions{note}"
+        f"{f' ({100 * burden:.1f} %)' if burden is not None else ''}, "
+        f"{counted(statistics['lesion_count'], 'lesion')}{note}"
     )
     if not statistics["lesions"]:
         return

@@ -34,6 +34,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=True,
         help="colors told apart with any color vision",
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="try a resection on the page: remnant, margins (not for planning treatment)"
+    )
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -57,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
             method=args.method or DEFAULT_METHOD,
             most_lesions=args.most_lesions,
             safe_colors=args.safe_colors,
+            plan=args.plan,
             overwrite=args.overwrite,
             progress=bar.show("report"),
         )

@@ -56,5 +56,8 @@ def run(args: argparse.Namespace) -> int:
         summary = {"folder": args.output, "volumes": volumes, "slices": len(slices), "seconds": round(seconds, 2)}
         print(to_json(summary))
     else:
-        console().print(f"{len(slices)} slices of {volumes} volumes in {args.output} ({seconds:.1f} s)", markup=False)
+        from liverseg_tf.cli.tables import counted
+
+        done = f"{counted(len(slices), 'slice')} of {counted(volumes, 'volume')}"
+        console().print(f"{done} in {args.output} ({seconds:.1f} s)", markup=False)
     return 0

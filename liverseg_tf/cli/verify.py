@@ -52,7 +52,7 @@ def _print(found) -> None:
 
     from rich.text import Text
 
-    from liverseg_tf.cli.tables import print_table
+    from liverseg_tf.cli.tables import counted, print_table
 
     if found.findings:
         rows = []
@@ -68,6 +68,7 @@ def _print(found) -> None:
     orientations = Counter(row["orientation"] for row in found.cases if "orientation" in row)
     stored = ", ".join(f"{code} {count}" for code, count in orientations.most_common())
     print(
-        f"{len(found.cases)} cases of {found.patients} patients, {masks} with a mask; stored as {stored or 'nothing'}"
+        f"{counted(len(found.cases), 'case')} of {counted(found.patients, 'patient')}, {masks} with a mask; "
+        f"stored as {stored or 'nothing'}"
     )
-    print(f"{len(found.errors)} errors, {len(found.warnings)} warnings")
+    print(f"{counted(len(found.errors), 'error')}, {counted(len(found.warnings), 'warning')}")

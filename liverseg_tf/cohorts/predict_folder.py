@@ -15,7 +15,7 @@ from liverseg_tf.data.dicom.formats import PRODUCTS, SEGMENTATION_TYPES, parse_f
 from liverseg_tf.data.nifti import is_nifti_name
 from liverseg_tf.data.remote import join, location
 from liverseg_tf.errors import ConfigError, DataWarning, OutputError
-from liverseg_tf.inference.jobs import UNCERTAINTY, Job, check_outputs, entropy_path, plan, product
+from liverseg_tf.inference.jobs import PREVIEW, UNCERTAINTY, Job, check_outputs, entropy_path, plan, product
 from liverseg_tf.inference.postprocessing import PostProcessing
 from liverseg_tf.inference.predict_files import check_engine, predict_files
 from liverseg_tf.inference.predictor import Prediction, Predictor
@@ -39,6 +39,7 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
     allow_gaps: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
+    preview: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     engine: str = "embedded",
@@ -73,6 +74,7 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
         probabilities: write each class's probabilities too: `x_seg_liver.nii.gz`, `x_seg_tumour.nii.gz`.
         uncertainty: segment varied copies too (`measure_uncertainty`, 8 times as long): the entropy as
             `x_seg_uncertainty.nii.gz`, and the range of volumes in the row.
+        preview: draw each result on one picture that fits a slide: `x_seg_preview.png`.
         resume: keep what an earlier run, perhaps a killed one, did with the same model and settings in this folder.
         overwrite: replace files of others too, never an input.
         engine: `embedded`, in this process; or `ray`, by workers on this machine or a cluster.
@@ -84,7 +86,7 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
 
     Returns:
         A row for each volume, in their order: `input`, `output`, `status` ("done" or "error"), `seconds`, `statistics`,
-        `warnings`, or `error`; `uncertainty` and `objects` where they were asked for.
+        `warnings`, or `error`; `uncertainty`, `preview` and `objects` where they were asked for.
 
     Raises:
         InputFileError: if an input is missing or a folder holds no CT.
@@ -120,10 +122,13 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
         "variations": _variations_setting(predictor.variations),
         "probabilities": probabilities,
         "uncertainty": uncertainty,
+        "preview": preview,
         "formats": chosen,
         **of_objects,
     }
-    extra = partial(_extra, uncertainty=uncertainty, formats=objects, is_default=formats is None, **of_objects)
+    extra = partial(
+        _extra, uncertainty=uncertainty, preview=preview, formats=objects, is_default=formats is None, **of_objects
+    )
     sources = [job.source for job in jobs]
     with ExitStack() as stack:
         manifest, finished = None, {}
@@ -137,6 +142,7 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
         products = {"": "mask"} if resume else {}
         products |= dict.fromkeys(predictor.config.class_names[1:], "probabilities") if probabilities else {}
         products |= {UNCERTAINTY: "uncertainty"} if uncertainty else {}
+        products |= {PREVIEW: "figure"} if preview else {}
         of_dicom = products | dict(PRODUCTS[name] for name in objects if PRODUCTS[name][0] != ending)
         check_outputs([job for job in todo if not job.is_dicom], products, overwrite, sources)
         check_outputs([job for job in todo if job.is_dicom], of_dicom, overwrite, sources)
@@ -197,9 +203,13 @@ def _model_name(model: Any, predictor: Predictor, resume: bool) -> str:
     return ", ".join(urls) or (str(model) if isinstance(model, (str, os.PathLike)) else predictor.name)
 
 
-def _extra(predictor: Predictor, prediction: Prediction, target: Path, *, uncertainty: bool, **objects: Any) -> Row:
+def _extra(
+    predictor: Predictor, prediction: Prediction, target: Path, *, uncertainty: bool, preview: bool, **objects: Any
+) -> Row:
     """Everything that is written beside the mask."""
     row = _uncertainty(predictor, prediction, target) if uncertainty else {}
+    if preview:
+        row |= _preview(prediction, target)
     return row | _objects(predictor, prediction, target, **objects)
 
 
@@ -210,6 +220,17 @@ def _uncertainty(predictor: Predictor, prediction: Prediction, target: Path) -> 
     path = entropy_path(target)
     found.save(path)
     return {"uncertainty": {"entropy": str(path), **found.to_dict()}}
+
+
+def _preview(prediction: Prediction, target: Path) -> Row:
+    from liverseg_tf.data.volume import MaskVolume
+    from liverseg_tf.drawing import save_figure
+    from liverseg_tf.reporting.preview import preview
+
+    mask = MaskVolume(prediction.labels, prediction.volume.geometry)
+    path = product(target, PREVIEW)
+    save_figure(preview(prediction.volume, mask, prediction.statistics()), path)
+    return {"preview": str(path)}
 
 
 def _objects(

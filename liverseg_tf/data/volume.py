@@ -162,6 +162,7 @@ class CTVolume:
         header: nibabel's header of the file, or None.
         series: the DICOM series (`DicomSeries`) that it was read from, or None.
         hu_range: lowest and highest HU that values are clipped to, or None.
+        doubt: why its values don't look like HU, or None.
 
     Examples:
         >>> volume = CTVolume.from_array(np.zeros((4, 5, 6)), spacing_mm=(0.7, 0.7, 2.0))
@@ -360,9 +361,9 @@ class CTVolume:
             bad = self._stored.size - int(np.count_nonzero(np.isfinite(self._stored)))
             if bad:
                 warnings.warn(f"{self.name}: {bad} voxels are NaN or infinite; they are taken as air", DataWarning, 3)
-        doubt = doubt_about_hu(self._stored, self._slope, self._intercept)
-        if doubt:
-            warnings.warn(f"{self.name}: {doubt}", NotHounsfieldWarning, 3)
+        self.doubt = doubt_about_hu(self._stored, self._slope, self._intercept)
+        if self.doubt:
+            warnings.warn(f"{self.name}: {self.doubt}", NotHounsfieldWarning, 3)
 
 
 class MaskVolume:

@@ -24,6 +24,10 @@ _COLORS = {
     for region, index in zip(REGIONS, (LIVER, TUMOUR), strict=True)
 }
 _MOST_CASES_NAMED = 20
+# Limits of agreement and intervals from fewer are noise.
+_FEWEST_FOR_INTERVALS = 5
+# Under the axis, where no point lies
+_LEGEND = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "fontsize": "small", "frameon": False}
 
 
 def plot_evaluation(evaluation: Evaluation) -> Figure:
@@ -49,7 +53,7 @@ def plot_evaluation(evaluation: Evaluation) -> Figure:
         _plot_bland_altman(figure.add_subplot(grid[row, 1]), evaluation, region)
     settings = evaluation.settings
     figure.suptitle(
-        f"{settings['cases']} cases, {settings['patients']} patients\n"
+        f"{_counted(settings['cases'], 'case')}, {_counted(settings['patients'], 'patient')}\n"
         f"prediction {settings['prediction']}, reference {settings['truth']}, liverseg_tf {settings['liverseg_tf']}",
         fontsize="medium",
     )
@@ -90,7 +94,7 @@ def _plot_dice(axes: Axes, evaluation: Evaluation) -> None:
     few = len(names) <= _MOST_CASES_NAMED
     axes.set_xticks(places if few else [], names if few else [])
     axes.set(xlabel="case", ylabel="Dice", ylim=(-0.03, 1.03), title="Dice per case")
-    axes.legend(loc="lower right")
+    axes.legend(**_LEGEND, ncols=2)
 
 
 def _plot_volumes(axes: Axes, evaluation: Evaluation, region: str) -> None:
@@ -109,18 +113,19 @@ def _plot_bland_altman(axes: Axes, evaluation: Evaluation, region: str) -> None:
     axes.axhline(0, color="gray", linewidth=1)
     if agreement["bias_ml"] is not None:
         axes.axhline(agreement["bias_ml"], color=_COLORS[region], label=f"bias {agreement['bias_ml']:.3g} ml")
-    if agreement["limits_of_agreement_ml"] is not None:
+    if agreement["limits_of_agreement_ml"] is not None and len(truth) >= _FEWEST_FOR_INTERVALS:
         low, high = agreement["limits_of_agreement_ml"]
         axes.axhline(low, color=_COLORS[region], linestyle="--", label=f"95 % limits {low:.3g} to {high:.3g} ml")
         axes.axhline(high, color=_COLORS[region], linestyle="--")
     axes.margins(y=0.25)
     axes.set(xlabel="mean of both volumes (ml)", ylabel="predicted - reference (ml)", title=f"Agreement on {region}")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small", loc="upper left")
+        axes.legend(**_LEGEND, ncols=2)
 
 
 def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
     places = np.arange(len(SIZES))
+    enough = evaluation.settings["patients"] >= _FEWEST_FOR_INTERVALS
     for offset, (overlap, label, shade) in enumerate(
         (("overlap_above_0", "any overlap", 0.5), ("overlap_above_0.5", "overlap above 0.5", 1.0))
     ):
@@ -130,18 +135,29 @@ def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
         axes.bar(at, np.nan_to_num(values), 0.36, color=_COLORS["lesion"], alpha=shade, label=label)
         for place, value, row in zip(at, values, rows, strict=True):
             interval = row["f1_ci95"]
-            if interval is not None:
+            if interval is not None and enough:
                 axes.vlines(place, *interval, color="black", linewidth=1)
-            text = "none" if np.isnan(value) else f"{value:.2f}"
-            axes.text(place, 1.03, text, ha="center", va="bottom", fontsize="small")
+            if row["true_positives"] + row["false_negatives"]:
+                axes.text(place, 1.03, f"{value:.2f}", ha="center", va="bottom", fontsize="small")
     counts = [evaluation.detection["overlap_above_0"][size] for size in SIZES]
+    for place, row in zip(places, counts, strict=True):
+        if not row["true_positives"] + row["false_negatives"]:
+            text = f"no reference,\n{row['false_positives']} false"
+            axes.text(place, 0.05, text, ha="center", va="bottom", fontsize="small", bbox={"fc": "white", "ec": "none"})
     sizes = ("small\n< 10 mm", "medium\n10 to 20 mm", "large\n> 20 mm")
     axes.set_xticks(
         places,
-        [f"{s}\n{c['true_positives'] + c['false_negatives']} lesions" for s, c in zip(sizes, counts, strict=True)],
+        [
+            f"{s}\n{_counted(c['true_positives'] + c['false_negatives'], 'lesion')}"
+            for s, c in zip(sizes, counts, strict=True)
+        ],
     )
-    axes.set(ylim=(0, 1.25), ylabel="F1 (95 % interval)", title="Lesion detection by size")
-    axes.legend(loc="upper left", fontsize="small", ncols=2)
+    axes.set(ylim=(0, 1.15), ylabel="F1 (95 % interval)" if enough else "F1", title="Lesion detection by size")
+    axes.legend(**{**_LEGEND, "bbox_to_anchor": (0.5, -0.24)}, ncols=2)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _volumes(evaluation: Evaluation, region: str) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,9 @@ from liverseg_tf.evaluation.surface import Box, bounding_box
 from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 
 # Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
-_THIRDS = (("front", "middle", "back"), ("right", "central", "left"), ("lower", "middle", "upper"))
+_THIRDS = (("front", "mid-depth", "back"), ("right", "central", "left"), ("lower", "mid-height", "upper"))
+# Towards lower and higher indices along them.
+_DIRECTIONS = (("in front of", "behind"), ("right of", "left of"), ("below", "above"))
 _SLICES_AT_ONCE = 32
 # In JSON, where slices counted from 1 stand beside voxels counted from 0.
 _KEYS = {
@@ -44,7 +46,7 @@ class LesionStatistics:
         side: `right`, `central` or `left` third of the liver's width (patient's right).
         center_mm: its center of mass in the file's RAS+ coordinates.
         voxel: index from 0, in the file's own axes, of its voxel nearest to that center.
-        place: where it is, in words.
+        place: where it is, in words: thirds of the liver's box, and mm from its middle.
         mean_hu: mean of the CT in it; None without a CT.
     """
 
@@ -251,11 +253,21 @@ def _lesions(
                     nib.affines.apply_affine(mask.geometry.canonical_affine, center + offset).round(3).tolist()
                 ),
                 voxel=tuple(np.rint(nib.affines.apply_affine(to_file, nearest)).astype(int).tolist()),
-                place=f"slice {at} of {mask.shape[2]} from the feet; {side}, {front}, {height} third of the liver",
+                place=f"{height} {side}, {front}; {_from_middle(center, numbered.shape, steps_mm)}",
                 mean_hu=None if hu_sums is None else float(hu_sums[lesion] / measures.voxels[lesion]),
             )
         )
     return tuple(found)
+
+
+def _from_middle(center: np.ndarray, shape: tuple[int, ...], steps_mm: np.ndarray) -> str:
+    """How far a place lies from the middle of the liver's box, in words: "62 mm right of, 31 mm above the ..."."""
+    row, column, height = (center - (np.array(shape) - 1) / 2) @ steps_mm.T
+    parts = []
+    for distance, (negative, positive) in zip((column, height, row), (_DIRECTIONS[i] for i in (1, 2, 0)), strict=True):
+        if round(abs(distance)):
+            parts.append(f"{abs(distance):.0f} mm {positive if distance > 0 else negative}")
+    return f"{', '.join(parts)} the liver's middle" if parts else "at the liver's middle"
 
 
 def _extent_mm(voxels: np.ndarray, steps_mm: np.ndarray) -> tuple[float, float, float]:

@@ -33,6 +33,7 @@ from liverseg_tf.inference.predictor import Prediction, Predictor, manifest_row,
 from liverseg_tf.ownership import Url, carries_our_mark, claim, is_url, publish, refuse_inputs, why_not_ours
 
 UNCERTAINTY = "uncertainty"
+PREVIEW = "_preview.png"
 _MASK_NAME = re.compile(r"segmentation-\d+(_[a-z]+)?|.*_seg(_[a-z]+)?", re.IGNORECASE)
 _MASK_FOLDERS = ("labelstr", "labelsts")
 # of a remote file, enough to tell whose it is
@@ -179,7 +180,7 @@ def product(target: Path | Url, ending: str) -> Path | Url:
     if not ending:
         return target
     if not is_url(target):
-        if ending.endswith(".dcm"):
+        if ending.endswith((".dcm", ".png")):
             return target.with_name(f"{stem(target)}{ending}")
         return entropy_path(target) if ending == UNCERTAINTY else side_product(target, ending)
     return child(parent(target), str(product(Path(Path(target).name), ending)))

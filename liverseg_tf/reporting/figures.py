@@ -6,11 +6,14 @@ Pictures are in radiological orientation: the patient's right is on the left, an
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -42,6 +45,7 @@ from liverseg_tf.labels import (
 
 _NOT_CURVES = {"epoch", "step", "seconds", "time", "epoch_seconds"}
 _RATES = {"lr", "learning_rate"}
+_CURVE_NAMES = {"loss": "training", "val_loss": "validation", "lr": "learning rate"}
 
 
 def sample_figure(
@@ -254,11 +258,12 @@ def prediction_figure(
 
 
 def history_figure(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Draw training curves: losses, other figures, learning rate; validation in the same color, dashed.
+    """Draw training curves: loss, validation Dice of liver and tumour, learning rate.
 
     Args:
-        rows: one mapping for each epoch with the number under `epoch`; every other number is drawn under its name.
-            A change of a text under `phase` is marked by a line.
+        rows: one mapping for each epoch with the number under `epoch`. Drawn are `loss` and `val_loss`, the Dice of
+            liver and tumour over validation cases (`val_case_<class>_dice`), and the learning rate; where these scores
+            are missing, whatever other figures the rows hold. A change of a text under `phase` is marked by a line.
         title: above it all.
 
     Raises:
@@ -268,48 +273,60 @@ def history_figure(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure
         >>> figure = history_figure([{"epoch": 1, "loss": 1.0, "val_loss": 1.2, "lr": 1e-3}])
     """
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if any(_is_number(r.get(n)) for r in rows)]
-    names = [n for n in names if n not in _NOT_CURVES]
+    names = [n for n in names if n not in _NOT_CURVES and not n.endswith("seconds")]
     if not names:
         raise ConfigError("history_figure: expected rows with figures such as loss and val_loss, got none")
+    dice = [n for n in names if re.fullmatch(r"val_case_\w+_dice", n)]
+    scores = dice or [n for n in names if not n.endswith("loss") and n not in _RATES]
     groups = {
-        "loss": [n for n in names if n.endswith("loss")],
-        "score": [n for n in names if not n.endswith("loss") and n not in _RATES],
+        "loss": [n for n in names if n in ("loss", "val_loss")] or [n for n in names if n.endswith("loss")],
+        "validation Dice" if dice else "score": scores,
         "learning rate": [n for n in names if n in _RATES],
     }
     groups = {name: members for name, members in groups.items() if members}
     epochs = [row.get("epoch", i + 1) for i, row in enumerate(rows)]
-    figure, axes = new_figure(1, len(groups), 0.8, panel_inches=4.2, picture=False)
-    marker = "o" if len(rows) < 30 else None
-    for panel, (name, members) in zip(np.atleast_1d(axes), groups.items(), strict=True):
-        bases = list(dict.fromkeys(m.removeprefix("val_") for m in members))
-        for member in members:
-            values = [row[member] if _is_number(row.get(member)) else np.nan for row in rows]
-            color = CURVE_COLORS[bases.index(member.removeprefix("val_")) % len(CURVE_COLORS)]
-            style = "--" if member.startswith("val_") else "-"
-            panel.plot(
-                epochs,
-                values,
-                style,
-                color=color,
-                marker=marker,
-                markersize=3,
-                label=member,
-            )
-        phases = [row.get("phase") for row in rows]
-        for before, after, epoch in zip(phases, phases[1:], epochs[1:], strict=False):
-            if before != after:
-                panel.axvline(epoch - 0.5, color="0.5", linewidth=0.8, linestyle=":")
-        drawn = np.concatenate([line.get_ydata() for line in panel.lines if len(line.get_ydata()) == len(rows)])
-        drawn = drawn[np.isfinite(drawn)]
-        if name != "score" and len(drawn) and drawn.min() > 0 and drawn.max() > 20 * drawn.min():
-            panel.set_yscale("log")
+    # 8 inches wide: at 100 dots per inch 800 pixels, in which 10 points stay legible
+    figure = Figure(figsize=(8, 6 if len(groups) > 2 else 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(-(-len(groups) // 2), 2, height_ratios=(3, 2)[: -(-len(groups) // 2)])
+    for index, (name, members) in enumerate(groups.items()):
+        last = index == len(groups) - 1
+        panel = figure.add_subplot(grid[index // 2, :] if last and not index % 2 else grid[index // 2, index % 2])
+        _draw_curves(panel, rows, epochs, members)
         panel.set(title=name, xlabel="epoch")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        if name == "validation Dice":
+            panel.set_ylim(0, 1)
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _draw_curves(panel: Axes, rows: Sequence[Mapping[str, Any]], epochs: Sequence[int], members: Sequence[str]) -> None:
+    for member, color in zip(members, itertools.cycle(CURVE_COLORS)):
+        values = [row[member] if _is_number(row.get(member)) else np.nan for row in rows]
+        label = _CURVE_NAMES.get(member) or re.sub(r"^val_case_(\w+)_dice$", r"\1", member).replace("_", " ")
+        panel.plot(
+            epochs,
+            values,
+            color=color,
+            marker="o" if len(rows) < 30 else None,
+            markersize=3,
+            linewidth=1.8,
+            label=label,
+        )
+    phases = [row.get("phase") for row in rows]
+    for before, after, epoch in zip(phases, phases[1:], epochs[1:], strict=False):
+        if before != after:
+            panel.axvline(epoch - 0.5, color="0.4", linewidth=1, linestyle=":")
+    drawn = np.concatenate([line.get_ydata() for line in panel.lines[: len(members)]])
+    drawn = drawn[np.isfinite(drawn)]
+    is_score = not set(members) & (_RATES | {"loss", "val_loss"})
+    if not is_score and len(drawn) and drawn.min() > 0 and drawn.max() > 20 * drawn.min():
+        panel.set_yscale("log")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.grid(alpha=0.3)
+    if len(members) > 1 or is_score:
+        panel.legend()
 
 
 def learning_rate_figure(rates: Sequence[float], losses: Sequence[float], suggestion: float | None = None) -> Figure:
@@ -332,13 +349,13 @@ def learning_rate_figure(rates: Sequence[float], losses: Sequence[float], sugges
         title="learning-rate range test",
     )
     if suggestion is not None:
-        axis.axvline(
-            suggestion,
-            color=CURVE_COLORS[1],
-            linestyle="--",
-            label=f"suggested {suggestion:.1e}",
-        )
-        axis.legend()
+        axis.axvline(suggestion, color=CURVE_COLORS[1], linestyle="--")
+        at = int(np.abs(np.log(np.asarray(rates, float) / suggestion)).argmin())
+        axis.plot(suggestion, losses[at], "o", color=CURVE_COLORS[1])
+        axis.annotate(
+            f"suggested {suggestion:.1e}", (suggestion, losses[at]), (8, 12), textcoords="offset points",
+            color="#8f3f00", bbox={"fc": "white", "ec": "none", "pad": 1.5},
+        )  # fmt: skip
     axis.grid(alpha=0.3)
     return figure
 

@@ -69,7 +69,7 @@ def montage(
     if window == MEASURED:
         window = liver_window(volume, seen)
     hu = [volume.slices(i, i + 1)[0] for i in indices]
-    rows_cut, columns_cut = _body_box(np.max(hu, axis=0), volume.spacing_mm)
+    rows_cut, columns_cut = body_box(np.max(hu, axis=0), volume.spacing_mm)
     aspect = slice_aspect(volume.spacing_mm)
     columns = min(columns, len(indices))
     height, width = rows_cut.stop - rows_cut.start, columns_cut.stop - columns_cut.start
@@ -156,7 +156,8 @@ def _spread(start: int, stop: int, count: int) -> list[int]:
     return [int(start + (stop - start) * (2 * i + 1) / (2 * count)) for i in range(count)]
 
 
-def _body_box(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, slice]:
+def body_box(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, slice]:
+    """Rows and columns of a slice (rows, columns) in HU that the body takes, with a margin of 8 mm."""
     body = hu > BODY_HU
     # a row or column belongs to the body if a twentieth of it does: the couch's wires don't
     box = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.evaluation.surface import Box
 from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.labels import CLASSES
 
@@ -136,6 +137,14 @@ def encode_full_slices(volume: CTVolume, grid: Grid, indices: list[int], budget_
 def encode_labels(labels: np.ndarray, factor: int) -> str:
     """Encode a mask (rows, columns, slices) uint8, by the class with most pixels where pixels are averaged."""
     return _encode_bytes(labels, lambda planes: _pool_labels(planes, factor))
+
+
+def encode_numbers(numbered: np.ndarray, box: Box | None, shape: tuple[int, ...], factor: int) -> str:
+    """Encode lesions' numbers, given in a box of the volume; the highest of a block, and none above 255."""
+    whole = np.zeros(shape, np.uint8)
+    if box is not None:
+        whole[box] = np.where(numbered <= 255, numbered, 0)
+    return _encode_bytes(whole, lambda planes: planes if factor == 1 else _blocks(planes, factor).max(axis=(2, 4)))
 
 
 def encode_strength(values: np.ndarray, factor: int) -> str:

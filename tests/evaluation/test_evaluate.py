@@ -183,6 +183,32 @@ def test_figure_shows_every_case_and_size(folders):
         assert [line.get_ydata()[0] for line in lines] == pytest.approx(expected)
 
 
+def test_figure_of_few_cases_draws_no_intervals_and_says_what_has_no_reference(folders):
+    from liverseg_tf.evaluation.figure import plot_evaluation
+
+    scores = ls.evaluate(*folders, resamples=10)
+    assert len(scores.cases) < 5
+    for counts in scores.detection.values():
+        counts["large"] = {
+            **counts["large"],
+            "true_positives": 0,
+            "false_negatives": 0,
+            "false_positives": 6,
+            "f1": 0.0,
+        }
+    figure = plot_evaluation(scores)
+    dice, detection, _, agreement = figure.axes[:4]
+    assert not detection.collections  # lines of intervals
+    assert "no reference,\n6 false" in [t.get_text() for t in detection.texts]
+    assert "0.00" not in [t.get_text() for t in detection.texts if t.get_position()[0] > 1.5]
+    assert [line.get_linestyle() for line in agreement.lines].count("--") == 0
+    figure.draw_without_rendering()
+    for axes in (dice, detection, agreement):  # no legend covers a point
+        assert axes.get_legend().get_window_extent().y1 <= axes.get_window_extent().y0
+    scores.settings["patients"] = 5
+    assert plot_evaluation(scores).axes[1].collections
+
+
 REAL_DATA = os.environ.get("LIVERSEG_REAL_DATA")
 
 

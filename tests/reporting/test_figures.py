@@ -126,8 +126,26 @@ def test_history_draws_every_figure_and_leaves_gaps():
     figure = figures.history_figure(rows)
     assert [a.get_title() for a in figure.axes] == ["loss", "score", "learning rate"]
     curves = {line.get_label(): line.get_ydata() for a in figure.axes for line in a.lines}
-    assert set(curves) == {"loss", "val_loss", "accuracy", "lr"}
-    assert np.isnan(curves["val_loss"][1]) and curves["val_loss"][2] == pytest.approx(2 / 3)
+    assert set(curves) == {"training", "validation", "accuracy", "learning rate"}
+    assert np.isnan(curves["validation"][1]) and curves["validation"][2] == pytest.approx(2 / 3)
+
+
+def test_history_of_a_training_shows_the_dice_of_liver_and_tumour_alone():
+    row = {"epoch": 1, "loss": 1.0, "val_loss": 1.1, "learning_rate": 1e-3, "val_accuracy": 0.9, "accuracy": 0.9}
+    row |= {"val_case_liver_dice": 0.8, "val_case_tumour_dice": 0.4, "seconds": 400.0, "first_step_seconds": 20.0}
+    figure = figures.history_figure([row, {**row, "epoch": 2, "val_case_tumour_dice": 0.5}])
+    assert [a.get_title() for a in figure.axes] == ["loss", "validation Dice", "learning rate"]
+    labels = [[line.get_label() for line in a.lines] for a in figure.axes]
+    assert labels == [["training", "validation"], ["liver", "tumour"], ["learning rate"]]
+    assert figure.axes[1].lines[1].get_ydata().tolist() == [0.4, 0.5]
+    smallest = min(
+        t.get_fontsize()
+        for a in figure.axes
+        for t in (a.title, *a.get_xticklabels(), *a.get_legend_handles_labels()[0])
+        if hasattr(t, "get_fontsize")
+    )
+    pixels_at_800 = smallest / 72 * 800 / figure.get_size_inches()[0]
+    assert pixels_at_800 >= 12
 
 
 def test_history_without_figures_is_an_error():
@@ -138,6 +156,8 @@ def test_history_without_figures_is_an_error():
 def test_learning_rate_marks_the_suggestion():
     axis = figures.learning_rate_figure([1e-4, 1e-3, 1e-2], [1, 0.5, 3], 1e-3).axes[0]
     assert axis.lines[1].get_xdata()[0] == 1e-3
+    assert (axis.lines[2].get_xdata()[0], axis.lines[2].get_ydata()[0]) == (1e-3, 0.5)
+    assert axis.texts[0].get_text() == "suggested 1.0e-03"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@
     $("status").textContent = "";
   }
   if (typeof DecompressionStream === "undefined") {
-    fail("This browser is too old for the pictures (it lacks DecompressionStream); the figures below are complete.");
+    fail("This browser is too old for the pictures (it lacks DecompressionStream); the figures are complete.");
     return;
   }
 
@@ -55,9 +55,13 @@
   const coarse = { factor: grid.factor, rows: Math.ceil(rows / grid.factor), columns: Math.ceil(columns / grid.factor) };
   const fine = { factor: 1, rows, columns };
   const arrays = {}, full = new Map();
+  let meshes = null, shares = null;
   try {
     arrays.hu = await loadSteps("blob-hu", slices, coarse.rows, coarse.columns);
     for (const layer of page.layers) arrays[layer.key] = await loadBytes("blob-" + layer.key, coarse.columns);
+    arrays.lesions = await loadBytes("blob-lesions", coarse.columns);
+    if (page.surfaces.length) meshes = await inflate("blob-surfaces");
+    if (page.plan) shares = await inflate("blob-plan");
     if (page.full_slices.length) {
       const size = rows * columns, found = {};
       found.hu = await loadSteps("blob-full-hu", page.full_slices.length, rows, columns);
@@ -70,7 +74,7 @@
       });
     }
   } catch (error) {
-    fail("The pictures in this file are damaged (" + error.message + "); the figures below are complete.");
+    fail("The pictures in this file are damaged (" + error.message + "); the figures are complete.");
     return;
   }
 
@@ -78,10 +82,17 @@
 
   const at = { axial: page.start.slice, coronal: page.start.row, sagittal: page.start.column }; // counted from 0
   const lengths = { axial: slices, coronal: rows, sagittal: columns };
+  const MM = { axial: [columns * columnMm, rows * rowMm], coronal: [columns * columnMm, slices * sliceMm],
+    sagittal: [rows * rowMm, slices * sliceMm] };
+  const LETTERS = { axial: "RLAP", coronal: "RLSI", sagittal: "APSI" };
+  const look = {}; // what part of a view is seen: zoom, and the point in its middle in mm
+  for (const view of VIEWS) look[view] = { zoom: 1, x: MM[view][0] / 2, y: MM[view][1] / 2 };
   const shown = {};
-  let safe = page.safe_colors, cross = true, lesion = page.lesions.length ? 0 : -1;
+  let safe = page.safe_colors, cross = true, marks = true, lesion = page.lesions.length ? 0 : -1;
+  let tool = "point", ruler = null, pointer = null, active = "axial";
   let windowing = { width: page.windows[0].width, level: page.windows[0].level };
-  let gray = null;
+  let gray = null, solid = null, plan = null;
+  const colorOf = (label) => (safe ? page.classes[label].safe_color : page.classes[label].color);
 
   function setWindow(width, level) {
     windowing = { width, level };
@@ -107,40 +118,39 @@
     return { width, height: slices, data };
   }
 
+  // A picture, and the size of its pixels in mm; a coarse grid may reach beyond the volume's edge by a part of a pixel.
   function source(key, view) {
-    const part = view === "axial" ? full.get(at.axial) : undefined;
-    if (part && part[key]) return { size: fine, picture: { width: columns, height: rows, data: part[key] } };
-    return { size: coarse, picture: plane(arrays[key], view, coarse) };
+    const part = view === "axial" ? full.get(at.axial) : undefined, own = part && part[key];
+    const size = own ? fine : coarse;
+    const picture = own ? { width: columns, height: rows, data: part[key] } : plane(arrays[key], view, size);
+    return { ...picture, dx: size.factor * (view === "sagittal" ? rowMm : columnMm),
+      dy: view === "axial" ? size.factor * rowMm : sliceMm };
   }
 
   const scratch = document.createElement("canvas");
-  function paint(context, picture, extent, color) {
+  function paint(context, frame, picture, color) {
     scratch.width = picture.width;
     scratch.height = picture.height;
     const into = scratch.getContext("2d"), image = into.createImageData(picture.width, picture.height);
     color(picture, image.data);
     into.putImageData(image, 0, 0);
-    context.drawImage(scratch, 0, 0, extent.width, extent.height);
+    const [x, y] = frame.place(0, 0);
+    context.drawImage(scratch, x, y, picture.width * picture.dx * frame.scale, picture.height * picture.dy * frame.scale);
   }
 
-  function asGray(picture, out) {
-    for (let i = 0, o = 0; i < picture.data.length; i++) {
-      const value = gray[picture.data[i]];
+  function asGray({ data }, out) {
+    for (let i = 0, o = 0; i < data.length; i++) {
+      const value = gray[data[i]];
       out[o++] = value; out[o++] = value; out[o++] = value; out[o++] = 255;
     }
   }
 
-  function asLabels(colors, opacity, dotted) {
-    const fill = Math.round(255 * opacity * (dotted ? 0.15 : 0.4)), edge = Math.round(255 * Math.min(1, 0.35 + opacity));
-    return ({ width, height, data }, out) => {
-      for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) {
-        const label = data[i];
-        if (!label) continue;
-        const border = (x > 0 && data[i - 1] !== label) || (x + 1 < width && data[i + 1] !== label)
-          || (y > 0 && data[i - width] !== label) || (y + 1 < height && data[i + width] !== label);
-        const color = colors[label];
-        out[4 * i] = color[0]; out[4 * i + 1] = color[1]; out[4 * i + 2] = color[2];
-        out[4 * i + 3] = border && (!dotted || ((x + y) & 3) < 2) ? edge : fill;
+  function asFill(opacity) {
+    const colors = page.classes.map((c, i) => colorOf(i)), alpha = Math.round(255 * opacity);
+    return ({ data }, out) => {
+      for (let i = 0; i < data.length; i++) if (data[i]) {
+        const color = colors[data[i]];
+        out[4 * i] = color[0]; out[4 * i + 1] = color[1]; out[4 * i + 2] = color[2]; out[4 * i + 3] = alpha;
       }
     };
   }
@@ -155,16 +165,132 @@
     };
   }
 
+  // Marching squares: the border of all pixels from `least` on, in pixels; of a dotted one every other piece.
+  const PIECES = [[], [3, 0], [0, 1], [3, 1], [1, 2], [3, 0, 1, 2], [0, 2], [3, 2], [2, 3], [0, 2], [0, 1, 2, 3], [1, 2], [3, 1], [0, 1], [3, 0], []];
+  function outline({ width, height, data }, least, dotted) {
+    const path = new Path2D(), isIn = (x, y) => (x >= 0 && y >= 0 && x < width && y < height && data[y * width + x] >= least ? 1 : 0);
+    let left = width, right = -1, top = height, bottom = -1;
+    for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) if (data[i] >= least) {
+      if (x < left) left = x;
+      if (x > right) right = x;
+      if (y < top) top = y;
+      bottom = y;
+    }
+    for (let y = top - 1; y <= bottom; y++) for (let x = left - 1; x <= right; x++) {
+      if (dotted && (x + y) & 2) continue;
+      const pieces = PIECES[isIn(x, y) | (isIn(x + 1, y) << 1) | (isIn(x + 1, y + 1) << 2) | (isIn(x, y + 1) << 3)];
+      for (let p = 0; p < pieces.length; p += 2) for (let end = 0; end < 2; end++) {
+        const side = pieces[p + end];
+        const px = x + 0.5 + [0.5, 1, 0.5, 0][side], py = y + 0.5 + [0, 0.5, 1, 0.5][side];
+        if (end) path.lineTo(px, py);
+        else path.moveTo(px, py);
+      }
+    }
+    return path;
+  }
+
   // --- Drawing ---
 
-  const MM = { axial: [columns * columnMm, rows * rowMm], coronal: [columns * columnMm, slices * sliceMm],
-    sagittal: [rows * rowMm, slices * sliceMm] };
-  const LETTERS = { axial: "RLAP", coronal: "RLSI", sagittal: "APSI" };
-
-  // Where the crosshair is in a view, as fractions of its width and height.
+  // Where the crosshair is in a view, in mm from its upper left corner.
   function center(view) {
-    const row = (at.coronal + 0.5) / rows, column = (at.sagittal + 0.5) / columns, up = 1 - (at.axial + 0.5) / slices;
-    return { axial: [column, row], coronal: [column, up], sagittal: [row, up] }[view];
+    const x = (at.sagittal + 0.5) * columnMm, y = (at.coronal + 0.5) * rowMm, up = (slices - at.axial - 0.5) * sliceMm;
+    return { axial: [x, y], coronal: [x, up], sagittal: [y, up] }[view];
+  }
+
+  // How mm in a view become pixels of its canvas.
+  function frameOf(view) {
+    const canvas = $(view), { zoom, x, y } = look[view], [widthMm, heightMm] = MM[view];
+    const scale = Math.min(canvas.width / widthMm, canvas.height / heightMm) * zoom;
+    return { scale, place: (a, b) => [canvas.width / 2 + (a - x) * scale, canvas.height / 2 + (b - y) * scale] };
+  }
+
+  function write(context, text, x, y, align, base, color = "#fff") {
+    context.textAlign = align;
+    context.textBaseline = base;
+    context.lineJoin = "round";
+    context.lineWidth = 4 * (window.devicePixelRatio || 1);
+    context.strokeStyle = "#000";
+    context.strokeText(text, x, y);
+    context.fillStyle = color;
+    context.fillText(text, x, y);
+  }
+
+  // A line that shows on bright and on dark.
+  function stroke(context, points, color, width) {
+    for (const [style, wide] of [["#000", width + 2 * (window.devicePixelRatio || 1)], [color, width]]) {
+      context.strokeStyle = style;
+      context.lineWidth = wide;
+      context.beginPath();
+      points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
+      context.stroke();
+    }
+  }
+
+  function drawLayers(context, view, frame, ratio) {
+    for (const layer of page.layers) {
+      const state = shown[layer.key];
+      if (!state.on) continue;
+      const picture = source(layer.key, view);
+      if (layer.kind === "strength") {
+        paint(context, frame, picture, asHeat(page.tables[layer.key], state.opacity));
+        continue;
+      }
+      if (state.opacity) paint(context, frame, picture, asFill(state.opacity));
+      const matrix = new DOMMatrix([picture.dx * frame.scale, 0, 0, picture.dy * frame.scale, ...frame.place(0, 0)]);
+      for (const label of [1, 2]) {
+        const path = new Path2D();
+        path.addPath(outline(picture, label, layer.key === "truth"), matrix);
+        context.strokeStyle = "rgb(" + colorOf(label).join(",") + ")";
+        context.lineWidth = (layer.key === "truth" ? 2.2 : 1.6) * ratio;
+        context.stroke(path);
+      }
+    }
+  }
+
+  // Each lesion's number, at the upper right of what the view shows of it.
+  function drawNumbers(context, view, frame, ratio) {
+    const { width, data, dx, dy } = source("lesions", view), boxes = new Map();
+    for (let i = 0; i < data.length; i++) if (data[i]) {
+      const x = i % width, y = Math.floor(i / width), box = boxes.get(data[i]);
+      if (!box) boxes.set(data[i], [x, y]);
+      else box[0] = Math.max(box[0], x);
+    }
+    context.font = "600 " + 14 * ratio + "px system-ui, sans-serif";
+    for (const [number, [x, y]] of boxes) {
+      const [px, py] = frame.place((x + 1) * dx, y * dy);
+      write(context, String(number), px + 3 * ratio, py, "left", "bottom", number - 1 === lesion ? "#fff" : "#ffd98a");
+    }
+  }
+
+  function drawDiameters(context, frame, ratio) {
+    const own = page.lesions[lesion];
+    if (!own || !own.axes || own.axes.slice !== at.axial) return;
+    for (const ends of [own.axes.long, own.axes.short])
+      stroke(context, ends.map(([row, column]) => frame.place((column + 0.5) * columnMm, (row + 0.5) * rowMm)), "#fff", 1.3 * ratio);
+  }
+
+  // A view's point, in mm from its upper left corner, as mm to the left, back and head from the middle of the volume.
+  function bodyPlace(view) {
+    const [x, y, z] = [(at.sagittal + 0.5 - columns / 2) * columnMm, (at.coronal + 0.5 - rows / 2) * rowMm, (at.axial + 0.5 - slices / 2) * sliceMm];
+    const wide = MM[view][0] / 2, high = MM[view][1] / 2;
+    return { axial: (a, b) => [a - wide, b - high, z], coronal: (a, b) => [a - wide, y, high - b], sagittal: (a, b) => [x, a - wide, high - b] }[view];
+  }
+
+  function drawPlan(context, view, frame, ratio) {
+    context.strokeStyle = "#ff7ad9";
+    context.lineWidth = 2 * ratio;
+    context.beginPath();
+    for (const [from, to] of plan.lines(bodyPlace(view), ...MM[view])) { context.moveTo(...frame.place(...from)); context.lineTo(...frame.place(...to)); }
+    context.stroke();
+  }
+
+  const BARS_MM = [200, 100, 50, 20, 10, 5, 2, 1];
+  function drawScale(context, canvas, frame, ratio) {
+    const most = canvas.width / 3, length = BARS_MM.find((mm) => mm * frame.scale <= most) || 1;
+    const x = 8 * ratio, y = canvas.height - 9 * ratio;
+    stroke(context, [[x, y], [x + length * frame.scale, y]], "#fff", 2.5 * ratio);
+    context.font = 13 * ratio + "px system-ui, sans-serif";
+    write(context, length + " mm", x, y - 4 * ratio, "left", "bottom");
   }
 
   function draw(view) {
@@ -172,48 +298,64 @@
     canvas.style.aspectRatio = widthMm + " / " + heightMm;
     const box = canvas.getBoundingClientRect();
     canvas.width = Math.max(1, Math.round(box.width * ratio));
-    canvas.height = Math.max(1, Math.round((box.width * ratio * heightMm) / widthMm));
-    const context = canvas.getContext("2d"), W = canvas.width, H = canvas.height;
+    canvas.height = Math.max(1, Math.round(box.height * ratio));
+    const context = canvas.getContext("2d"), W = canvas.width, H = canvas.height, frame = frameOf(view);
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "high";
-
-    // a coarse grid may reach beyond the volume's edge by a part of a pixel
-    const extent = (size) => {
-      const over = (n, small) => (small * size.factor) / n;
-      return { width: W * (view === "sagittal" ? over(rows, size.rows) : over(columns, size.columns)),
-        height: H * (view === "axial" ? over(rows, size.rows) : 1) };
-    };
-    const base = source("hu", view);
-    paint(context, base.picture, extent(base.size), asGray);
-    for (const layer of page.layers) {
-      const state = shown[layer.key];
-      if (!state.on || state.opacity === 0) continue;
-      const found = source(layer.key, view);
-      const color = layer.kind === "labels"
-        ? asLabels(page.classes.map((c) => (safe ? c.safe_color : c.color)), state.opacity, layer.key === "truth")
-        : asHeat(page.tables[layer.key], state.opacity);
-      paint(context, found.picture, extent(found.size), color);
-    }
+    paint(context, frame, source("hu", view), asGray);
+    drawLayers(context, view, frame, ratio);
     if (cross) {
-      const [x, y] = center(view), gap = 9 * ratio;
+      const [x, y] = frame.place(...center(view)), gap = 9 * ratio;
       context.strokeStyle = "rgba(127, 180, 216, 0.45)";
       context.lineWidth = ratio;
       context.beginPath();
-      for (const [from, to] of [[0, x * W - gap], [x * W + gap, W]]) { context.moveTo(from, y * H); context.lineTo(to, y * H); }
-      for (const [from, to] of [[0, y * H - gap], [y * H + gap, H]]) { context.moveTo(x * W, from); context.lineTo(x * W, to); }
+      for (const [from, to] of [[0, x - gap], [x + gap, W]]) { context.moveTo(from, y); context.lineTo(to, y); }
+      for (const [from, to] of [[0, y - gap], [y + gap, H]]) { context.moveTo(x, from); context.lineTo(x, to); }
       context.stroke();
     }
-    context.font = 13 * ratio + "px system-ui, sans-serif";
-    context.fillStyle = "#c4cad1";
-    context.shadowColor = "#000";
-    context.shadowBlur = 3 * ratio;
-    const [left, right, top, bottom] = LETTERS[view], inset = 5 * ratio;
-    for (const [letter, x, y, align, base2] of [[left, inset, H / 2, "left", "middle"], [right, W - inset, H / 2, "right", "middle"],
-      [top, W / 2, inset, "center", "top"], [bottom, W / 2, H - inset, "center", "bottom"]]) {
-      context.textAlign = align;
-      context.textBaseline = base2;
-      context.fillText(letter, x, y);
+    if (marks) {
+      drawNumbers(context, view, frame, ratio);
+      if (view === "axial") drawDiameters(context, frame, ratio);
     }
+    if (plan) drawPlan(context, view, frame, ratio);
+    if (ruler && ruler.view === view && ruler.index === at[view]) {
+      const ends = [frame.place(...ruler.from), frame.place(...ruler.to)];
+      stroke(context, ends, "#7df0a0", 1.6 * ratio);
+      context.font = "600 " + 14 * ratio + "px system-ui, sans-serif";
+      write(context, rulerMm().toFixed(1) + " mm", ends[1][0] + 6 * ratio, ends[1][1], "left", "middle", "#7df0a0");
+    }
+    drawScale(context, canvas, frame, ratio);
+    context.font = "600 " + 15 * ratio + "px system-ui, sans-serif";
+    const [left, right, top, bottom] = LETTERS[view], inset = 6 * ratio;
+    write(context, left, inset, H / 2, "left", "middle");
+    write(context, right, W - inset, H / 2, "right", "middle");
+    write(context, top, W / 2, inset, "center", "top");
+    write(context, bottom, W / 2, H - inset, "center", "bottom");
+  }
+
+  const rulerMm = () => Math.hypot(ruler.to[0] - ruler.from[0], ruler.to[1] - ruler.from[1]);
+
+  // What lies under the pointer, which stays where it is while the wheel turns.
+  function readout() {
+    if (!pointer) { $("readout").textContent = "\u00a0"; return; }
+    const v = voxel(pointer.view, ...pointer.mm), part = full.get(v.axial), size = part ? fine : coarse;
+    const index = Math.floor(v.coronal / size.factor) * size.columns + Math.floor(v.sagittal / size.factor);
+    const step = part ? part.hu[index] : arrays.hu[v.axial * size.rows * size.columns + index];
+    const label = part ? part.mask[index] : arrays.mask[v.axial * size.rows * size.columns + index];
+    const number = lesionAt(v);
+    $("readout").textContent = step * grid.step_hu + LOWEST_HU + " HU, " + page.classes[label].name
+      + (number ? " (lesion " + number + ")" : "") + "; slice " + (v.axial + 1) + ", row " + (v.coronal + 1) + ", column " + (v.sagittal + 1);
+  }
+
+  const lesionAt = (v) => arrays.lesions[(v.axial * coarse.rows + Math.floor(v.coronal / coarse.factor)) * coarse.columns
+    + Math.floor(v.sagittal / coarse.factor)];
+
+  function voxel(view, x, y) {
+    const clip = (value, count) => Math.max(0, Math.min(count - 1, Math.floor(value)));
+    const up = clip(slices - 1e-9 - y / sliceMm, slices), column = clip(x / columnMm, columns);
+    return { axial: { axial: at.axial, coronal: clip(y / rowMm, rows), sagittal: column },
+      coronal: { axial: up, coronal: at.coronal, sagittal: column },
+      sagittal: { axial: up, coronal: clip(x / rowMm, rows), sagittal: at.sagittal } }[view];
   }
 
   let pending = false;
@@ -228,11 +370,13 @@
         $(view + "-label").textContent = at[view] + 1 + " of " + lengths[view];
       }
       const sharp = full.has(at.axial) || grid.factor === 1;
-      $("status").textContent = "Slice " + (at.axial + 1) + " of " + slices + " from the feet, shown at "
-        + (sharp ? columns + " x " + rows + " (full resolution)" : coarse.columns + " x " + coarse.rows) + ", "
-        + grid.step_hu + " HU steps; width " + windowing.width + ", level " + windowing.level + " HU";
-      document.querySelectorAll("tr[data-lesion]").forEach((row) =>
-        row.classList.toggle("current", Number(row.dataset.lesion) === lesion && page.lesions[lesion].slice === at.axial));
+      $("status").textContent = "Slice " + (at.axial + 1) + " of " + slices + " from the feet, "
+        + (sharp ? columns + " x " + rows + " (full resolution)" : coarse.columns + " x " + coarse.rows + " (reduced to keep the file small)")
+        + "; width " + windowing.width + ", level " + windowing.level + " HU";
+      readout();
+      document.body.dataset.ruler = ruler ? rulerMm().toFixed(1) + " mm" : "";
+      document.querySelectorAll("tbody.lesion").forEach((row) => row.classList.toggle("current",
+        Number(row.dataset.lesion) === lesion && page.lesions[lesion].slices[0] <= at.axial && at.axial <= page.lesions[lesion].slices[1]));
       document.body.dataset.ready = "true";
     });
   }
@@ -244,18 +388,44 @@
     refresh();
   }
 
-  // --- Controls ---
+  // --- Pointer, wheel, keys ---
+
+  // Where a pointer is in a view, in mm.
+  function mmAt(view, event) {
+    const canvas = $(view), box = canvas.getBoundingClientRect(), frame = frameOf(view), ratio = canvas.width / box.width;
+    return [look[view].x + ((event.clientX - box.left) * ratio - canvas.width / 2) / frame.scale,
+      look[view].y + ((event.clientY - box.top) * ratio - canvas.height / 2) / frame.scale];
+  }
+
+  function zoomAt(view, factor, mm) {
+    const own = look[view], next = Math.max(1, Math.min(20, own.zoom * factor)), share = own.zoom / next;
+    Object.assign(own, { zoom: next, x: mm[0] + (own.x - mm[0]) * share, y: mm[1] + (own.y - mm[1]) * share });
+    if (next === 1) Object.assign(own, { x: MM[view][0] / 2, y: MM[view][1] / 2 });
+    refresh();
+  }
+
+  function pan(view, x, y) {
+    const own = look[view];
+    own.x = Math.max(0, Math.min(MM[view][0], own.x - x));
+    own.y = Math.max(0, Math.min(MM[view][1], own.y - y));
+    refresh();
+  }
+
+  function dragWindow(x, y) {
+    own(Math.max(2, Math.min(4096, windowing.width + 2 * Math.round(x))), Math.max(-1024, Math.min(3071, windowing.level + Math.round(y))));
+  }
 
   for (const view of VIEWS) {
     const slider = $(view + "-slider"), canvas = $(view);
     slider.max = lengths[view];
     slider.addEventListener("input", () => move(view, Number(slider.value) - 1));
+    canvas.addEventListener("focus", () => { active = view; });
     // Down the page is towards the feet, the back, and the patient's left.
     const sign = view === "axial" ? -1 : 1;
     let turned = 0;
     canvas.addEventListener("wheel", (event) => {
-      if (event.ctrlKey) return; // zooms the page
       event.preventDefault();
+      if (event.ctrlKey) { zoomAt(view, Math.exp(-event.deltaY / 300), mmAt(view, event)); return; }
       // a wheel's notch is one slice; a touchpad's small steps add up to one
       const notch = event.deltaMode || Math.abs(event.deltaY) >= 50;
       turned = notch ? 50 * Math.sign(event.deltaY) : turned + event.deltaY;
@@ -272,33 +442,69 @@
       else return;
       event.preventDefault();
     });
-    const point = (event) => {
-      // the picture fills its box in one direction and is centered in the other
-      const box = canvas.getBoundingClientRect(), scale = Math.min(box.width / canvas.width, box.height / canvas.height);
-      return [(event.clientX - box.left - box.width / 2) / (scale * canvas.width) + 0.5,
-        (event.clientY - box.top - box.height / 2) / (scale * canvas.height) + 0.5]
-        .map((v) => Math.max(0, Math.min(0.999999, v)));
-    };
-    const voxel = (event) => {
-      const [x, y] = point(event), up = Math.floor((1 - y) * slices * 0.9999999);
-      return { axial: { axial: at.axial, coronal: Math.floor(y * rows), sagittal: Math.floor(x * columns) },
-        coronal: { axial: up, coronal: at.coronal, sagittal: Math.floor(x * columns) },
-        sagittal: { axial: up, coronal: Math.floor(x * rows), sagittal: at.sagittal } }[view];
-    };
-    canvas.addEventListener("click", (event) => {
-      Object.assign(at, voxel(event));
-      refresh();
+
+    const down = new Map(); // pointers that are pressed, and where they were last
+    let action = null, moved = 0;
+    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+    canvas.addEventListener("pointerdown", (event) => {
+      down.set(event.pointerId, [event.clientX, event.clientY]);
+      canvas.setPointerCapture(event.pointerId);
+      if (event.button === 1) event.preventDefault();
+      action = down.size > 1 ? "pinch" : { 1: "pan", 2: "window" }[event.button] || tool;
+      if (down.size === 1) moved = 0;
+      if (action === "ruler") ruler = { view, index: at[view], from: mmAt(view, event), to: mmAt(view, event) };
     });
     canvas.addEventListener("pointermove", (event) => {
-      const v = voxel(event), part = full.get(v.axial), size = part ? fine : coarse;
-      const index = Math.floor(v.coronal / size.factor) * size.columns + Math.floor(v.sagittal / size.factor);
-      const step = part ? part.hu[index] : arrays.hu[v.axial * size.rows * size.columns + index];
-      const mask = part ? part.mask[index] : arrays.mask[v.axial * size.rows * size.columns + index];
-      $("readout").textContent = step * grid.step_hu + LOWEST_HU + " HU, " + page.classes[mask].name
-        + " (slice " + (v.axial + 1) + ", row " + (v.coronal + 1) + ", column " + (v.sagittal + 1) + ")";
+      pointer = { view, mm: mmAt(view, event) };
+      const last = down.get(event.pointerId);
+      if (!last) { readout(); return; }
+      const x = event.clientX - last[0], y = event.clientY - last[1], [other] = [...down].filter(([id]) => id !== event.pointerId);
+      moved += Math.abs(x) + Math.abs(y);
+      down.set(event.pointerId, [event.clientX, event.clientY]);
+      const scale = (frameOf(view).scale * canvas.getBoundingClientRect().width) / canvas.width;
+      if (action === "pinch" && other) {
+        const apart = (p) => Math.hypot(p[0] - other[1][0], p[1] - other[1][1]);
+        zoomAt(view, apart([event.clientX, event.clientY]) / Math.max(apart(last), 1), pointer.mm);
+        pan(view, x / scale / 2, y / scale / 2);
+      } else if (action === "pan") pan(view, x / scale, y / scale);
+      else if (action === "window") dragWindow(x, y);
+      else if (action === "cut" && plan) {
+        const place = bodyPlace(view), [from, to] = [place(0, 0), place(x / scale, y / scale)];
+        plan.drag(to.map((v, i) => v - from[i]));
+      } else if (action === "ruler") { ruler.to = mmAt(view, event); refresh(); }
+      else if (action === "point" && moved > 4) { Object.assign(at, voxel(view, ...pointer.mm)); refresh(); }
     });
-    canvas.addEventListener("pointerleave", () => { $("readout").textContent = "\u00a0"; });
+    const up = (event) => {
+      if (!down.delete(event.pointerId)) return;
+      if (event.type === "pointerup" && action === "point" && moved <= 4) {
+        const v = voxel(view, ...mmAt(view, event)), number = lesionAt(v);
+        Object.assign(at, v);
+        if (number) select(number - 1, true);
+        refresh();
+      }
+      if (action === "ruler" && rulerMm() < 1) { ruler = null; refresh(); }
+    };
+    canvas.addEventListener("pointerup", up);
+    canvas.addEventListener("pointercancel", up);
+    canvas.addEventListener("pointerleave", () => { pointer = null; readout(); });
   }
+
+  // --- Controls ---
+
+  function setTool(name) {
+    tool = name;
+    document.querySelector('input[name="tool"][value="' + name + '"]').checked = true;
+    // a finger scrolls the page unless it has something else to do
+    for (const view of VIEWS) $(view).style.touchAction = name === "point" ? "pan-y" : "none";
+  }
+  document.querySelectorAll('input[name="tool"]').forEach((one) => one.addEventListener("change", () => setTool(one.value)));
+  $("zoom-in").addEventListener("click", () => zoomAt(active, 1.5, center(active)));
+  $("zoom-out").addEventListener("click", () => zoomAt(active, 1 / 1.5, center(active)));
+  function fit() {
+    for (const view of VIEWS) Object.assign(look[view], { zoom: 1, x: MM[view][0] / 2, y: MM[view][1] / 2 });
+    refresh();
+  }
+  $("zoom-fit").addEventListener("click", fit);
 
   const preset = $("preset"), width = $("width"), level = $("level");
   for (const w of page.windows) preset.add(new Option(w.name.replace(/_/g, " ") + " (" + w.width + ", " + w.level + ")", w.name));
@@ -306,10 +512,14 @@
   function usePreset(name) {
     const chosen = page.windows.find((w) => w.name === name);
     if (!chosen) return;
+    own(chosen.width, chosen.level);
     preset.value = name;
-    width.value = chosen.width;
-    level.value = chosen.level;
-    setWindow(chosen.width, chosen.level);
+  }
+  function own(wide, middle) {
+    preset.value = "own";
+    width.value = wide;
+    level.value = middle;
+    setWindow(wide, middle);
     refresh();
   }
   preset.addEventListener("change", () => usePreset(preset.value));
@@ -333,19 +543,21 @@
     box.addEventListener("change", () => { shown[layer.key].on = box.checked; refresh(); });
     slider.id = "opacity-" + layer.key;
     slider.value = 100 * layer.opacity;
-    slider.setAttribute("aria-label", "Opacity of " + layer.name);
+    slider.title = layer.kind === "labels" ? "Fill" : "Opacity";
+    slider.setAttribute("aria-label", slider.title + " of " + layer.name);
     slider.addEventListener("input", () => { shown[layer.key].opacity = slider.value / 100; refresh(); });
-    $("overlays").append(row);
+    $("overlays").insertBefore(row, $("legend"));
   }
 
   function legend() {
     $("legend").textContent = "";
-    for (const one of page.classes) {
+    page.classes.forEach((one, label) => {
+      if (!label) return; // the background is not drawn
       const mark = document.createElement("span");
       mark.textContent = one.name;
-      mark.style.setProperty("--color", "rgb(" + (safe ? one.safe_color : one.color).join(",") + ")");
+      mark.style.setProperty("--color", "rgb(" + colorOf(label).join(",") + ")");
       $("legend").append(mark);
-    }
+    });
     for (const layer of page.layers.filter((l) => l.kind === "strength")) {
       const scale = document.createElement("span");
       scale.className = "scale";
@@ -356,38 +568,71 @@
     }
   }
   $("crosshair").addEventListener("change", () => { cross = $("crosshair").checked; refresh(); });
+  $("marks").addEventListener("change", () => { marks = $("marks").checked; refresh(); });
   $("safe-colors").checked = safe;
-  $("safe-colors").addEventListener("change", () => { safe = $("safe-colors").checked; legend(); refresh(); });
+  $("safe-colors").addEventListener("change", () => { safe = $("safe-colors").checked; legend(); refresh(); if (solid) solid.refresh(); });
 
-  function goTo(index) {
+  // Corners of surfaces in mm, as the page holds them.
+  function cornersOf(about, packed) {
+    let offset = 0;
+    return about.map((one) => {
+      const corners = Float32Array.from(new Int16Array(packed.slice(offset, offset + 6 * one.corners).buffer), (v) => v / 10);
+      offset += 6 * one.corners + 12 * one.triangles;
+      return { number: one.lesion, corners };
+    });
+  }
+
+  // --- Lesions: in the table, on the slices, in three dimensions ---
+
+  function select(index, reveal = false) {
+    lesion = index;
+    if (solid) solid.show(index + 1);
+    const row = document.querySelector('tbody.lesion[data-lesion="' + index + '"]');
+    if (row && reveal) {
+      const list = row.closest(".table");
+      list.scrollTop = row.offsetTop - list.clientHeight / 2;
+    }
+  }
+  function goTo(index, reveal = false) {
     if (!page.lesions.length) return;
-    lesion = ((index % page.lesions.length) + page.lesions.length) % page.lesions.length;
+    select(((index % page.lesions.length) + page.lesions.length) % page.lesions.length, reveal);
     const found = page.lesions[lesion];
     Object.assign(at, { axial: found.slice, coronal: found.row, sagittal: found.column });
     refresh();
   }
-  // a click anywhere in its row; the row's button is there for the keyboard
-  document.querySelectorAll("tr[data-lesion]").forEach((row) => row.addEventListener("click", () => {
-    goTo(Number(row.dataset.lesion));
+  function toPicture() {
     $("axial").focus({ preventScroll: true });
-    $("viewer").scrollIntoView({ block: "start" });
+    const box = $("axial").getBoundingClientRect();
+    if (box.top < 0 || box.top > window.innerHeight / 2) $("axial-view").scrollIntoView({ block: "start" });
+  }
+  // a click anywhere in its row; the row's button is there for the keyboard
+  document.querySelectorAll("tbody.lesion").forEach((row) => row.addEventListener("click", (event) => {
+    if (event.target.closest("details")) return;
+    goTo(Number(row.dataset.lesion));
+    toPicture();
   }));
   document.querySelectorAll("button[data-place]").forEach((button) => button.addEventListener("click", () => {
     const [row, column, slice] = button.dataset.place.split(",").map(Number);
     Object.assign(at, { axial: slice, coronal: row, sagittal: column });
-    lesion = -1;
+    select(-1);
     refresh();
-    $("axial").focus({ preventScroll: true });
-    $("viewer").scrollIntoView({ block: "start" });
+    toPicture();
   }));
 
+  const TOOLS = ["point", "window", "pan", "ruler", ...(shares ? ["cut"] : [])];
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.target.matches("select, input[type=number]")) return;
     const key = event.key.toLowerCase(), layer = page.layers.find((l) => l.letter === key);
     if (layer) $("show-" + layer.key).click();
     else if (key === "x") $("crosshair").click();
-    else if (key === "n") goTo(lesion + 1);
-    else if (key === "p") goTo(lesion < 0 ? -1 : lesion - 1);
+    else if (key === "d") $("marks").click();
+    else if (key === "n") goTo(lesion + 1, true);
+    else if (key === "p") goTo(lesion < 0 ? -1 : lesion - 1, true);
+    else if (key === "+" || key === "=") $("zoom-in").click();
+    else if (key === "-") $("zoom-out").click();
+    else if (key === "0") fit();
+    else if (key === "escape") { ruler = null; refresh(); }
+    else if (TOOLS[Number(key) - 1]) setTool(TOOLS[Number(key) - 1]);
     else if (key === "w") {
       const now = page.windows.findIndex((w) => w.name === preset.value);
       usePreset(page.windows[(now + 1) % page.windows.length].name);
@@ -395,7 +640,19 @@
     event.preventDefault();
   });
 
-  new ResizeObserver(refresh).observe($("views"));
+  if (meshes) {
+    solid = solidView($("solid"), $("solid-labels"), page.surfaces, meshes, colorOf, (number) => { goTo(number - 1, true); });
+    if (solid) {
+      $("solid-reset").addEventListener("click", () => solid.reset());
+      solid.show(lesion + 1);
+    } else $("solid-box").textContent = "This browser draws nothing in three dimensions (WebGL is off).";
+  }
+  if (shares) {
+    const lesions = meshes ? cornersOf(page.surfaces, meshes).filter((one) => one.number) : [];
+    plan = planView(page.plan, shares, lesions, solid, refresh);
+  }
+  for (const view of VIEWS) new ResizeObserver(refresh).observe($(view + "-view"));
+  window.addEventListener("resize", refresh);
   legend();
   usePreset(page.windows[0].name);
   $("axial").focus({ preventScroll: true });

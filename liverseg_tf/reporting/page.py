@@ -1,0 +1,475 @@
+"""What the report page tells: figures, words and pictures of one CT, laid out by `page.html.j2`."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+
+from liverseg_tf.data.volume import CTVolume, MaskVolume
+from liverseg_tf.drawing import liver_window
+from liverseg_tf.evaluation.case_scores import CaseScores
+from liverseg_tf.evaluation.measure import FLAGS, LesionMeasurement, Measurement
+from liverseg_tf.evaluation.measurements import numbered_lesions
+from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
+from liverseg_tf.inference.predictor import Prediction
+from liverseg_tf.labels import CLASSES, TUMOUR
+from liverseg_tf.provenance import SOFTWARE, versions
+from liverseg_tf.reporting.page_data import (
+    PICTURE_BYTES,
+    Grid,
+    encode_full_slices,
+    encode_labels,
+    encode_layers,
+    encode_numbers,
+    packed_bytes,
+)
+from liverseg_tf.reporting.plan import encode_plan
+from liverseg_tf.reporting.surfaces import encode_surfaces, surfaces
+from liverseg_tf.strict_json import to_json
+from liverseg_tf.windows import resolve_window
+
+if TYPE_CHECKING:
+    from liverseg_tf.explanation.explain import Explanation, RegionExplanation
+    from liverseg_tf.explanation.uncertainty import Uncertainty
+
+SIGNATURE = '<meta name="generator" content="liverseg_tf'
+# After the measured one; windows of the head have no place here
+_OFFERED_WINDOWS = ("liver", "custom", "abdomen_soft", "mediastinum", "lungs", "spine_soft", "spine_bone")
+# Key, name, letter; heat that is not supported is off until asked for
+_HEAT_LAYERS = (("heatmap", "Heatmap", "h", True), ("heatmap-unsupported", "Unsupported heat", "k", False))
+_VIEWS = (
+    ("axial", "Axial", "from the feet"),
+    ("coronal", "Coronal", "from the front"),
+    ("sagittal", "Sagittal", "from the patient's right"),
+)
+# A portal-venous liver measures about 90 to 130 HU, an unenhanced one 50 to 65.
+_PORTAL_VENOUS_HU = (75.0, 160.0)
+# Below this size the model misses most of what radiologists draw, and most of what it draws is nothing.
+_SMALL_FINDING_MM = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class ReportContent:
+    """What a page tells.
+
+    Attributes:
+        prediction: the predicted mask with its CT.
+        measured: the predicted mask, measured on its CT.
+        truth: reference mask on the same grid, or None.
+        scores: of the prediction against the reference, or None.
+        explanation: maps of the lesions, or None.
+        uncertainty: or None.
+        model: facts about the model, in order.
+        model_card: its text, or None.
+        notes: what was left out, and why.
+    """
+
+    prediction: Prediction
+    measured: Measurement
+    truth: MaskVolume | None = None
+    scores: CaseScores | None = None
+    explanation: Explanation | None = None
+    uncertainty: Uncertainty | None = None
+    model: Sequence[tuple[str, str]] = ()
+    model_card: str | None = None
+    notes: Sequence[str] = ()
+
+
+def build_page(
+    content: ReportContent,
+    title: str,
+    safe_colors: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    plan: bool = False,
+) -> str:
+    """The page's text.
+
+    Args:
+        content: what it tells.
+        title: heading.
+        safe_colors: begin with colors that any color vision tells apart.
+        progress: called with steps done and their number.
+        plan: let the reader try a resection.
+
+    Returns:
+        HTML, below 25 MB for a CT of 512 x 512 x 600.
+    """
+    from markupsafe import Markup
+
+    from liverseg_tf import __version__
+
+    tell = progress or (lambda done, total: None)
+    volume, labels = content.prediction.volume, content.prediction.canonical_labels
+    tell(0, 3)
+    layers, masks, strengths, tables = _layers(content)
+    grid, blobs = encode_layers(volume, masks, strengths)
+    tell(1, 3)
+    blobs["lesions"] = encode_numbers(*numbered_lesions(labels), labels.shape, grid.factor)
+    solid, blobs["surfaces"] = encode_surfaces(surfaces(MaskVolume(content.prediction.labels, volume.geometry)))
+    resection = None
+    if plan:
+        resection, text = encode_plan(MaskVolume(content.prediction.labels, volume.geometry))
+        if resection is not None:
+            blobs["plan"] = text
+    tell(2, 3)
+    full: list[int] = []
+    if grid.factor > 1:
+        wanted = _slices_with_lesions(list(masks.values()))
+        full, blobs["full-hu"] = encode_full_slices(volume, grid, wanted, PICTURE_BYTES - packed_bytes(blobs))
+        for key, mask in masks.items():
+            blobs[f"full-{key}"] = encode_labels(mask[..., full], 1)
+    tell(3, 3)
+    lesions = [_lesion_place(volume, labels, one) for one in content.measured.lesions]
+    data = {
+        "grid": {
+            "shape": grid.shape,
+            "spacing_mm": [round(s, 6) for s in grid.spacing_mm],
+            "factor": grid.factor,
+            "step_hu": grid.step_hu,
+        },
+        "lowest_hu": AIR_HU,
+        "full_slices": full,
+        "layers": layers,
+        "tables": tables,
+        "lesions": lesions,
+        "surfaces": solid,
+        "plan": resection,
+        "start": lesions[0] if lesions else _start(labels),
+        "windows": _windows(liver_window(volume, labels)),
+        "classes": [{"name": c.name, "color": c.color, "safe_color": c.safe_color} for c in CLASSES],
+        "safe_colors": safe_colors,
+    }
+    explained = content.explanation is not None and bool(content.explanation.regions)
+    return _template().render(
+        title=title,
+        signature=Markup(f'{SIGNATURE} {__version__}">'),
+        style=Markup(_asset("style.css")),
+        scripts=[Markup(_asset(name)) for name in ("three.min.js", "solid.js", "plan.js", "viewer.js")],
+        plan=resection is not None,
+        caveat=content.explanation.settings["can_show"] if content.explanation is not None and explained else "",
+        quality=_quality(content),
+        views=_VIEWS,
+        surfaces=solid,
+        findings=_findings(content),
+        notes=content.notes,
+        lesions=_lesion_rows(content),
+        liver_found=content.measured.statistics.liver_slices is not None,
+        scores=_scores(content.scores) if content.scores else [],
+        missed=_missed(content.scores, content.truth, volume) if content.scores and content.truth else [],
+        shown=_what_is_shown(content, grid, full),
+        model=content.model,
+        versions=[(name, version) for name, version in versions().items() if version],
+        model_card=content.model_card,
+        footer=SOFTWARE,
+        data=Markup(_json(data)),
+        blobs=[(name, Markup(text)) for name, text in blobs.items()],
+    )
+
+
+# --- Words and figures ---
+
+
+def _quality(content: ReportContent) -> list[str]:
+    """What makes the result doubtful, in words."""
+    found = content.measured
+    notes = [FLAGS[name][0].upper() + FLAGS[name][1:] + "." for name in found.flags]
+    doubt = content.prediction.volume.doubt
+    if doubt:
+        notes.append(f"The intensities don't look like HU: {doubt}.")
+    hu = found.statistics.liver_mean_hu
+    if hu is not None and not doubt:
+        low, high = _PORTAL_VENOUS_HU
+        if hu < low:
+            notes.append(
+                f"The liver measures {hu:.0f} HU: no portal-venous phase, or a fatty liver. The model learned from "
+                "portal-venous CT; lesions may be missed."
+            )
+        elif hu > high:
+            notes.append(f"The liver measures {hu:.0f} HU, more than in a portal-venous phase: look at the phase.")
+    small = sum(one.axes.long_axis_mm < _SMALL_FINDING_MM for one in found.lesions)
+    if small:
+        which = "1 finding is" if small == 1 else f"{small} findings are"
+        notes.append(
+            f"{which} shorter than {_SMALL_FINDING_MM:.0f} mm: near the size below which findings are dropped, and "
+            "where the model errs most."
+        )
+    return notes
+
+
+def _findings(content: ReportContent) -> list[tuple[str, str]]:
+    found = content.measured.statistics
+    least = "at least " if content.measured.volume_is_lower_bound else ""
+    burden = "" if found.tumour_burden is None else f" ({100 * found.tumour_burden:.1f} % of the liver)"
+    return [
+        (
+            "Liver with tumours",
+            f"{least}{found.liver_volume_ml:.0f} ml{_over_variations(content, 'liver_range_ml', 0)}",
+        ),
+        (
+            "Tumours",
+            f"{found.tumour_volume_ml:.1f} ml{burden}{_over_variations(content, 'tumour_range_ml', 1)}",
+        ),
+        ("Lesions", str(found.lesion_count)),
+        ("Mean HU of liver / tumours", f"{_number(found.liver_mean_hu, 0)} / {_number(found.tumour_mean_hu, 0)}"),
+    ]
+
+
+def _lesion_rows(content: ReportContent) -> list[dict[str, Any]]:
+    tests = {}
+    if content.explanation is not None:
+        tests = {e.region.lesion: e for e in content.explanation.regions}
+    scored = content.scores.lesions if content.scores else ()
+    matched = {row["number"] for row in scored if row["mask"] == "prediction" and row["matched_overlap_above_0"]}
+    rows = []
+    for one in content.measured.lesions:
+        lesion, heat = one.statistics, tests.get(one.statistics.number)
+        depth = one.distance_to_surface_mm
+        rows.append(
+            {
+                "number": lesion.number,
+                "axes": f"{one.axes.long_axis_mm:.0f} x {one.axes.short_axis_mm:.0f}",
+                "ml": f"{lesion.volume_ml:.2f}",
+                "slice": lesion.slice,
+                "hu": _number(lesion.mean_hu, 0),
+                "place": lesion.place
+                + ("" if depth is None else "; at the surface" if depth < 1 else f"; {depth:.0f} mm deep"),
+                "heat": {"verdict": heat.verdict, "words": heat.words} if heat else None,
+                "matched": lesion.number in matched if content.scores else None,
+            }
+        )
+    return rows
+
+
+def _scores(scores: CaseScores) -> list[tuple[str, str]]:
+    row = scores.row
+    return [
+        ("Dice of the liver / of tumours", f"{row['liver_dice']:.3f} / {row['lesion_dice']:.3f}"),
+        ("IoU of the liver / of tumours", f"{row['liver_jaccard']:.3f} / {row['lesion_jaccard']:.3f}"),
+        ("95 % Hausdorff distance", f"{_number(row['liver_hd95_mm'], 1)} / {_number(row['lesion_hd95_mm'], 1)} mm"),
+        ("Mean surface distance", f"{_number(row['liver_assd_mm'], 1)} / {_number(row['lesion_assd_mm'], 1)} mm"),
+        (
+            "Volume in the reference",
+            f"{row['liver_volume_truth_ml']:.0f} / {row['lesion_volume_truth_ml']:.1f} ml",
+        ),
+        ("Volume error", f"{row['liver_volume_error_ml']:+.0f} / {row['lesion_volume_error_ml']:+.1f} ml"),
+        (
+            "Reference lesions touched / matched (IoU above 0.5)",
+            f"{row['lesions_detected_overlap_above_0']} / {row['lesions_detected_overlap_above_0.5']} "
+            f"of {row['lesions_truth']}",
+        ),
+        ("Lesions that touch none of the reference", str(row["lesions_false_positive_overlap_above_0"])),
+    ]
+
+
+def _missed(scores: CaseScores, truth: MaskVolume, volume: CTVolume) -> list[dict[str, Any]]:
+    missed = [r for r in scores.lesions if r["mask"] == "truth" and not r["matched_overlap_above_0"]]
+    rows = []
+    for lesion in missed[:50]:
+        place = _place(volume, truth.labels, lesion["slice_from_1"], lesion["center_mm"])
+        rows.append(
+            {
+                "number": lesion["number"],
+                "place": "{row},{column},{slice}".format(**place),
+                "ml": f"{lesion['volume_ml']:.2f}",
+                "diameter_mm": f"{lesion['diameter_mm']:.0f}",
+                "slice": lesion["slice_from_1"],
+            }
+        )
+    return rows
+
+
+def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[str]:
+    rows, columns, slices = grid.shape
+    spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
+    text = [
+        f"The volume has {rows} x {columns} pixels on {slices} slices, {spacing} mm (row, column, slice). "
+        "Slices face the reader: the patient's right is on the left.",
+    ]
+    if grid.factor == 1:
+        text.append(
+            "Every slice is shown at full resolution"
+            + ("." if grid.step_hu == 1 else f", HU exact to within {grid.step_hu // 2}.")
+        )
+    else:
+        coarse_rows, coarse_columns = grid.coarse_shape
+        text.append(
+            f"To keep this file small, slices are shown at {coarse_rows} x {coarse_columns} pixels, each the mean of "
+            f"{grid.factor} x {grid.factor}{'' if grid.step_hu == 1 else f', HU exact to within {grid.step_hu // 2}'}."
+        )
+        if full:
+            text.append(f"At full resolution: slices {_ranges([i + 1 for i in sorted(full)])}.")
+    text.append(f"HU below {AIR_HU:.0f} or above {HIGHEST_HU:.0f} are shown as these.")
+    text.append(
+        "Mask: the outline of what the model found, after 3-D clean-up; its slider fills it. Axes: the longest "
+        "diameter in an axial slice, and the longest at a right angle to it (RECIST 1.1); both are drawn on that slice."
+    )
+    if content.truth is not None:
+        text.append("Truth: the reference mask, its outline dotted.")
+    if content.explanation is not None and content.explanation.regions:
+        settings = content.explanation.settings
+        where, needed = f" at the layer {settings['layer']}" if settings["layer"] else "", settings["needed"]
+        text.append(
+            f"Heatmap: {settings['method']}{where}: which places raise the network's tumour score within each lesion, "
+            "on the lesion's largest slice; brighter is more, scaled to that slice, air left out. It is supported if "
+            f"it beats {100 * needed['share_beaten']:.0f} % of at least {needed['random_maps']} random maps over the "
+            "body on deletion (taking out what it marks) and on insertion (leaving that alone in), if its rank "
+            "correlation with maps of networks whose decoder was drawn anew is below "
+            f"{needed['rank_correlation_below']}, and if more than {100 * needed['heat_in_liver_above']:.0f} % of its "
+            "heat is within the liver. Heat that is not supported is off until it is asked for. Filled: the "
+            "probability of tumour in the lesion, once the lesion alone has the HU of the liver around it."
+        )
+    if content.uncertainty is not None:
+        count = content.uncertainty.variations.count
+        text.append(
+            f"Uncertainty: entropy of the mean of {count} predictions on the volume slightly shifted, turned, scaled "
+            "and changed in HU. Volumes over variations are the smallest and the largest of these: they say how far "
+            "the result depends on what should not matter, not how far it is from the truth, which often lies outside. "
+            "They are of the network alone: the volumes themselves come after 3-D clean-up and may lie outside too."
+        )
+    return text
+
+
+# --- Pictures ---
+
+
+def _layers(
+    content: ReportContent,
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[list[int]]]]:
+    """What can be laid over the CT: descriptions, masks, strengths, and color tables of these."""
+    shape = content.prediction.volume.shape
+    layers, masks = [_layer("mask", "Mask", "m", "labels", 0.0)], {"mask": content.prediction.canonical_labels}
+    strengths: dict[str, np.ndarray] = {}
+    tables: dict[str, list[list[int]]] = {}
+    if content.truth is not None:
+        masks["truth"] = content.truth.labels
+        layers.append(_layer("truth", "Truth (dotted)", "t", "labels", 0.0))
+    if content.explanation is not None:
+        for key, name, letter, supported in _HEAT_LAYERS:
+            regions = [r for r in content.explanation.regions if (r.verdict == "supported") == supported]
+            if regions:
+                strengths[key] = _heat(shape, regions)
+                layers.append(_layer(key, name, letter, "strength", 0.7, on=supported))
+                tables[key] = _color_table("inferno")
+    if content.uncertainty is not None:
+        strengths["uncertainty"] = content.uncertainty.entropy
+        layers.append(_layer("uncertainty", "Uncertainty", "u", "strength", 0.7, on=False))
+        tables["uncertainty"] = _color_table("cool")
+    return layers, masks, strengths, tables
+
+
+def _lesion_place(volume: CTVolume, labels: np.ndarray, lesion: LesionMeasurement) -> dict[str, Any]:
+    """Where a page looks at a lesion, and where its diameters end, in voxels from 0."""
+    found, to_index = lesion.statistics, np.linalg.inv(volume.geometry.canonical_affine)
+
+    def ends(line: Any) -> list[list[float]]:
+        return nib.affines.apply_affine(to_index, np.array(line))[:, :2].round(2).tolist()
+
+    axes = lesion.axes
+    return {
+        **_place(volume, labels, found.slice, found.center_mm),
+        "slices": [found.slices[0] - 1, found.slices[1] - 1],
+        "axes": {"slice": axes.slice, "long": ends(axes.long_axis_ends_mm), "short": ends(axes.short_axis_ends_mm)},
+    }
+
+
+def _slices_with_lesions(masks: list[np.ndarray]) -> list[int]:
+    """Slices that show tumour in any mask, those with most of it first."""
+    area = sum(np.count_nonzero(mask == TUMOUR, axis=(0, 1)) for mask in masks)
+    order = np.argsort(-area, kind="stable")
+    return [int(i) for i in order if area[i]]
+
+
+def _heat(shape: tuple[int, int, int], regions: Sequence[RegionExplanation]) -> np.ndarray:
+    """(rows, columns, slices) float16: the highest of these regions' maps."""
+    heat = np.zeros(shape, np.float16)
+    for one in regions:
+        part = heat[..., one.region.slices.start : one.region.slices.stop]
+        np.maximum(part, np.moveaxis(one.maps, 0, 2), out=part)
+    return heat
+
+
+def _layer(key: str, name: str, letter: str, kind: str, opacity: float, on: bool = True) -> dict[str, Any]:
+    return {"key": key, "name": name, "letter": letter, "kind": kind, "opacity": opacity, "on": on}
+
+
+def _color_table(name: str) -> list[list[int]]:
+    """64 colors of a matplotlib color map."""
+    from matplotlib import colormaps
+
+    return np.rint(colormaps[name](np.linspace(0, 1, 64))[:, :3] * 255).astype(int).tolist()
+
+
+def _windows(measured: tuple[int, int]) -> list[dict[str, Any]]:
+    offered = [("this liver", measured), *((name, resolve_window(name)) for name in _OFFERED_WINDOWS)]
+    return [{"name": name, "width": width, "level": level} for name, (width, level) in offered]
+
+
+def _place(volume: CTVolume, labels: np.ndarray, number: int, center_mm: Sequence[float]) -> dict[str, int]:
+    """Where to look at a lesion, counted from 0: on its slice `number`, the tumour's pixel nearest to its center."""
+    row, column, _ = _canonical_index(volume, center_mm)
+    pixels = np.argwhere(labels[..., number - 1] == TUMOUR)
+    row, column = pixels[((pixels - (row, column)) ** 2).sum(axis=1).argmin()].tolist()
+    return {"slice": number - 1, "row": row, "column": column}
+
+
+def _canonical_index(volume: CTVolume, point_mm: Sequence[float]) -> tuple[int, int, int]:
+    to_index = np.linalg.inv(volume.geometry.canonical_affine)
+    index = np.rint(nib.affines.apply_affine(to_index, point_mm)).astype(int)
+    row, column, number = np.clip(index, 0, np.array(volume.shape) - 1).tolist()
+    return row, column, number
+
+
+def _start(labels: np.ndarray) -> dict[str, int]:
+    from liverseg_tf.drawing import best_slice
+
+    rows, columns, slices = labels.shape
+    return {"slice": best_slice(labels, slices), "row": rows // 2, "column": columns // 2}
+
+
+def _over_variations(content: ReportContent, name: str, digits: int) -> str:
+    if content.uncertainty is None:
+        return ""
+    low, high = getattr(content.uncertainty, name)
+    return f", {low:.{digits}f} to {high:.{digits}f} ml over variations of the scan"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 7 -> "1 to 3, 7"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in parts)
+
+
+def _json(value: Any) -> str:
+    # "</script>" in a text must not end the element it stands in
+    return to_json(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("liverseg_tf.reporting", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html.j2")
+
+
+def _asset(name: str) -> str:
+    return importlib.resources.files("liverseg_tf.reporting").joinpath("viewer", name).read_text("utf-8").strip()

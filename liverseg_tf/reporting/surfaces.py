@@ -1,0 +1,170 @@
+"""Surfaces of liver and lesions as triangles, for the page's view in three dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from liverseg_tf.data.volume import MaskVolume
+from liverseg_tf.evaluation.measurements import numbered_lesions
+from liverseg_tf.evaluation.surface import Box, bounding_box
+from liverseg_tf.labels import BACKGROUND
+from liverseg_tf.reporting.page_data import gzip, to_text
+
+# A liver of 1500 ml then has about 20,000 triangles.
+_LIVER_STEP_MM = 4.0
+_STEPS_ALONG_LESION = 20
+# Corners are stored as whole multiples of this.
+_CORNER_STEP_MM = 0.1
+_MOST_LESIONS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """A closed surface.
+
+    Attributes:
+        lesion: number of the lesion, or 0 for the liver.
+        corners_mm: (N, 3) float32, towards the patient's left, back and head from the middle of the volume.
+        triangles: (M, 3) int32 indices of corners, counter-clockwise as seen from outside.
+    """
+
+    lesion: int
+    corners_mm: np.ndarray
+    triangles: np.ndarray
+
+
+def surfaces(mask: MaskVolume) -> list[Surface]:
+    """The surface of the liver with its tumours, and of each lesion (the 100 largest), by marching cubes.
+
+    Examples:
+        >>> from liverseg_tf.data.volume import Geometry
+        >>> labels = np.zeros((30, 30, 30), np.uint8)
+        >>> labels[5:25, 5:25, 5:25] = 1
+        >>> [liver] = surfaces(MaskVolume(labels, Geometry.from_spacing(labels.shape, (2, 2, 2))))
+        >>> liver.lesion, abs(liver.corners_mm).max().round() <= 20
+        (0, True)
+    """
+    box = bounding_box(mask.labels != BACKGROUND)
+    if box is None:
+        return []
+    found = [_surface(0, mask.labels[box] != BACKGROUND, box, mask, _LIVER_STEP_MM)]
+    numbered, lesion_box = numbered_lesions(mask.labels)
+    if lesion_box is not None:
+        from scipy import ndimage
+
+        for number, own in enumerate(ndimage.find_objects(numbered)[:_MOST_LESIONS], start=1):
+            lesion = numbered[own] == number
+            place = tuple(
+                slice(whole.start + part.start, whole.start + part.stop)
+                for whole, part in zip(lesion_box, own, strict=True)
+            )
+            longest = max(n * s for n, s in zip(lesion.shape, mask.spacing_mm, strict=True))
+            found.append(_surface(number, lesion, place, mask, longest / _STEPS_ALONG_LESION))
+    return found
+
+
+def encode_surfaces(found: list[Surface]) -> tuple[list[dict[str, Any]], str]:
+    """Describe surfaces, and put them one after another: corners as int16, then triangles as uint32.
+
+    Returns:
+        What each is, and base64 of gzip.
+    """
+    about, parts = [], []
+    for one in found:
+        about.append({"lesion": one.lesion, "corners": len(one.corners_mm), "triangles": len(one.triangles)})
+        parts.append(np.rint(one.corners_mm / _CORNER_STEP_MM).clip(-32768, 32767).astype("<i2").tobytes())
+        parts.append(one.triangles.astype("<u4").tobytes())
+    return about, to_text(gzip(parts))
+
+
+def pooled(region: np.ndarray, factors: list[int]) -> np.ndarray:
+    """Share of each block of voxels that belongs to the region, float32."""
+    padded = np.pad(region, [(0, -n % f) for n, f in zip(region.shape, factors, strict=True)])
+    shape = [part for n, f in zip(padded.shape, factors, strict=True) for part in (n // f, f)]
+    return padded.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def _surface(lesion: int, region: np.ndarray, box: Box, mask: MaskVolume, step_mm: float) -> Surface:
+    from scipy import ndimage
+    from skimage.measure import marching_cubes
+
+    factors = [max(1, round(step_mm / s)) for s in mask.spacing_mm]
+    share = ndimage.gaussian_filter(np.pad(pooled(region, factors), 2), 0.6)
+    # what is thinner than the grid has no voxel that is half full
+    level = 0.5 if share.max() > 0.6 else 0.5 * float(share.max())
+    corners, triangles, _, _ = marching_cubes(share, level)
+    start = np.array([s.start for s in box])
+    index = (corners - 2) * factors + (np.array(factors) - 1) / 2 + start
+    places = (index - (np.array(mask.shape) - 1) / 2) @ mask.geometry.steps_mm.T
+    # (rows, columns, slices) run to the back, the left and the head; with two axes changed, triangles look outwards
+    return Surface(lesion, places[:, [1, 0, 2]].astype(np.float32), triangles.astype(np.int32))
+
+
+def render_front(
+    found: list[Surface], height: int, width: int, colors: tuple[tuple[float, ...], tuple[float, ...]]
+) -> np.ndarray:
+    """Draw surfaces as seen from the front, the patient's right on the left: the liver translucent, lesions solid.
+
+    Args:
+        found: of `surfaces`, the liver first.
+        height, width: of the picture in pixels.
+        colors: RGB in [0, 1] of liver and lesions.
+
+    Returns:
+        (height, width, 3) float32 in [0, 1] on black.
+    """
+    picture = np.zeros((height, width, 3), np.float32)
+    if not found:
+        return picture
+    low, high = found[0].corners_mm.min(axis=0), found[0].corners_mm.max(axis=0)
+    middle, extent = (low + high) / 2, np.maximum(high - low, 1e-3)
+    scale = 0.86 * min(width / extent[0], height / extent[2])
+    for group, color, opacity in ((found[1:], colors[1], 1.0), (found[:1], colors[0], 0.45)):
+        shade = np.full((height, width), np.nan, np.float32)
+        depth = np.full((height, width), np.inf, np.float32)
+        for one in group:
+            places = (one.corners_mm - middle) * scale
+            _rasterise(places[:, 0] + width / 2, height / 2 - places[:, 2], places[:, 1], one, depth, shade)
+        seen = ~np.isnan(shade)
+        picture[seen] = (1 - opacity) * picture[seen] + opacity * shade[seen, None] * np.array(color, np.float32)
+    return picture
+
+
+def _rasterise(x: np.ndarray, y: np.ndarray, z: np.ndarray, one: Surface, depth: np.ndarray, shade: np.ndarray) -> None:
+    """Put points on all triangles, closer together than pixels, and keep the one in front (the smallest z)."""
+    corners = np.stack([x, y, z], axis=1)[one.triangles]
+    normals = _normals(one)[one.triangles]
+    longest = np.abs(corners - np.roll(corners, 1, axis=1))[..., :2].max(axis=(1, 2))
+    steps = np.ceil(1.5 * longest).astype(int).clip(1, 60)
+    for count in np.unique(steps):
+        some = steps == count
+        first, second = np.divmod(np.arange((count + 1) ** 2), count + 1)
+        weights = np.stack([first, second, count - first - second], axis=1)[first + second <= count] / count
+        points = np.einsum("kc,tcd->tkd", weights, corners[some]).reshape(-1, 3)
+        turned = np.einsum("kc,tcd->tkd", weights, normals[some]).reshape(-1, 3)
+        column, row = np.floor(points[:, :2]).astype(int).T
+        inside = (row >= 0) & (row < depth.shape[0]) & (column >= 0) & (column < depth.shape[1])
+        row, column, points, turned = row[inside], column[inside], points[inside], turned[inside]
+        order = np.argsort(-points[:, 2], kind="stable")  # of those in one pixel the last one stays: the one in front
+        row, column, near, turned = row[order], column[order], points[order, 2], turned[order]
+        frame = np.full(depth.shape, np.inf, np.float32)
+        light = np.zeros(depth.shape, np.float32)
+        frame[row, column] = near
+        # from the front, a little from above and the right
+        towards = turned @ np.array([-0.35, -0.83, 0.43])
+        light[row, column] = 0.35 + 0.65 * towards.clip(0, 1)
+        closer = frame < depth
+        depth[closer], shade[closer] = frame[closer], light[closer]
+
+
+def _normals(one: Surface) -> np.ndarray:
+    """(N, 3) unit vectors that look outwards at the corners."""
+    a, b, c = (one.corners_mm[one.triangles[:, i]] for i in range(3))
+    of_triangles = np.cross(b - a, c - a)
+    normals = np.zeros_like(one.corners_mm)
+    for i in range(3):
+        np.add.at(normals, one.triangles[:, i], of_triangles)
+    return normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-9)
