@@ -47,7 +47,7 @@ function solidView(canvas, labels, about, packed, colorOf, onLesion) {
 
   const marks = [["R", [-1, 0, 0]], ["L", [1, 0, 0]], ["S", [0, 1, 0]], ["I", [0, -1, 0]], ["A", [0, 0, 1]], ["P", [0, 0, -1]]]
     .map(([text, at]) => ({ text, at: new THREE.Vector3(...at).multiplyScalar(radius * 1.03), name: "side" }));
-  for (const mesh of meshes.slice(1, 21)) {
+  for (const mesh of meshes.slice(1, 11)) {
     const at = mesh.geometry.boundingBox.getCenter(new THREE.Vector3());
     marks.push({ text: String(mesh.userData.lesion), at, name: "lesion-number" });
   }
