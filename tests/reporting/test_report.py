@@ -678,7 +678,7 @@ def test_text_is_legible():
     for palette in palettes:
         colors = dict(re.findall(r"--(\w+): #([0-9a-f]+);", palette))
         for ground in ("back", "panel", "button"):
-            for ink in ("text", "dim", "accent", "caution"):
+            for ink in ("text", "dim", "accent", "caution", "good", "bad"):
                 pair = sorted((luminance(colors[ground]), luminance(colors[ink])))
                 assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (ground, ink)
 

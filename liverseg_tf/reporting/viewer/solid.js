@@ -82,6 +82,7 @@ function solidView(canvas, labels, about, packed, colorOf, onLesion) {
     pending = false;
     const box = canvas.getBoundingClientRect();
     if (!box.width || !box.height) return;
+    labels.parentElement.style.setProperty("--ratio", box.width / box.height); // paper keeps the screen's shape
     renderer.setPixelRatio(window.devicePixelRatio || 1);
     renderer.setSize(box.width, box.height, false);
     const unit = (1.12 * radius) / zoom / Math.min(box.width, box.height);
@@ -98,8 +99,7 @@ function solidView(canvas, labels, about, packed, colorOf, onLesion) {
       const at = mark.at.clone().applyQuaternion(body.quaternion), away = mark.name === "side" && Math.abs(at.z) > 0.9 * radius;
       const behind = mark.name === "side" && at.z < -0.3 * radius;
       at.project(camera);
-      mark.element.style.transform =
-        `translate(${((at.x + 1) / 2) * box.width}px, ${((1 - at.y) / 2) * box.height}px) translate(-50%, -50%)`;
+      Object.assign(mark.element.style, { left: 50 * (at.x + 1) + "%", top: 50 * (1 - at.y) + "%" });
       mark.element.style.opacity = away ? 0 : behind ? 0.45 : 1; // what points to or from the reader would lie on the liver
     }
     canvas.dataset.turned = body.quaternion.toArray().map((v) => v.toFixed(3)).join(" ");
