@@ -33,6 +33,7 @@ def main() -> None:
         if browser:
             shot = IMAGES / "report.png"
             command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1280,900"]
+            command += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # the 3-D view without a GPU
             command += ["--virtual-time-budget=8000", f"--screenshot={shot}", page.as_uri()]
             subprocess.run(command, check=True, capture_output=True)
 

@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--uncertainty", action="store_true", help="add test-time variation: about eight times as long as predicting"
     )
-    parser.add_argument("--most-lesions", type=int, default=10, metavar="N", help="with a heatmap (default: 10)")
+    parser.add_argument("--most-lesions", type=int, default=3, metavar="N", help="with a heatmap (default: 3)")
     parser.add_argument(
         "--safe-colors",
         action=argparse.BooleanOptionalAction,

@@ -34,7 +34,7 @@ def report(
     uncertainty: bool = False,
     method: str = "integrated-gradients",
     layer: str = "bottleneck",
-    most_lesions: int = 10,
+    most_lesions: int = 3,
     safe_colors: bool = True,
     plan: bool = False,
     overwrite: bool = False,
