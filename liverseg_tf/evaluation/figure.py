@@ -26,8 +26,6 @@ _COLORS = {
 _MOST_CASES_NAMED = 20
 # Limits of agreement and intervals from fewer are noise.
 _FEWEST_FOR_INTERVALS = 5
-# Under the axis, where no point lies
-_LEGEND = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "fontsize": "small", "frameon": False}
 
 
 def plot_evaluation(evaluation: Evaluation) -> Figure:
@@ -94,7 +92,7 @@ def _plot_dice(axes: Axes, evaluation: Evaluation) -> None:
     few = len(names) <= _MOST_CASES_NAMED
     axes.set_xticks(places if few else [], names if few else [])
     axes.set(xlabel="case", ylabel="Dice", ylim=(-0.03, 1.03), title="Dice per case")
-    axes.legend(**_LEGEND, ncols=2)
+    _legend_below(axes)
 
 
 def _plot_volumes(axes: Axes, evaluation: Evaluation, region: str) -> None:
@@ -120,7 +118,7 @@ def _plot_bland_altman(axes: Axes, evaluation: Evaluation, region: str) -> None:
     axes.margins(y=0.25)
     axes.set(xlabel="mean of both volumes (ml)", ylabel="predicted - reference (ml)", title=f"Agreement on {region}")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(**_LEGEND, ncols=2)
+        _legend_below(axes)
 
 
 def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
@@ -153,7 +151,12 @@ def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
         ],
     )
     axes.set(ylim=(0, 1.15), ylabel="F1 (95 % interval)" if enough else "F1", title="Lesion detection by size")
-    axes.legend(**{**_LEGEND, "bbox_to_anchor": (0.5, -0.24)}, ncols=2)
+    _legend_below(axes, -0.24)
+
+
+def _legend_below(axes: Axes, height: float = -0.14) -> None:
+    """Under the axis, where no point lies."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, height), fontsize="small", frameon=False, ncols=2)
 
 
 def _counted(count: int, what: str) -> str:
