@@ -141,7 +141,9 @@ def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
     for place, row in zip(places, counts, strict=True):
         if not row["true_positives"] + row["false_negatives"]:
             text = f"no reference,\n{row['false_positives']} false"
-            axes.text(place, 0.05, text, ha="center", va="bottom", fontsize="small", bbox={"fc": "white", "ec": "none"})
+            axes.text(
+                float(place), 0.05, text, ha="center", va="bottom", fontsize="small", bbox={"fc": "white", "ec": "none"}
+            )
     sizes = ("small\n< 10 mm", "medium\n10 to 20 mm", "large\n> 20 mm")
     axes.set_xticks(
         places,
