@@ -26,6 +26,7 @@ from .data.slices import slice_dataset as slice_dataset
 from .data.verify import verify as verify
 from .data.volume import CTVolume as CTVolume
 from .data.volume import MaskVolume as MaskVolume
+from .dicom_objects.objects import write_dicom_objects as write_dicom_objects
 from .errors import LiverSegError as LiverSegError
 from .evaluation.evaluate import Evaluation as Evaluation
 from .evaluation.evaluate import evaluate as evaluate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from liverseg_tf.cli.options import add_json, add_overwrite, output_name
+from liverseg_tf.cli.options import add_json, add_overwrite, add_series, ct_of, output_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -17,8 +17,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "long and short axis (RECIST 1.1), shape, depth and place; with the CT also HU. What makes a figure doubtful "
         "is flagged, as a liver that the field of view cuts. Folders are paired by case number or name.",
     )
-    parser.add_argument("mask", metavar="MASK", help="mask, or folder of masks")
-    parser.add_argument("ct", nargs="?", metavar="CT", help="its CT, or folder of CTs, for HU")
+    parser.add_argument("mask", metavar="MASK", help="mask (NIfTI, NRRD, MetaImage, DICOM SEG), or folder of masks")
+    parser.add_argument("ct", nargs="?", metavar="CT", help="its CT (a DICOM folder too), or folder of CTs, for HU")
+    add_series(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -34,11 +35,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure; returns 1 if a mask of a folder could not be read."""
     from liverseg_tf.cli.progress import console, progress_bar
-    from liverseg_tf.errors import LiverSegError
+    from liverseg_tf.errors import ConfigError, LiverSegError
     from liverseg_tf.evaluation.measure import find_masks, measure, measurement_tables
     from liverseg_tf.ownership import claim, write_text
     from liverseg_tf.strict_json import to_json
 
+    if args.ct is None and (args.series or args.allow_gaps):
+        raise ConfigError("--series and --allow-gaps say which CT is meant: expected CT beside MASK, got none")
     pairs = find_masks(args.mask, args.ct)
     inputs = [path for pair in pairs for path in pair if path is not None]
     outputs = [Path(args.output)] if args.output else []
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         for done, (mask, ct) in enumerate(pairs):
             report(done, len(pairs), mask.name)
             try:
-                measured.append(measure(mask, ct))
+                measured.append(measure(mask, ct if ct is None else ct_of(args, ct)))
             except LiverSegError as error:
                 if len(pairs) == 1:
                     raise

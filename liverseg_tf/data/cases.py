@@ -122,7 +122,7 @@ def no_volumes(folders: Sequence[str | Path], masks: int) -> CaseError:
     return CaseError(
         f"{', '.join(map(str, folders))}: expected CTs named volume-<number>.nii or .nii.gz (LiTS) or "
         f"imagesTr/<name>_<number>.nii.gz (Medical Segmentation Decathlon), got none"
-        f"{f' but {masks} masks' if masks else ''}"
+        f"{f' but {masks} masks' if masks else ''}; DICOM series are checked by 'liverseg series'"
     )
 
 

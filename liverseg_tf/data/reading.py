@@ -57,6 +57,15 @@ def format_of(path: str | Path) -> str:
     return "dicom" if is_dicom_file(path) else "nifti"
 
 
+def is_segmentation_file(path: str | Path) -> bool:
+    """Tell whether a file is a DICOM segmentation, which is a mask."""
+    if is_nifti_name(path) or is_itk_name(path) or not Path(path).is_file() or format_of(path) != "dicom":
+        return False
+    from liverseg_tf.data.dicom.segmentation import is_segmentation
+
+    return is_segmentation(path)
+
+
 def is_itk_name(path: str | Path) -> bool:
     """Tell whether a file's name is one of NRRD or MetaImage and not hidden."""
     path = Path(path)

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_tf.data.nifti import check_affine, unit_mm
-from liverseg_tf.data.reading import read_volume
+from liverseg_tf.data.reading import is_segmentation_file, read_volume
 from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import to_labels
@@ -380,13 +380,32 @@ class MaskVolume:
         self.labels = geometry.to_canonical(to_labels(labels, str(path or "mask")))
 
     @classmethod
-    def load(cls, path: str | Path, max_bytes: int | None = None) -> MaskVolume:
+    def load(
+        cls, path: str | Path, max_bytes: int | None = None, *, like: CTVolume | MaskVolume | None = None
+    ) -> MaskVolume:
         """Read a mask file to its end.
+
+        Args:
+            path: NIfTI, NRRD, MetaImage, or a DICOM SEG, whose segments are told by their codes.
+            max_bytes: most bytes its voxels may take in memory; see `CTVolume.load`.
+            like: what it belongs to: a SEG, which leaves empty slices out, is put on its grid. Without it a SEG has the
+                smallest grid that holds its frames.
 
         Raises:
             InputFileError, GeometryError: as `CTVolume.load`.
             LabelError: for values that are not within 0.001 of a class index, with their counts.
         """
+        if is_segmentation_file(path):
+            from liverseg_tf.data.dicom.segmentation import read_segmentation
+
+            series = getattr(like, "series", None)
+            voxels, affine = read_segmentation(
+                path,
+                None if like is None else (like.geometry.shape, like.geometry.affine),
+                series.frame_of_reference_uid if series is not None else "",
+                max_bytes,
+            )
+            return cls(voxels, Geometry((voxels.shape[0], voxels.shape[1], voxels.shape[2]), affine), Path(path))
         stored = read_volume(path, max_bytes=max_bytes)
         voxels = stored.voxels
         if (stored.slope, stored.intercept) != (1.0, 0.0):

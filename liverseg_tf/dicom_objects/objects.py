@@ -2,16 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from liverseg_tf.data.dicom.formats import PRODUCTS
+import numpy as np
+
+from liverseg_tf.data.dicom.formats import PRODUCTS, parse_formats
+from liverseg_tf.data.nifti import stem
+from liverseg_tf.data.volume import AFFINE_TOLERANCE, CTVolume, MaskVolume, check_same_grid
+from liverseg_tf.dicom_objects.findings import Findings
 from liverseg_tf.dicom_objects.proof import prove
+from liverseg_tf.errors import GeometryError
 from liverseg_tf.ownership import owned_write
 
 if TYPE_CHECKING:
-    from liverseg_tf.dicom_objects.findings import Findings
+    from liverseg_tf.inference.predictor import Prediction
+
+
+def write_dicom_objects(
+    mask: str | Path | MaskVolume | Prediction | np.ndarray,
+    ct: str | Path | CTVolume,
+    folder: str | Path,
+    formats: Sequence[str] = ("seg",),
+    *,
+    name: str | None = None,
+    segmentation_type: str = "BINARY",
+    lesion_segments: bool = False,
+    overwrite: bool = False,
+) -> list[dict[str, Any]]:
+    """Write any mask of a DICOM CT as DICOM objects, whoever made it; each is read again and must agree with the mask.
+
+    Args:
+        mask: a mask file, a `MaskVolume`, a `Prediction`, or labels (rows A->P, columns R->L, slices I->S) of 0, 1 and
+            2; on the CT's grid, in whatever order its axes are stored.
+        ct: the series: a folder of DICOM files, a .zip archive, or a `CTVolume` loaded from one.
+        folder: made if missing.
+        formats: of `seg`, `sr` (TID 1500; with `seg`, which it refers to), `rtstruct` and `pdf`.
+        name: what the files' names begin with; by default the CT's name and `_seg`.
+        segmentation_type: `BINARY`, which every viewer reads, or the smaller `LABELMAP`.
+        lesion_segments: one segment a lesion; always with `sr`.
+        overwrite: replace files that this library did not make.
+
+    Returns:
+        A row a file: `format`, `output`, and under `read_again` the figures that were read.
+
+    Raises:
+        ConfigError: for formats that don't exist.
+        GeometryError: for a mask on another grid.
+        OutputError: for an empty mask, a CT that is no DICOM series, and as `write_objects`.
+        InputFileError, LabelError: for a mask or CT that can't be read.
+        MissingDependencyError: if highdicom is missing.
+
+    Examples:
+        >>> write_dicom_objects("mask.nii.gz", "CT/", "out/", ("seg", "sr"))  # doctest: +SKIP
+        [{'format': 'seg', 'output': 'out/CT_seg.dcm', ...
+    """
+    wanted = parse_formats(",".join(formats), tuple(PRODUCTS))
+    volume = ct if isinstance(ct, CTVolume) else CTVolume.load(ct)
+    if isinstance(mask, (str, Path)):
+        mask = MaskVolume.load(mask, like=volume)
+    base = Path(folder, name or f"{stem(volume.path or 'ct')}_seg")
+    return write_objects(
+        Findings(_labels(mask, volume), volume, str(getattr(mask, "model_name", None) or "")),
+        {one: base.with_name(f"{base.name}{PRODUCTS[one][0]}") for one in wanted},
+        segmentation_type=segmentation_type,
+        lesion_segments=lesion_segments,
+        inputs=[mask.path] if isinstance(mask, MaskVolume) and mask.path else (),
+        overwrite=overwrite,
+    )
+
+
+def _labels(mask: MaskVolume | Prediction | np.ndarray, volume: CTVolume) -> np.ndarray:
+    """A mask in the canonical view of its CT."""
+    if not isinstance(mask, MaskVolume):
+        labels = np.asarray(getattr(mask, "canonical_labels", mask))
+        if labels.shape != volume.shape:
+            raise GeometryError(f"mask: expected the shape {volume.shape} of {volume.name}, got {labels.shape}")
+        return MaskVolume(volume.geometry.to_file(labels), volume.geometry).labels
+    one, other = volume.geometry, mask.geometry
+    if one.canonical_shape != other.canonical_shape or not np.allclose(
+        one.canonical_affine, other.canonical_affine, rtol=0, atol=AFFINE_TOLERANCE
+    ):
+        check_same_grid(one, other, (volume.name, mask.path or "mask"))
+    return mask.labels
 
 
 def write_objects(

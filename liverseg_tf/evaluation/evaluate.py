@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from liverseg_tf import __version__
-from liverseg_tf.data.volume import MaskVolume
+from liverseg_tf.data.dicom.segmentation import common_grid
+from liverseg_tf.data.reading import is_segmentation_file
+from liverseg_tf.data.volume import Geometry, MaskVolume
 from liverseg_tf.errors import ConfigError, GeometryWarning
 from liverseg_tf.evaluation.bootstrap import bootstrap_ratios
 from liverseg_tf.evaluation.case_scores import OVERLAPS, REGIONS, SCENARIOS, TOLERANCES_MM, CaseScores, dice, score_case
@@ -196,7 +198,7 @@ def evaluate(
     for done, pair in enumerate(pairs):
         if progress is not None:
             progress(done, len(pairs), pair.prediction.name)
-        scores = score_case(MaskVolume.load(pair.truth), MaskVolume.load(pair.prediction), pair.case)
+        scores = score_case(*_load_pair(pair.truth, pair.prediction), pair.case)
         row = {"case": pair.case, "patient": pair.patient, "truth": str(pair.truth), "prediction": str(pair.prediction)}
         cases.append(replace(scores, row=row | scores.row))
     if progress is not None:
@@ -211,6 +213,19 @@ def evaluate(
         "seed": seed,
     }
     return summarize(cases, [pair.patient for pair in pairs], settings)
+
+
+def _load_pair(truth: Path, prediction: Path) -> tuple[MaskVolume, MaskVolume]:
+    """Two masks on one grid: a DICOM SEG, which leaves empty slices out, on that of the other."""
+    if is_segmentation_file(truth):
+        other = MaskVolume.load(prediction)
+        if is_segmentation_file(prediction):  # neither has the CT's grid: the smallest that holds both
+            own = MaskVolume.load(truth).geometry
+            shape, affine = common_grid((own.shape, own.affine), (other.geometry.shape, other.geometry.affine))
+            other = MaskVolume.load(prediction, like=MaskVolume(np.zeros(shape, np.uint8), Geometry(shape, affine)))
+        return MaskVolume.load(truth, like=other), other
+    reference = MaskVolume.load(truth)
+    return reference, MaskVolume.load(prediction, like=reference)
 
 
 def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: dict[str, Any]) -> Evaluation:

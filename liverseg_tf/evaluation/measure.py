@@ -132,9 +132,9 @@ def measure(
         >>> round(lesion.axes.long_axis_mm, 1), lesion.distance_to_surface_mm, found.flags
         (21.5, 10.0, ())
     """
-    mask = as_mask(mask, spacing_mm)
     if isinstance(ct, (str, Path)):
         ct = CTVolume.load(ct)
+    mask = as_mask(mask, spacing_mm, ct)
     check_fits(ct, mask)
     found = statistics(mask, ct)
     flags = list(_flags(mask, found))

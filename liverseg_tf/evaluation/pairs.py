@@ -9,6 +9,7 @@ from pathlib import Path
 
 from liverseg_tf.data.cases import case_number, read_patients
 from liverseg_tf.data.nifti import is_nifti_name, open_nifti, stem
+from liverseg_tf.data.reading import is_segmentation_file
 from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, DataWarning, GeometryWarning, InputFileError
 from liverseg_tf.files import is_hidden
@@ -38,8 +39,8 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
 
     `segmentation-7`, `liver_7`, `liver_7_seg` and `volume-7_seg` are all case 7; a name without a number pairs with the
     same name, with or without `_seg`. Sub-folders are searched too. CTs beside the masks (`volume-7`,
-    `imagesTr/liver_7`) are passed over. Shapes and affines are compared from the headers, so a misfit is found before
-    any case is scored.
+    `imagesTr/liver_7`) are passed over, and so are DICOM SEGs beside a NIfTI mask of the same case. Shapes and affines
+    are compared from the headers, so a misfit is found before any case is scored; that of a SEG when it is read.
 
     Args:
         truth: folder of reference masks, or one file.
@@ -79,6 +80,8 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
             )
         matched = [(case, truths[case], predictions[case]) for case in truths]
     for _, reference, predicted in matched:
+        if is_segmentation_file(reference) or is_segmentation_file(predicted):
+            continue  # a SEG is put on the other's grid when it is read
         with warnings.catch_warnings():  # loading the masks warns again
             warnings.simplefilter("ignore", GeometryWarning)
             grid, other = (Geometry(file.shape, file.affine) for file in map(open_nifti, (reference, predicted)))
@@ -99,16 +102,24 @@ def masks_in(folder: Path) -> dict[int | str, Path]:
     if not folder.is_dir():
         raise InputFileError(f"{folder}: expected a folder of masks, got a file; give two folders or two files")
     masks: dict[int | str, Path] = {}
+    segmentations: dict[int | str, Path] = {}
     for path in sorted(folder.rglob("*")):
         is_volume = _VOLUME_NAME.fullmatch(stem(path)) or path.parent.name.lower() in ("imagestr", "imagests")
-        if is_volume or not is_nifti_name(path) or not path.is_file() or is_hidden(path, folder):
+        if is_volume or not path.is_file() or is_hidden(path, folder):
+            continue
+        if not is_nifti_name(path):
+            if path.suffix.lower() == ".dcm" and is_segmentation_file(path):
+                segmentations.setdefault(_case(path), path)
             continue
         case = _case(path)
         if case in masks:
             raise CaseError(f"case {case} is there twice: {masks[case]} and {path}; remove one, or name another folder")
         masks[case] = path
+    masks = segmentations | masks  # `predict` writes both of one mask
     if not masks:
-        raise CaseError(f"{folder}: expected masks (.nii or .nii.gz, as segmentation-<number>.nii.gz), got none")
+        raise CaseError(
+            f"{folder}: expected masks (.nii or .nii.gz, as segmentation-<number>.nii.gz, or DICOM SEG), got none"
+        )
     return dict(sorted(masks.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 

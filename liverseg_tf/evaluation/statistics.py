@@ -143,9 +143,9 @@ def statistics(
         >>> found.liver_volume_ml, found.tumour_volume_ml, found.lesion_count
         (1000.0, 8.0, 1)
     """
-    mask = as_mask(mask, spacing_mm)
     if isinstance(volume, (str, Path)):
         volume = CTVolume.load(volume)
+    mask = as_mask(mask, spacing_mm, volume)
     check_fits(volume, mask)
     box = bounding_box(mask.labels != BACKGROUND)
     voxel_ml = mask.voxel_volume_ml
@@ -178,12 +178,16 @@ def statistics(
     )
 
 
-def as_mask(mask: str | Path | MaskVolume | np.ndarray, spacing_mm: tuple[float, float, float] | None) -> MaskVolume:
+def as_mask(
+    mask: str | Path | MaskVolume | np.ndarray,
+    spacing_mm: tuple[float, float, float] | None,
+    volume: CTVolume | np.ndarray | None = None,
+) -> MaskVolume:
     """A mask as `statistics` and `measure` take it, loaded."""
     if isinstance(mask, MaskVolume):
         return mask
     if isinstance(mask, (str, Path)):
-        return MaskVolume.load(mask)
+        return MaskVolume.load(mask, like=volume if isinstance(volume, CTVolume) else None)
     if spacing_mm is None:
         raise GeometryError("label array: expected spacing_mm=(row, column, slice) with it, got none; give it in mm")
     labels = np.asarray(mask)

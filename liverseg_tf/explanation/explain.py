@@ -365,7 +365,7 @@ def _labels(source, volume: CTVolume, mask, predictor: Predictor, report: Progre
             raise GeometryError(f"{volume.name}: expected a mask of shape {volume.shape}, got {mask.shape}")
         mask = MaskVolume(volume.geometry.to_file(mask), volume.geometry)
     elif not isinstance(mask, MaskVolume):
-        mask = MaskVolume.load(mask)
+        mask = MaskVolume.load(mask, like=volume)
     check_same_grid(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
     return mask.labels
 

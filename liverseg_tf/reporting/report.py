@@ -77,11 +77,11 @@ def report(
     inputs = [path for given in (source, truth) if (path := _path_of(given))]
     claim(output, "page", inputs=inputs, overwrite=overwrite)
     report_progress = progress or (lambda done, total, what: None)
-    reference = truth if truth is None or isinstance(truth, MaskVolume) else MaskVolume.load(truth)
     if model is None and isinstance(source, Prediction) and source.model_name not in (None, "shipped"):
         raise ConfigError(f"this prediction was made by {source.model_name}: give that model too (model=)")
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
+    reference = truth if truth is None or isinstance(truth, MaskVolume) else MaskVolume.load(truth, like=volume)
     if reference is not None:
         check_same_grid(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
     if isinstance(source, Prediction):

@@ -215,6 +215,43 @@ def test_dciodvfy_finds_no_errors(findings, tmp_path):
         assert not errors, (path.name, errors)
 
 
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian: dicom3tools) is not installed")
+def test_dciodvfy_knows_of_a_labelmap_no_more_than_that_it_is_new(findings, tmp_path):
+    write_objects(findings, paths(tmp_path, "seg"), segmentation_type="LABELMAP")
+    found = subprocess.run(["dciodvfy", str(tmp_path / "x_seg.dcm")], capture_output=True, text=True, timeout=60)
+    errors = [line for line in (found.stdout + found.stderr).splitlines() if line.startswith("Error")]
+    # releases older than this object of 2024 have no definition of it, and know no background segment of number 0
+    assert all("Information Object Not found" in line or "with SegmentNumber of 0" in line for line in errors), errors
+
+
+@pytest.mark.skipif(shutil.which("segimage2itkimage") is None, reason="dcmqi (PyPI) is not installed")
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+@pytest.mark.parametrize("turn", [TURNS[i] for i in (0, 9, 18)], ids=range(3))
+def test_dcmqi_reads_the_same_voxels(make_findings, tmp_path, turn, kind):
+    import nibabel as nib
+
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-1.5, -2.0, 3.0])
+    found = make_findings(affine)
+    write_objects(found, paths(tmp_path, "seg"), segmentation_type=kind, lesion_segments=True)
+    command = ["segimage2itkimage", "--inputDICOM", "x_seg.dcm", "--outputDirectory", ".", "--outputType", "nii"]
+    read = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert read.returncode == 0, read.stderr
+    seen = np.zeros(found.volume.geometry.shape, np.uint8)
+    files = list(tmp_path.glob("*.nii.gz"))
+    assert len(files) == (3 if kind == "BINARY" else 1)  # one a segment, or one with all of their numbers
+    for path in files:
+        image = nib.load(path)
+        values = np.asarray(image.dataobj).astype(int)
+        places = np.argwhere(values > 0)
+        numbers = values[values > 0] if kind == "LABELMAP" else int(path.name.split(".")[0])
+        places = nib.affines.apply_affine(np.linalg.inv(found.volume.affine) @ image.affine, places)
+        np.testing.assert_allclose(places, np.rint(places), atol=1e-3)
+        at = tuple(np.rint(places).astype(int).T)
+        seen[at] = np.maximum(seen[at], np.minimum(numbers, 2))
+    np.testing.assert_array_equal(found.volume.geometry.to_canonical(seen), found.labels)
+
+
 @pytest.mark.skipif(shutil.which("dsrdump") is None, reason="dsrdump (Debian: dcmtk) is not installed")
 def test_dcmtk_reads_the_report(findings, tmp_path):
     write_objects(findings, paths(tmp_path, "seg", "sr"))

@@ -80,6 +80,63 @@ def test_nifti_and_dicom_give_the_same_mask_to_the_voxel(study, tmp_path, small_
     np.testing.assert_array_equal(of_dicom.canonical_labels, of_nifti.canonical_labels)
 
 
+def in_plane_and_through(number):
+    """One of the eight ways a slice may be turned and mirrored, from the feet or from the head by turns."""
+    axes = np.diag([-1.0, -1.0, 1.0])
+    if number & 1:
+        axes = axes[:, [1, 0, 2]]
+    return axes * (1 - (number & 2), 1 - (number & 4) / 2, 1 if number in (0, 3, 5, 6) else -1)
+
+
+STORAGES = {f"orientation {number}": {"turn": in_plane_and_through(number)} for number in range(8)}
+STORAGES |= {name: {"syntax": name} for name in ("JPEGLosslessProcess14_1", "JPEG2000Lossless", "JPEGLSLossless")}
+STORAGES |= {"enhanced": {}, "tilted": {"tilt": 0.35}}
+
+
+@pytest.fixture(scope="module")
+def nifti_masks(tmp_path_factory, small_model_file):
+    """A predictor, a CT (columns, rows, slices), and the mask of its NIfTI file by tilt."""
+    predictor = Predictor(small_model_file)
+    phantom = make_phantom(3, (48, 40, 8))
+    hu = np.asarray(phantom.geometry.to_file(phantom.hu), np.int16)
+    masks = {}
+    for tilt in (0, 0.35):
+        path = tmp_path_factory.mktemp("nifti") / "ct.nii.gz"
+        nib.save(nib.Nifti1Image(hu, grid_of(hu, tilt)), path)
+        masks[tilt] = predictor.predict(path).canonical_labels
+        assert len(np.unique(masks[tilt])) > 1
+    return predictor, hu, masks
+
+
+def grid_of(hu, tilt):
+    affine = np.diag([-1.5, -2.0, 3.0, 1.0])
+    affine[1, 2] = tilt * 3
+    return affine
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_nifti_and_dicom_give_the_same_mask_however_the_series_is_stored(nifti_masks, tmp_path, name):
+    from tests.data.dicom.test_voxels import enhanced, with_gdcm
+
+    predictor, hu, masks = nifti_masks
+    how = STORAGES[name]
+    affine = grid_of(hu, how.get("tilt", 0))
+    if "turn" in how:  # the same voxels at the same places, stored in another order
+        wanted = nib.orientations.io_orientation(nib.affines.from_matvec(how["turn"]))
+        change = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), wanted)
+        affine = affine @ nib.orientations.inv_ornt_aff(change, hu.shape)
+        hu = nib.orientations.apply_orientation(hu, change)
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    if name == "enhanced":
+        enhanced(hu + 5, affine, order=[3, 0, 1, 5, 7, 4, 2, 6]).save_as(folder / "e", enforce_file_format=True)
+    else:
+        write_series(hu, affine, folder)
+    if "syntax" in how:
+        with_gdcm(folder, how["syntax"])
+    np.testing.assert_array_equal(predictor.predict(folder).canonical_labels, masks[how.get("tilt", 0)])
+
+
 def test_predict_writes_what_is_asked_for_and_names_nobody(study, tmp_path, small_model_file, capsys):
     out = tmp_path / "out"
     arguments = ["predict", str(study / "b"), "-o", str(out), "--model", str(small_model_file), "--no-postprocessing"]

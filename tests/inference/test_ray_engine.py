@@ -106,6 +106,33 @@ def test_labels_are_those_of_one_process_and_a_volume_that_hangs_is_given_up(
 
 
 @pytest.mark.slow
+def test_a_cohort_of_dicom_series_gives_the_objects_of_one_process(ray, tmp_path, small_model_file):
+    pytest.importorskip("highdicom")
+    from liverseg_tf.data.dicom.writing import write_series
+
+    for number, broken in ((1, False), (2, False), (3, True)):
+        phantom = ls.make_phantom(number, (48, 48, 8))
+        folder = tmp_path / "studies" / f"patient{number}"
+        folder.mkdir(parents=True)
+        hu = np.asarray(phantom.geometry.to_file(phantom.hu), np.int16)
+        written = write_series(hu, phantom.geometry.affine, folder, seed=number)
+        if broken:
+            written[4].unlink()
+    options = {"formats": "nifti,seg", "postprocessing": False}
+    on_ray = {"engine": "ray", "ray_options": {"workers": 1, "threads": os.cpu_count() or 1}}
+    rows = ls.predict_folder(tmp_path / "studies", tmp_path / "ray", small_model_file, **options, **on_ray)
+    expected = ls.predict_folder(tmp_path / "studies", tmp_path / "one", small_model_file, **options)
+    assert [Path(row["output"]).name for row in rows] == ["patient1_seg.nii.gz", "patient2_seg.nii.gz"]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["status"] == "done" and row["series"] == other["series"]
+        assert [one["read_again"] for one in row["objects"]] == [one["read_again"] for one in other["objects"]]
+        labels = ls.MaskVolume.load(row["output"]).labels
+        np.testing.assert_array_equal(labels, ls.MaskVolume.load(other["output"]).labels)
+        ct = ls.CTVolume.load(row["input"])
+        np.testing.assert_array_equal(ls.MaskVolume.load(row["objects"][0]["output"], like=ct).labels, labels)
+
+
+@pytest.mark.slow
 def test_every_volume_ends_once_whatever_dies(ray, cluster, data, tmp_path, small_model_file, capsys):
     expected = predict_files(ls.Predictor(small_model_file), plan([data / "volume-1.nii.gz"], tmp_path / "one"))[0]
     output, caused = tmp_path / "out", []

@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ from liverseg_tf.errors import InputFileError
 # deflate can't expand more than this: a smaller member can't hold what its archive declares
 _LARGEST_RATIO = 1032
 _PREAMBLE = 128
+# how far into a file its meta group reaches at most
+_META_BYTES = 1024
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+# of one file; the largest multi-frame CTs have less
+_MOST_INFLATED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,24 @@ class DicomFile:
         return str(Path(self.member).parent) if self.member else str(self.path.parent)
 
     def open(self) -> BinaryIO:
-        """Open it for reading, with `seek`.
+        """Open it for reading, with `seek`; a deflated data set is inflated.
 
         Raises:
-            OSError, zipfile.BadZipFile: if it can't be read.
+            OSError, zipfile.BadZipFile: if it can't be read, or expands beyond the limit.
         """
+        stream: BinaryIO
         if self.member is None:
-            return self.path.open("rb")
-        return io.BytesIO(_archive(self.path, self.path.stat().st_mtime_ns).read(self.member))
+            stream = self.path.open("rb")
+        else:
+            archive = _archive(self.path, self.path.stat().st_mtime_ns)
+            with archive.open(self.member) as file:  # with a size, for else a false one would be found out too late
+                stream = io.BytesIO(file.read(archive.getinfo(self.member).file_size))
+        start = stream.read(_META_BYTES)
+        stream.seek(0)
+        if _DEFLATED not in start:
+            return stream
+        with stream:
+            return io.BytesIO(_inflated(stream.read()))
 
     def looks_like_dicom(self) -> bool:
         """Tell by the first bytes: the DICM mark, or a data set that begins without one.
@@ -66,6 +82,25 @@ class DicomFile:
         # files of old archives have neither preamble nor meta group: group 8 comes first, with a short element
         bare = start[:2] == b"\x08\x00" and start[3:4] == b"\x00" and len(start) == _PREAMBLE + 4
         return start[_PREAMBLE:] == b"DICM" or bare
+
+
+def _inflated(content: bytes) -> bytes:
+    """A file with a deflated data set as one without; pydicom would inflate it whatever it expands to."""
+    if content[_PREAMBLE + 4 : _PREAMBLE + 8] != b"\x02\0\0\0":
+        raise OSError("is deflated, and its header does not say where the data begin")
+    start = _PREAMBLE + 16 + int.from_bytes(content[_PREAMBLE + 12 : _PREAMBLE + 16], "little")
+    limit = min(max_bytes_limit(), _MOST_INFLATED_BYTES)
+    machine = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = machine.decompress(memoryview(content)[start:], limit + 1)
+    except zlib.error:
+        raise OSError("is damaged in its deflated data") from None
+    if len(data) > limit:
+        raise OSError(f"its deflated data expand to more than {limit} bytes; convert it with: dcmconv +te")
+    if not machine.eof:
+        raise OSError("is truncated in its deflated data")
+    # the name of the plain transfer syntax, filled up to the same length
+    return content[:start].replace(_DEFLATED, _DEFLATED[:-3] + bytes(3), 1) + data
 
 
 def is_dicom_file(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from liverseg_tf.errors import ConfigError
 
 # Format -> how its file's name ends, and its kind in the record of files that are ours.
@@ -15,7 +17,7 @@ FORMATS = ("nifti", *PRODUCTS)
 SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
 
 
-def parse_formats(text: str) -> tuple[str, ...]:
+def parse_formats(text: str, known: Sequence[str] = FORMATS) -> tuple[str, ...]:
     """Formats as the command line takes them: `nifti,seg`.
 
     Raises:
@@ -26,8 +28,8 @@ def parse_formats(text: str) -> tuple[str, ...]:
         ('nifti', 'seg')
     """
     names = {name.strip().lower() for name in text.split(",") if name.strip()}
-    if names - set(FORMATS) or not names:
-        raise ConfigError(f"format: expected some of {', '.join(FORMATS)}, separated by commas. Received: {text!r}")
+    if names - set(known) or not names:
+        raise ConfigError(f"format: expected some of {', '.join(known)}, separated by commas. Received: {text!r}")
     if "sr" in names and "seg" not in names:
         raise ConfigError("format: sr refers to the segments of a seg; expected both, as in seg,sr")
-    return tuple(name for name in FORMATS if name in names)
+    return tuple(name for name in known if name in names)

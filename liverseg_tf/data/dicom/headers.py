@@ -22,7 +22,6 @@ CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT",
     "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT",
 }
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _DICOMDIR = "1.2.840.10008.1.3.10"
 # private tags are not among them, and the patient's name serves for nothing but leaving it out of descriptions
 _TAGS = [
@@ -155,9 +154,6 @@ def read_header(file: DicomFile) -> DicomHeader | None:
     pydicom = require("pydicom", "dicom", "reading DICOM")
     with quiet(), _opened(file) as stream:
         try:
-            if _DEFLATED in stream.read(1024):  # pydicom would inflate all of it, however large
-                raise HeaderError("is deflated, which is not read; convert it with: dcmconv +te")
-            stream.seek(0)
             data = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_TAGS)
             syntax = str(data.file_meta.get("TransferSyntaxUID", "")) if hasattr(data, "file_meta") else ""
             if not syntax:

@@ -214,6 +214,28 @@ def read_segmentation(
     return voxels, affine
 
 
+def common_grid(
+    one: tuple[tuple[int, int, int], np.ndarray], other: tuple[tuple[int, int, int], np.ndarray]
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of the smallest grid that holds two; in steps and directions it is the first.
+
+    Example:
+        >>> shifted = np.eye(4)
+        >>> shifted[2, 3] = -3
+        >>> common_grid(((4, 4, 2), np.eye(4)), ((4, 4, 4), shifted))[0]
+        (4, 4, 5)
+    """
+    (shape, affine), (other_shape, other_affine) = one, other
+    corners = np.array([np.zeros(3), np.subtract(other_shape, 1), np.zeros(3), np.subtract(shape, 1)])
+    to_index = np.linalg.inv(affine) @ other_affine
+    corners[:2] = np.rint(corners[:2] @ to_index[:3, :3].T + to_index[:3, 3])
+    low = corners.min(axis=0)
+    columns, rows, slices = (int(n) for n in corners.max(axis=0) - low + 1)
+    grid = affine.copy()
+    grid[:3, 3] += affine[:3, :3] @ low
+    return (columns, rows, slices), grid
+
+
 def _place(frame: SegmentationFrame, voxels: np.ndarray, to_index: np.ndarray) -> None:
     """Write a frame's pixels to where they lie; lesions stay over the liver."""
     steps = np.column_stack([frame.row_step_mm, frame.column_step_mm])

@@ -1,6 +1,7 @@
 """Which series lie in a folder, and why one can't be used."""
 
 import os
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -204,9 +205,9 @@ def test_zip_bombs_and_broken_archives_are_refused(tmp_path):
         find_series(broken)
 
 
-def test_junk_links_and_a_dicomdir_beside_a_series(make_series):
-    folder = make_series()
-    for number in range(300):
+def with_junk(folder, files):
+    """A folder with links that lead nowhere or in circles, a DICOMDIR, and files of no use."""
+    for number in range(files):
         (folder / f"junk{number}.bin").write_bytes(bytes([number % 256]) * 200)
     os.symlink(folder, folder / "loop")
     os.symlink(folder / "self", folder / "self")
@@ -217,12 +218,16 @@ def test_junk_links_and_a_dicomdir_beside_a_series(make_series):
     directory.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     directory.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
     directory.save_as(folder / "DICOMDIR", enforce_file_format=True)
-    found = find_series(folder)
-    assert (len(found.usable), len(found.broken), found.directories, found.other_files) == (1, 0, 1, 300)
+    return folder
+
+
+def test_junk_links_and_a_dicomdir_beside_a_series(make_series):
+    found = find_series(with_junk(make_series(), 10_000))
+    assert (len(found.usable), len(found.broken), found.directories, found.other_files) == (1, 0, 1, 10_000)
 
 
 def test_a_dicomdir_alone_says_what_to_do(make_series, tmp_path):
-    test_junk_links_and_a_dicomdir_beside_a_series(make_series)
+    with_junk(make_series(), 1)
     with pytest.raises(InputFileError, match="a DICOMDIR lists files that lie elsewhere"):
         pick_series(find_series(tmp_path / "ct" / "DICOMDIR"))
 
@@ -234,12 +239,67 @@ def test_nothing_at_all(tmp_path):
         pick_series(find_series(tmp_path))
 
 
-def test_deflated_and_unknown_transfer_syntaxes_are_named(make_series):
-    def deflated(data, index):
-        data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+def deflated(data, index):
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
 
-    with pytest.raises(InputFileError, match="is deflated, which is not read; convert it"):
-        pick_series(find_series(make_series("deflated", change=deflated)))
+
+def test_deflated_files_are_read(make_series, hu):
+    from liverseg_tf.data.volume import CTVolume
+
+    folder = make_series(change=deflated)
+    assert b"1.2.840.10008.1.2.1.99" in (folder / "IM000").read_bytes()
+    volume = CTVolume.load(folder, hu_range=None)
+    np.testing.assert_array_equal(volume.geometry.to_file(volume.hu), hu)
+
+
+def test_deflated_bombs_and_broken_ones_are_refused(make_series, monkeypatch):
+    def large(data, index):
+        deflated(data, index)
+        if index == 2:
+            data.add_new(0x00091010, "LO", "x")
+            data.add_new(0x00091011, "OB", bytes(50_000_000))
+
+    folder = make_series(change=large)
+    assert (folder / "IM002").stat().st_size < 100_000
+    monkeypatch.setenv("LIVERSEG_MAX_BYTES", "2000000")
+    tracemalloc.start()
+    with pytest.raises(InputFileError, match="IM002 .*expand to more than 2000000 bytes"):
+        pick_series(find_series(folder))
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    path = folder / "IM002"
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    monkeypatch.delenv("LIVERSEG_MAX_BYTES")
+    with pytest.raises(InputFileError, match="IM002 .*is truncated in its deflated data"):
+        pick_series(find_series(folder))
+    at = content.index(b"1.2.840.10008.1.2.1.99") + 200
+    path.write_bytes(content[:at] + bytes(500) + content[at + 500 :])
+    with pytest.raises(InputFileError, match="IM002 .*in its deflated data"):
+        pick_series(find_series(folder))
+
+
+def test_a_zip_member_larger_than_it_says_takes_no_more_memory_than_it_says(make_series, tmp_path):
+    bomb = tmp_path / "bomb.zip"
+    content = next(make_series(names="IM{:03d}.dcm").iterdir()).read_bytes()
+    real = 60_000_000
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.dcm", content + bytes(real - len(content)))
+    archive = bomb.read_bytes()
+    assert len(archive) < 100_000
+    said = len(content) + 1000
+    # in the local header and in the directory
+    bomb.write_bytes(archive.replace(real.to_bytes(4, "little"), said.to_bytes(4, "little")))
+    assert zipfile.ZipFile(bomb).infolist()[0].file_size == said
+    tracemalloc.start()
+    found = find_series(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not found.usable and "can't be read" in found.broken[0][1]
+    assert peak < 5_000_000
+
+
+def test_unknown_transfer_syntaxes_are_named(make_series):
     folder = make_series("unknown")
     for path in folder.iterdir():
         known = b"1.2.840.10008.1.2.1\0"

@@ -18,8 +18,9 @@ pytest.importorskip("dicomweb_client")
 
 from liverseg_tf.cli.main import main  # noqa: E402
 from liverseg_tf.data.dicom.web import TOKEN_VARIABLE, fetch_series, send_objects  # noqa: E402
-from liverseg_tf.data.volume import CTVolume  # noqa: E402
+from liverseg_tf.data.volume import CTVolume, MaskVolume  # noqa: E402
 from liverseg_tf.errors import ConfigError, InputFileError, OutputError, ServerError  # noqa: E402
+from tests.dicom_objects.conftest import make_findings  # noqa: E402, F401
 
 PLUGIN = next((p for p in (Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so"),) if p.exists()), None)
 ORTHANC = shutil.which("Orthanc")
@@ -173,3 +174,23 @@ def test_a_study_in_and_objects_back_with_orthanc(orthanc, make_series, own_obje
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(ServerError, match="answered 401"):
         send_objects([own_object], f"{orthanc}/dicom-web")
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_masks_come_back_from_orthanc_to_the_voxel(orthanc, make_findings, tmp_path, kind):  # noqa: F811
+    from liverseg_tf.dicom_objects.objects import write_dicom_objects
+    from liverseg_tf.dicom_objects.proof import prove
+
+    found = make_findings()
+    rows = write_dicom_objects(
+        found.labels, found.volume, tmp_path / "out", ("seg", "sr", "rtstruct", "pdf"), segmentation_type=kind
+    )
+    sent = send_objects([tmp_path / "out"], f"{orthanc}/dicom-web")
+    assert sorted(row["modality"] for row in sent) == ["DOC", "RTSTRUCT", "SEG", "SR"]
+    for row in sent:
+        (folder,) = fetch_series(f"{orthanc}/dicom-web", row["study"], tmp_path / "back", row["series"])
+        (path,) = folder.iterdir()
+        if row["modality"] == "SEG":
+            np.testing.assert_array_equal(MaskVolume.load(path, like=found.volume).labels, found.labels)
+        if row["modality"] != "DOC":
+            assert prove(path, found) == next(r["read_again"] for r in rows if r["output"] == row["file"])
