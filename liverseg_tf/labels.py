@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from liverseg_tf.errors import LabelError
+
+if TYPE_CHECKING:  # the command line's help reads the classes, and loads nothing heavy
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def color_mask(labels: np.ndarray, safe: bool = False) -> np.ndarray:
         >>> color_mask(np.array([[0, 1, 2]])).shape
         (1, 3, 3)
     """
+    import numpy as np
+
     table = np.array([c.safe_color if safe else c.color for c in CLASSES], np.uint8)
     return table[to_labels(np.asarray(labels), "mask")]
 
@@ -69,6 +73,8 @@ def to_labels(values: np.ndarray, name: str) -> np.ndarray:
     Raises:
         LabelError: with the values that are no class, and how often they occur.
     """
+    import numpy as np
+
     if values.dtype.kind in "iub":
         if values.size and values.min() >= 0 and values.max() < len(CLASSES):  # no copies of a large mask
             return values.astype(np.uint8, copy=False)

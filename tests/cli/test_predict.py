@@ -171,3 +171,19 @@ def test_names_as_long_as_the_file_system_allows(predict, scans, tmp_path):
     assert is_ours(tmp_path / name, "mask")
     status, errors = predict(scans[0], "-o", tmp_path / ("m" * 300 + ".nii.gz"))
     assert status == 1 and "File name too long" in errors and "unexpectedly" not in errors
+
+
+def test_a_preview_lies_beside_the_mask_and_only_ours_is_replaced(predict, scans, tmp_path):
+    from PIL import Image
+
+    arguments = (scans[0], "-o", tmp_path / "out", "--preview")
+    assert predict(*arguments)[0] == 0
+    picture = tmp_path / "out" / "segmentation-1_preview.png"
+    width, height = Image.open(picture).size
+    assert width / height == pytest.approx(16 / 9, rel=0.01) and width >= 1500
+    assert predict(*arguments)[0] == 0  # our own is replaced
+    picture.write_bytes(b"mine")
+    before = contents(tmp_path / "out")
+    status, errors = predict(*arguments)
+    assert status == 1 and "_preview.png" in errors
+    assert contents(tmp_path / "out") == before
