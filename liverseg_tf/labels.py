@@ -54,6 +54,7 @@ def color_mask(labels: np.ndarray, safe: bool = False) -> np.ndarray:
         LabelError: for other values.
 
     Examples:
+        >>> import numpy as np
         >>> color_mask(np.array([[0, 1, 2]])).shape
         (1, 3, 3)
     """
