@@ -271,7 +271,7 @@ def window_title(window: str | tuple[float, float] | None) -> str:
         return "image"
     width, level = resolve_window(window)
     name = window if isinstance(window, str) else window_name(window)
-    return f"{'window' if '/' in name else f'{name} window'}, W {width:g} L {level:g} HU"
+    return f"{'window' if '/' in name else f'{name} window,'} W {width:g} L {level:g} HU"
 
 
 def best_slice(labels: np.ndarray | None, slices: int) -> int:

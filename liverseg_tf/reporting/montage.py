@@ -82,7 +82,7 @@ def montage(
             window_bounds(window),
             aspect,
         )
-        axis.set_title(f"slice {index + 1} of {volume.shape[2]}", fontsize="small")
+        axis.set_title(f"slice {index + 1} of {volume.shape[2]}", fontsize="large")
         for mask, style in zip(masks, ("solid", "dashed"), strict=True):
             if mask is not None:
                 contours(
