@@ -5,6 +5,8 @@ The command line prints it and exits with status 1; nothing else is shown.
 """
 
 import re
+import sys
+import warnings
 from typing import Any
 
 
@@ -74,6 +76,14 @@ class GeometryWarning(LiverSegWarning):
 
 class DataWarning(LiverSegWarning):
     """Data that is usable but suspicious: NaN, orphan masks, no liver found, patients on both sides."""
+
+
+def warn(message: str, category: type[LiverSegWarning]) -> None:
+    """Warn, naming the line of the program that called this library, however deep the cause lies."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, level)
 
 
 def first_line(error: object) -> str:

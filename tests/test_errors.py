@@ -2,9 +2,11 @@
 
 import warnings
 
+import nibabel as nib
+import numpy as np
 import pytest
 
-from liverseg_tf.errors import DataWarning, ServerError, without_secrets
+from liverseg_tf.errors import DataWarning, ServerError, warn, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,20 @@ def test_what_is_no_secret_stays():
         "gs://bucket/scan@home.nii",
     ):
         assert without_secrets(text) == text
+
+
+def test_a_warning_names_the_line_of_the_program_that_called(tmp_path):
+    import liverseg_tf as ls
+
+    hu = np.full((4, 4, 4), 500, np.int16)
+    hu[0] = 0
+    nib.save(nib.Nifti1Image(hu, np.diag([1, 1, 2, 1])), tmp_path / "ct.nii")
+    for call in (
+        lambda: ls.CTVolume.from_array(hu, (1, 1, 1)),
+        lambda: ls.CTVolume.load(tmp_path / "ct.nii"),
+        lambda: warn("strange", DataWarning),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        assert [(w.filename, w.lineno) for w in caught] == [(__file__, call.__code__.co_firstlineno)]

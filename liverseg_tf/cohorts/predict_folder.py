@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from typing import Any
 from liverseg_tf.data.dicom.formats import PRODUCTS, SEGMENTATION_TYPES, parse_formats
 from liverseg_tf.data.nifti import is_nifti_name
 from liverseg_tf.data.remote import join, location
-from liverseg_tf.errors import ConfigError, DataWarning, OutputError
+from liverseg_tf.errors import ConfigError, DataWarning, OutputError, warn
 from liverseg_tf.inference.jobs import PREVIEW, UNCERTAINTY, Job, check_outputs, entropy_path, plan, product
 from liverseg_tf.inference.postprocessing import PostProcessing
 from liverseg_tf.inference.predict_files import check_engine, predict_files
@@ -248,10 +247,16 @@ def _objects(
     except OutputError as error:
         if not may_lack:
             raise
-        warnings.warn(f"no DICOM was written: {error}", DataWarning, 2)
+        warn(
+            f"no DICOM was written: {error}",
+            DataWarning,
+        )
         return {}
     if not prediction.canonical_labels.any() and is_nifti_name(target):
-        warnings.warn(f"{prediction.volume.name}: no liver was found, so no DICOM object was written", DataWarning, 2)
+        warn(
+            f"{prediction.volume.name}: no liver was found, so no DICOM object was written",
+            DataWarning,
+        )
         return {}
     paths = {name: product(target, PRODUCTS[name][0]) for name in formats}
     return {"objects": write_objects(findings, paths, segmentation_type=segmentation_type, **options)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from liverseg_tf.data.nifti import is_nifti_name, stem
-from liverseg_tf.errors import CaseError, ConfigError, DataWarning, InputFileError
+from liverseg_tf.errors import CaseError, ConfigError, DataWarning, InputFileError, warn
 from liverseg_tf.files import is_hidden
 
 # LiTS: volume-7, segmentation-7. Medical Segmentation Decathlon: imagesTr/liver_7, labelsTr/liver_7.
@@ -81,7 +80,7 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
     orphans = sorted(set(masks) - set(volumes))
     if orphans:
         listed = ", ".join(str(masks[n]) for n in orphans[:5]) + (", ..." if len(orphans) > 5 else "")
-        warnings.warn(f"{len(orphans)} masks have no volume and are left out: {listed}", DataWarning, 2)
+        warn(f"{len(orphans)} masks have no volume and are left out: {listed}", DataWarning)
     groups = read_patients(patients) if patients is not None else {}
     return [Case(n, groups.get(n, str(n)), volumes[n], masks.get(n)) for n in sorted(volumes)]
 

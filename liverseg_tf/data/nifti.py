@@ -7,7 +7,6 @@ import io
 import logging
 import math
 import os
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from liverseg_tf.errors import ConfigError, GeometryError, GeometryWarning, InputFileError, first_line
+from liverseg_tf.errors import ConfigError, GeometryError, GeometryWarning, InputFileError, first_line, warn
 
 SUFFIXES = (".nii", ".nii.gz")
 _VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
@@ -111,7 +110,7 @@ def open_nifti(path: str | Path, max_bytes: int | None = None) -> NiftiFile:
     """
     file = check_nifti(path, max_bytes)
     for doubt in doubts_about_affine(file):
-        warnings.warn(f"{file.path}: {doubt}", GeometryWarning, 2)
+        warn(f"{file.path}: {doubt}", GeometryWarning)
     return file
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from liverseg_tf.data.nifti import check_affine, unit_mm
 from liverseg_tf.data.reading import is_segmentation_file, read_volume
-from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning
+from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning, warn
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import to_labels
 
@@ -360,10 +359,16 @@ class CTVolume:
         if self._stored.dtype.kind == "f":
             bad = self._stored.size - int(np.count_nonzero(np.isfinite(self._stored)))
             if bad:
-                warnings.warn(f"{self.name}: {bad} voxels are NaN or infinite; they are taken as air", DataWarning, 3)
+                warn(
+                    f"{self.name}: {bad} voxels are NaN or infinite; they are taken as air",
+                    DataWarning,
+                )
         self.doubt = doubt_about_hu(self._stored, self._slope, self._intercept)
         if self.doubt:
-            warnings.warn(f"{self.name}: {self.doubt}", NotHounsfieldWarning, 3)
+            warn(
+                f"{self.name}: {self.doubt}",
+                NotHounsfieldWarning,
+            )
 
 
 class MaskVolume:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from liverseg_tf import __version__
 from liverseg_tf.data.dicom.segmentation import common_grid
 from liverseg_tf.data.reading import is_segmentation_file
 from liverseg_tf.data.volume import Geometry, MaskVolume
-from liverseg_tf.errors import ConfigError, GeometryWarning
+from liverseg_tf.errors import ConfigError, GeometryWarning, warn
 from liverseg_tf.evaluation.bootstrap import bootstrap_ratios
 from liverseg_tf.evaluation.case_scores import OVERLAPS, REGIONS, SCENARIOS, TOLERANCES_MM, CaseScores, dice, score_case
 from liverseg_tf.evaluation.lesions import SIZES
@@ -238,12 +237,11 @@ def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: di
     """
     identity = [case.row["case"] for case in cases if case.row["identity_affine"]]
     if identity:
-        warnings.warn(
+        warn(
             f"{len(identity)} of {len(cases)} cases have an identity affine, so their mm and ml are unreliable (case "
             f"{', '.join(map(str, identity[:10]))}{', ...' if len(identity) > 10 else ''}); "
             f"they are {'left out of' if settings['exclude_identity'] else 'part of'} means over mm and ml",
             GeometryWarning,
-            stacklevel=3,
         )
     fields = {name: _values(cases, name, settings["exclude_identity"]) for name in _summary_fields(cases[0])}
     terms = _terms(cases, fields)

@@ -11,7 +11,7 @@ from liverseg_tf.data.cases import case_number, read_patients
 from liverseg_tf.data.nifti import is_nifti_name, open_nifti, stem
 from liverseg_tf.data.reading import is_segmentation_file
 from liverseg_tf.data.volume import Geometry, check_same_grid
-from liverseg_tf.errors import CaseError, DataWarning, GeometryWarning, InputFileError
+from liverseg_tf.errors import CaseError, DataWarning, GeometryWarning, InputFileError, warn
 from liverseg_tf.files import is_hidden
 
 _VOLUME_NAME = re.compile(r"volume-\d+", re.IGNORECASE)
@@ -73,10 +73,9 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
             )
         extra = [predictions[case].name for case in predictions if case not in truths]
         if extra:
-            warnings.warn(
+            warn(
                 f"{prediction}: {len(extra)} predictions have no reference and are left out: {_listed(extra)}",
                 DataWarning,
-                stacklevel=2,
             )
         matched = [(case, truths[case], predictions[case]) for case in truths]
     for _, reference, predicted in matched:

@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
-from liverseg_tf.errors import DataWarning, GeometryError, ModelError, OutputError
+from liverseg_tf.errors import DataWarning, GeometryError, ModelError, OutputError, warn
 from liverseg_tf.explanation.faithfulness import (
     LEAST_BEATEN,
     LEAST_IN_LIVER,
@@ -291,11 +290,10 @@ def explain(
     labels = _labels(source, volume, mask, predictor, report)
     found = find_regions(labels, volume.geometry, target, lesion, point, options.radius_mm)
     if not found:
-        warnings.warn(
+        warn(
             f"{volume.name}: no {'tumour' if target != 'liver' else 'liver'} was found, nothing to explain; "
             "name a point, or another target",
             DataWarning,
-            2,
         )
     chosen = found[: options.most_lesions]
     explained = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from liverseg_tf.data.cases import Case, find_cases
 from liverseg_tf.data.volume import CTVolume, MaskVolume
-from liverseg_tf.errors import DataWarning
+from liverseg_tf.errors import DataWarning, warn
 from liverseg_tf.labels import LIVER, TUMOUR
 
 PHANTOMS = 10
@@ -71,10 +70,9 @@ def samples(
             shows_tumour |= bool((labels == TUMOUR).any())
             yield Sample(hu, labels)
         if not shows_tumour:
-            warnings.warn(
+            warn(
                 "none of the slices shows a tumour (label 2): take cases with tumours, or none to use phantoms",
                 DataWarning,
-                2,
             )
 
 

@@ -26,6 +26,7 @@ from liverseg_tf.errors import (
     LiverSegError,
     MissingDependencyError,
     OutputError,
+    warn,
     without_secrets,
 )
 from liverseg_tf.files import is_hidden, staging_folder
@@ -322,7 +323,7 @@ def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bo
     except MissingDependencyError as error:
         if needed:
             raise
-        warnings.warn(f"{given}: holds DICOM files, which are left out ({error})", DataWarning, 3)
+        warn(f"{given}: holds DICOM files, which are left out ({error})", DataWarning)
         return []
     if series is not None:
         usable = [pick_series(found, series, allow_gaps=allow_gaps)]
@@ -339,9 +340,9 @@ def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bo
         return []
     for left in found.series:
         if left.problem and left not in usable:
-            warnings.warn(f"{left.folder}: series {left.number} is left out: {left.problem}", DataWarning, 3)
+            warn(f"{left.folder}: series {left.number} is left out: {left.problem}", DataWarning)
     if derived := sum(s.left_out.startswith("derived") for s in found.series):
-        warnings.warn(f"{given}: {derived} series of derived images are left out; series= picks one", DataWarning, 3)
+        warn(f"{given}: {derived} series of derived images are left out; series= picks one", DataWarning)
     in_folder = Counter(one.folder for one in usable)
     sources = []
     for one in usable:

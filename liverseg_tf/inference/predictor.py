@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
@@ -21,7 +20,7 @@ import tensorflow as tf
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.nifti import stem
 from liverseg_tf.data.volume import CTVolume, grid_in_words
-from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError
+from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, warn
 from liverseg_tf.evaluation.measure import SMALLEST_LIVER_ML
 from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
@@ -273,11 +272,10 @@ class Predictor:
             ) from error
         liver_ml = np.count_nonzero(labels != BACKGROUND) * volume.voxel_volume_ml
         if liver_ml < SMALLEST_LIVER_ML:
-            warnings.warn(
+            warn(
                 f"{volume.name}: only {liver_ml:.0f} ml of liver found (expected {SMALLEST_LIVER_ML:.0f} ml and more); "
                 "is the liver in the field, and is this a CT in HU?",
                 DataWarning,
-                2,
             )
         seconds = time.perf_counter() - start
         return Prediction(volume, labels, self.config.class_names, kept, seconds, self.name)

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import sys
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from liverseg_tf.errors import (
     OutputError,
     TrainingError,
     first_line,
+    warn,
 )
 from liverseg_tf.files import atomic_write, is_partial
 from liverseg_tf.keyword_options import takes_options, with_changes
@@ -213,11 +213,10 @@ class _Training:
         elif self.options.split == "patients":
             self.training_cases, self.validation_cases = split_by_patient(cases, fraction, seed)
         else:
-            warnings.warn(
+            warn(
                 "split by slices: slices of one patient are trained and validated on, so validation looks better than "
                 "it is; the default is to split by patients",
                 DataWarning,
-                4,
             )
             self.training_cases = self.validation_cases = list(cases)
             part = SlicePart(fraction, seed)
@@ -453,11 +452,10 @@ class _Training:
         except ValueError as error:
             raise ConfigError(f"{source}: its network does not fit this one ({error})") from None
         if source.resolve().is_relative_to(models_folder().resolve()):
-            warnings.warn(
+            warn(
                 "the shipped model saw patients of LiTS's training set: validation on LiTS cases will look better than "
                 "it is",
                 DataWarning,
-                4,
             )
         record = source / "run.json"
         known = set()
@@ -470,11 +468,10 @@ class _Training:
         mine = {case.patient for case in self.validation_cases}
         if known & mine:
             listed = ", ".join(sorted(known & mine)[:5])
-            warnings.warn(
+            warn(
                 f"{source} was trained on patients that are validated on here ({listed}): "
                 "validation will look better than it is",
                 DataWarning,
-                4,
             )
 
     def _save(self, model: keras.Model) -> None:

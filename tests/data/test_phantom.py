@@ -48,6 +48,19 @@ def test_same_seed_is_the_same_patient_at_any_resolution():
     assert dice(fine.labels[::2, ::2, ::2] > 0, coarse.labels > 0) > 0.9
 
 
+def test_the_files_grid_is_the_patients():
+    """Pixels that are not square: neither rows and columns nor their distances may be exchanged."""
+    for seed in (3, 4, 5):
+        phantom = make_phantom(seed, (32, 48, 8))
+        rows_mm, columns_mm, _ = phantom.spacing_mm
+        assert rows_mm == pytest.approx(1.5 * columns_mm)
+        assert phantom.geometry.canonical_shape == phantom.hu.shape
+        if phantom.description["orientation"] != "identity":
+            assert phantom.geometry.spacing_mm == pytest.approx(phantom.spacing_mm)
+            axes = phantom.affine[:3, :3]
+            np.testing.assert_allclose(axes.T @ axes, np.diag(np.diag(axes.T @ axes)), atol=1e-9)
+
+
 def test_drawing_in_slabs_changes_nothing(monkeypatch):
     whole = make_phantom(3, SHAPE)
     monkeypatch.setattr(phantom_module, "_SLAB_VOXELS", 5 * SHAPE[0] * SHAPE[1])

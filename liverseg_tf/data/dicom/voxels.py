@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from liverseg_tf.data.dicom.headers import DicomImage, quiet
 from liverseg_tf.data.dicom.series import STEP_TOLERANCE, DicomSeries
 from liverseg_tf.data.nifti import max_bytes_limit
-from liverseg_tf.errors import DataWarning, GeometryWarning, InputFileError, require
+from liverseg_tf.errors import DataWarning, GeometryWarning, InputFileError, require, warn
 from liverseg_tf.hounsfield import AIR_HU
 
 _TILT_DEGREES = 0.5
@@ -62,17 +61,14 @@ def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.n
             )
     doubles = len(series.images) - len(series.places)
     if doubles:
-        warnings.warn(
-            f"{series.path}: {doubles} slices stand twice, equal to the pixel; one of each is used", DataWarning, 3
-        )
+        warn(f"{series.path}: {doubles} slices stand twice, equal to the pixel; one of each is used", DataWarning)
     affine = series.affine
     if series.is_uneven:
         hu, affine = _evened(hu, series, max_bytes)
     elif series.tilt_degrees > _TILT_DEGREES:
-        warnings.warn(
+        warn(
             f"{series.path}: the gantry was tilted by {series.tilt_degrees:.1f} degrees; its sheared grid is kept",
             GeometryWarning,
-            3,
         )
     return hu.transpose(2, 1, 0), affine
 
@@ -167,11 +163,10 @@ def _evened(hu: np.ndarray, series: DicomSeries, max_bytes: int | None) -> tuple
         share = (at - along[upper - 1]) / (along[upper] - along[upper - 1])
         mixed = (1 - share) * hu[upper - 1].astype(np.float32) + share * hu[upper]
         even[index] = np.rint(mixed) if hu.dtype == np.int16 else mixed
-    warnings.warn(
+    warn(
         f"{series.path}: has gaps or uneven steps; it was resampled to {count} slices {step:.2f} mm apart, and what "
         "lies in a gap is made up from its neighbours",
         DataWarning,
-        4,
     )
     affine = series.affine
     affine[:3, 2] = np.array([-1.0, -1.0, 1.0]) * line / (count - 1)
