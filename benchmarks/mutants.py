@@ -73,6 +73,7 @@ EQUIVALENT = {
         "between = np.flatnonzero(",
         "wall > -patient.muscle_mm - 3 -> wall >= -patient.muscle_mm - 3",
     ): "a distance is never just that",
+    ("data/phantom.py", "[-spacing_mm[0], 0, 0, -grid.y[0, 0, 0]],", "0 -> 1"): "pixels are square",
     ("data/slices.py", "_CACHE_FORMAT = 1", "1 -> 2"): "a number that is only compared with itself",
     ("data/slices.py", "fits = hu_range is not None", "-2 ** 15 -> +2 ** 15"): (
         "32 bits hold the same integers as 16, in more memory"
