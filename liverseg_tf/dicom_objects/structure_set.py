@@ -94,6 +94,8 @@ def _contours(roi: int, slices: slice, findings: Findings) -> list[Any]:
     for place, frame in zip(findings.series.places[slices], frames, strict=True):
         image = place[0]
         mask = frame != BACKGROUND if roi == 1 else frame == roi - 1
+        if not mask.any():
+            continue
         for corners in outlines(mask):
             points = (
                 image.position_mm

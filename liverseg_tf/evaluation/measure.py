@@ -16,7 +16,7 @@ import numpy as np
 from liverseg_tf.data.cases import case_number
 from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.data.volume import CTVolume, MaskVolume
-from liverseg_tf.errors import CaseError, InputFileError
+from liverseg_tf.errors import CaseError, InputFileError, MissingDependencyError
 from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
 from liverseg_tf.evaluation.pairs import masks_in
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, as_mask, check_fits, statistics
@@ -167,10 +167,27 @@ def find_masks(mask: str | Path, ct: str | Path | None = None) -> list[tuple[Pat
         if is_nifti_name(path) and path.is_file() and path not in masks.values():
             number = case_number(path)
             volumes.setdefault(stem(path) if number is None else number, path)
+    if any(case not in volumes for case in masks):
+        volumes = _dicom_volumes(folder) | volumes
     missing = [path.name for case, path in masks.items() if case not in volumes]
     if missing:
         raise CaseError(f"{folder}: no CT for {', '.join(missing[:5])}; add it, or leave the CTs out")
     return [(path, volumes[case]) for case, path in masks.items()]
+
+
+def _dicom_volumes(folder: Path) -> dict[int | str, Path]:
+    """The folders of DICOM series by the names that `predict` gives their masks; none without pydicom."""
+    from liverseg_tf.data.dicom.series import find_series, named_series
+
+    try:
+        usable = find_series(folder).usable
+    except MissingDependencyError:
+        return {}
+    found: dict[int | str, Path] = {}
+    for name, series in named_series(folder, usable):
+        number = case_number(name)
+        found[name if number is None else number] = Path(series.folder)
+    return found
 
 
 def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import re
 import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -316,7 +313,7 @@ def _sources(inputs: Sequence[str | Path], series: str | None, allow_gaps: bool)
 
 def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bool) -> list[_Source]:
     """The DICOM series at a path; what can't be used is told in a warning, or an error where that is all there is."""
-    from liverseg_tf.data.dicom.series import find_series, pick_series, why_nothing
+    from liverseg_tf.data.dicom.series import find_series, named_series, pick_series, why_nothing
 
     try:
         found = find_series(given)
@@ -343,16 +340,9 @@ def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bo
             warn(f"{left.folder}: series {left.number} is left out: {left.problem}", DataWarning)
     if derived := sum(s.left_out.startswith("derived") for s in found.series):
         warn(f"{given}: {derived} series of derived images are left out; series= picks one", DataWarning)
-    in_folder = Counter(one.folder for one in usable)
     sources = []
-    for one in usable:
-        if given.is_dir():
-            inside = Path(one.folder).relative_to(given)
-            path, name = given / inside, "_".join(inside.parts) or Path(os.path.abspath(given)).name
-        else:
-            path, name = given, stem(given)
-        if in_folder[one.folder] > 1 or (not given.is_dir() and len(usable) > 1):
-            name += f"_{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}"
+    for name, one in named_series(given, usable):
+        path = given / Path(one.folder).relative_to(given) if given.is_dir() else given
         sources.append(_Source(path, name, series=one.uid or None, is_dicom=True))
     return sources
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +15,7 @@ import numpy as np
 
 from liverseg_tf.data.dicom.files import DicomFile, files_of
 from liverseg_tf.data.dicom.headers import DicomHeader, DicomImage, HeaderError, read_header
+from liverseg_tf.data.nifti import stem
 from liverseg_tf.errors import InputFileError
 
 # Steps between slices may differ by this much: a share of the step, or the rounding of positions to 0.01 mm.
@@ -233,6 +237,22 @@ def pick_series(found: Found, uid: str | None = None, *, allow_gaps: bool = Fals
             f"{found.path}: holds {len(usable)} CT series, expected one: {listed}; pick one with series="
         )
     raise InputFileError(f"{found.path}: {why_nothing(found, candidates)}")
+
+
+def named_series(path: Path, usable: Sequence[DicomSeries]) -> list[tuple[str, DicomSeries]]:
+    """Series by the names that their masks get: of the folder or archive that holds each, with a part of its UID where
+    that holds several.
+    """
+    in_folder = Counter(one.folder for one in usable)
+    named = []
+    for one in usable:
+        name = stem(path)
+        if path.is_dir():
+            name = "_".join(Path(one.folder).relative_to(path).parts) or Path(os.path.abspath(path)).name
+        if in_folder[one.folder] > 1 or (not path.is_dir() and len(usable) > 1):
+            name += f"_{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}"
+        named.append((name, one))
+    return named
 
 
 def why_nothing(found: Found, candidates: Sequence[DicomSeries] | None = None) -> str:

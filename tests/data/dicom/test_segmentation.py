@@ -1,7 +1,9 @@
 """DICOM SEG in: what was written comes back to the voxel, on the CT's grid or its own; what isn't a mask is refused."""
 
 import json
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -12,9 +14,9 @@ from liverseg_tf.cli.main import main  # noqa: E402
 from liverseg_tf.data.dicom.segmentation import is_segmentation  # noqa: E402
 from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume  # noqa: E402
 from liverseg_tf.dicom_objects.objects import write_dicom_objects  # noqa: E402
-from liverseg_tf.errors import ConfigError, GeometryError, InputFileError, OutputError  # noqa: E402
+from liverseg_tf.errors import CaseError, ConfigError, GeometryError, InputFileError, OutputError  # noqa: E402
 from liverseg_tf.evaluation.evaluate import evaluate  # noqa: E402
-from liverseg_tf.evaluation.measure import measure  # noqa: E402
+from liverseg_tf.evaluation.measure import find_masks, measure  # noqa: E402
 from tests.data.dicom.test_voxels import TURNS, enhanced  # noqa: E402
 from tests.dicom_objects.conftest import TILTED, findings, make_findings  # noqa: E402, F401
 
@@ -67,8 +69,6 @@ def test_a_seg_of_enhanced_ct_whose_frames_are_in_another_order(tmp_path):
 
 def test_a_seg_is_scored_and_measured_as_its_nifti(seg, tmp_path, capsys):
     path, volume, labels = seg
-    import nibabel as nib
-
     nifti = tmp_path / "mask.nii.gz"
     nib.save(volume.image_like(labels), nifti)
     in_memory = MaskVolume(volume.geometry.to_file(labels), volume.geometry)
@@ -82,6 +82,21 @@ def test_a_seg_is_scored_and_measured_as_its_nifti(seg, tmp_path, capsys):
     (tmp_path / "truth").mkdir()
     nifti.rename(tmp_path / "truth" / "ct.nii.gz")
     assert evaluate(tmp_path / "truth", tmp_path / "out", resamples=1).lits["liver_dice_per_case"] == 1
+
+
+def test_masks_of_a_folder_find_the_series_that_they_were_made_of(seg, tmp_path):
+    path, volume, labels = seg
+    studies, masks = tmp_path / "studies", tmp_path / "masks"
+    studies.mkdir()
+    masks.mkdir()
+    nib.save(volume.image_like(labels), masks / "ct_seg.nii.gz")
+    volume.path.rename(studies / "ct")
+    assert find_masks(tmp_path / "out", studies) == [(Path(path), studies / "ct")]
+    assert find_masks(masks, studies) == [(masks / "ct_seg.nii.gz", studies / "ct")]
+    assert measure(*find_masks(masks, studies)[0]).statistics.liver_mean_hu is not None
+    (masks / "ct_seg.nii.gz").rename(masks / "other_seg.nii.gz")
+    with pytest.raises(CaseError, match="no CT for other_seg"):
+        find_masks(masks, studies)
 
 
 def test_segs_that_cover_other_slices_are_scored_on_a_grid_that_holds_both(seg, tmp_path):
