@@ -118,7 +118,7 @@ def test_a_cohort_of_dicom_series_gives_the_objects_of_one_process(ray, tmp_path
         written = write_series(hu, phantom.geometry.affine, folder, seed=number)
         if broken:
             written[4].unlink()
-    options = {"formats": "nifti,seg", "postprocessing": False}
+    options = {"formats": "nifti,seg", "postprocessing": None}
     on_ray = {"engine": "ray", "ray_options": {"workers": 1, "threads": os.cpu_count() or 1}}
     rows = ls.predict_folder(tmp_path / "studies", tmp_path / "ray", small_model_file, **options, **on_ray)
     expected = ls.predict_folder(tmp_path / "studies", tmp_path / "one", small_model_file, **options)
