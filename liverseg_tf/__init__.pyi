@@ -44,6 +44,7 @@ from .inference.serving_client import ServingClient as ServingClient
 from .inference.test_time_augmentation import Variations as Variations
 from .labels import CLASS_NAMES as CLASS_NAMES
 from .labels import CLASSES as CLASSES
+from .labels import ClassSet as ClassSet
 from .labels import color_mask as color_mask
 from .models.losses import build_loss as build_loss
 from .models.saving import load_model as load_model

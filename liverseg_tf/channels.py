@@ -275,25 +275,24 @@ class RestoreSize(_Float32Layer):
         return probabilities[:, top : top + rows, left : left + columns]
 
 
-def resize_labels(labels: tf.Tensor, size: int) -> tf.Tensor:
+def resize_labels(labels: tf.Tensor, size: int, classes: int = 3) -> tf.Tensor:
     """Bring masks to the network's size as `SquareResize` brings images.
 
     Each class is averaged by itself and the largest share wins, so that an edge lies where the image's lies.
 
     Args:
-        labels: (batch, rows, columns) integer, values 0 to 2.
+        labels: (batch, rows, columns) integer, values 0 to classes - 1.
         size: rows and columns of the result, in pixels.
+        classes: number of classes, background included.
 
     Returns:
         (batch, size, size) uint8.
     """
-    from liverseg_tf.labels import CLASSES
-
     # A plane for each class but the background: padding with 0 means background, whose share is what is left.
-    planes = tf.stack([tf.equal(labels, tf.cast(c.index, labels.dtype)) for c in CLASSES[1:]])
+    planes = tf.stack([tf.equal(labels, tf.cast(index, labels.dtype)) for index in range(1, classes)])
     rows, columns = (labels.shape[i] if labels.shape[i] is not None else tf.shape(labels)[i] for i in (1, 2))
     shares = SquareResize(size)(tf.reshape(tf.cast(planes, tf.float32), [-1, rows, columns, 1]))
-    shares = tf.unstack(tf.reshape(shares, [len(CLASSES) - 1, -1, size, size]))
+    shares = tf.unstack(tf.reshape(shares, [classes - 1, -1, size, size]))
     largest = 1.0 - tf.add_n(shares)
     label = tf.zeros_like(largest, tf.uint8)
     for index, share in enumerate(shares, start=1):  # tf.argmax, ten times as fast on a few classes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import HU_RANGE
-from liverseg_tf.labels import CLASS_NAMES
+from liverseg_tf.labels import CLASS_NAMES, ClassSet
 from liverseg_tf.strict_json import to_json
 from liverseg_tf.windows import FIRST_WINDOWS, resolve_window
 
@@ -181,7 +180,8 @@ class ModelConfig(Config):
     Attributes:
         image_size: rows and columns of the network's input, in pixels; a multiple of 32.
         backbone: encoder, one of `BACKBONES`.
-        class_names: the classes' names by index.
+        class_names: the classes' names by index: background, an organ, its lesion if there is one, further structures.
+        lesion_is_2: class 2 is the organ's lesion; see `ClassSet`.
         channels: how HU become channels.
         hu_range: HU the loader clips to, or None for no clipping.
         format: of this configuration; older files are read as the newest.
@@ -193,6 +193,7 @@ class ModelConfig(Config):
     channels: ChannelsConfig = field(default_factory=ChannelsConfig)
     hu_range: tuple[float, float] | None = HU_RANGE
     format: int = FORMAT
+    lesion_is_2: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.format <= FORMAT:
@@ -206,13 +207,16 @@ class ModelConfig(Config):
                 f"image size: expected a multiple of 32 pixels, from 32 to {LARGEST_IMAGE_SIZE}. "
                 f"Received: {self.image_size}"
             )
-        if not 2 <= len(self.class_names) <= 256:
-            raise ConfigError(f"a model needs at least two classes, at most 256. Received: {len(self.class_names)}")
-        # they become parts of file names
-        if not all(re.fullmatch(r"\w[\w .-]{0,63}", name) for name in self.class_names):
-            raise ConfigError(
-                f"class names: expected up to 64 letters, digits, blanks, dots, - or _. "
-                f"Received: {self.class_names!r:.80}"
-            )
+        ClassSet(self.class_names, self.lesion_is_2)  # checks them
         if self.hu_range is not None and not self.hu_range[0] < self.hu_range[1]:
             raise ConfigError(f"HU range: expected (lowest, highest). Received: {self.hu_range}")
+
+    @property
+    def classes(self) -> ClassSet:
+        """What the classes are."""
+        return ClassSet(self.class_names, self.lesion_is_2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Config.to_dict`; `lesion_is_2` is left out where it is true, as it is for the liver."""
+        values = super().to_dict()
+        return {name: value for name, value in values.items() if name != "lesion_is_2" or not value}

@@ -200,17 +200,18 @@ def overlay(
     aspect: float,
     safe_colors: bool = True,
     alpha: float = 0.35,
+    classes: Sequence[LabelClass] = CLASSES,
 ) -> None:
     """Lay classes over a picture: a thin filling and a contour; background stays clear."""
     colored = np.dstack(
         [
-            color_mask(labels, safe_colors) / 255.0,
+            color_mask(labels, safe_colors, classes) / 255.0,
             np.where(labels == BACKGROUND, 0.0, alpha),
         ]
     )
     axis.imshow(colored, aspect=aspect, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
-    contours(axis, labels, aspect, safe_colors)
+    contours(axis, labels, aspect, safe_colors, classes=classes)
 
 
 def contours(
@@ -220,14 +221,16 @@ def contours(
     safe_colors: bool = True,
     linestyle: str = "solid",
     width: float = 1.0,
+    classes: Sequence[LabelClass] = CLASSES,
 ) -> None:
-    """Draw the outlines of the liver (tumour included) and of the tumour."""
-    for label, region in ((LIVER, labels >= LIVER), (TUMOUR, labels == TUMOUR)):
+    """Draw the outlines of the organ (its tumours included), of the tumours, and of further structures."""
+    organ = (LIVER, np.isin(labels, (LIVER, TUMOUR)))
+    for label, region in (organ, *((c.index, labels == c.index) for c in classes[TUMOUR:])):
         if region.any():
             # a border of 0, so that what touches the picture's edge is closed too
             padded = np.pad(region.astype(np.float32), 1)
             rows, columns = (np.arange(-1, n + 1) for n in region.shape)
-            color = class_color(CLASSES[label], safe_colors)
+            color = class_color(classes[label], safe_colors)
             axis.contour(
                 columns,
                 rows,
@@ -242,9 +245,11 @@ def contours(
     axis.set_aspect(aspect)
 
 
-def class_legend(figure: Figure, safe_colors: bool = True, extra: Sequence[Any] = ()) -> None:
+def class_legend(
+    figure: Figure, safe_colors: bool = True, extra: Sequence[Any] = (), classes: Sequence[LabelClass] = CLASSES
+) -> None:
     """Put the classes' names and colors under the figure."""
-    drawn = [c for c in CLASSES if c.index != BACKGROUND]
+    drawn = [c for c in classes if c.index != BACKGROUND]
     handles = [Patch(facecolor=class_color(c, safe_colors), edgecolor="0.4", label=c.name) for c in drawn]
     figure.legend(
         handles=[*handles, *extra],

@@ -1,13 +1,17 @@
-"""The one registry of classes: index, name, color, meaning in LiTS."""
+"""The one registry of classes: index, name, color, meaning; and what the classes of a model are."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from liverseg_tf.errors import LabelError
+from liverseg_tf.errors import ConfigError, LabelError
 
-if TYPE_CHECKING:  # the command line's help reads the classes, and loads nothing heavy
+if TYPE_CHECKING:  # the command line's help needs the names alone
     import numpy as np
 
 
@@ -37,15 +41,144 @@ CLASSES: tuple[LabelClass, ...] = (
     LabelClass(2, "tumour", (253, 231, 37), (230, 159, 0), "liver tumour; counts as liver too"),
 )
 CLASS_NAMES: tuple[str, ...] = tuple(c.name for c in CLASSES)
+# What LiTS's masks hold. In models and masks of another organ these are the background, the organ, and its lesion if
+# it has one: what goes by them looks at `ClassSet.organ_part` alone.
 BACKGROUND, LIVER, TUMOUR = (c.index for c in CLASSES)
+# Of further structures, in turn: viridis at 1/4 and 3/4 and colors between; the rest of Okabe and Ito.
+_FURTHER = (
+    ((59, 82, 139), (0, 158, 115)),
+    ((94, 201, 98), (204, 121, 167)),
+    ((213, 94, 0), (213, 94, 0)),
+    ((204, 121, 167), (0, 114, 178)),
+)
 
 
-def color_mask(labels: np.ndarray, safe: bool = False) -> np.ndarray:
+@dataclass(frozen=True)
+class ClassSet:
+    """The classes of a model and of its masks: background, an organ, its lesion or none, further structures.
+
+    Attributes:
+        names: by index; 0 is the background, 1 the organ.
+        lesion_is_2: class 2 is the organ's lesion, and counts as organ too; else it is a further structure.
+
+    Raises:
+        ConfigError: for fewer than two names, more than 256, two alike, or one that no file could be named after.
+
+    Examples:
+        >>> kidneys = ClassSet(("background", "kidney", "kidney_tumour", "ureter"))
+        >>> kidneys.organ, kidneys.lesion, [c.name for c in kidneys.further]
+        ('kidney', 'kidney_tumour', ['ureter'])
+        >>> kidneys.named("tumour_burden, gap_in_liver")
+        'kidney_tumour_burden, gap_in_kidney'
+    """
+
+    names: tuple[str, ...] = CLASS_NAMES
+    lesion_is_2: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.names) <= 256:
+            raise ConfigError(f"a model needs at least two classes, at most 256. Received: {len(self.names)}")
+        # they become parts of file names
+        if not all(re.fullmatch(r"\w[\w .-]{0,63}", name) for name in self.names):
+            raise ConfigError(
+                f"class names: expected up to 64 letters, digits, blanks, dots, - or _. Received: {self.names!r:.80}"
+            )
+        if len(set(self.names)) < len(self.names):
+            raise ConfigError(f"class names: expected each once. Received: {self.names!r:.80}")
+
+    @classmethod
+    def of(cls, organ: str, lesion: str | None = None, *further: str) -> ClassSet:
+        """The classes by what they are.
+
+        Examples:
+            >>> ClassSet.of("kidney"), ClassSet.of("liver", None, "spleen").lesion
+            (ClassSet(names=('background', 'kidney'), lesion_is_2=True), None)
+        """
+        foreground = (organ, *further) if lesion is None else (organ, lesion, *further)
+        return cls((CLASS_NAMES[BACKGROUND], *foreground), lesion is not None or not further)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def organ(self) -> str:
+        """The organ's name."""
+        return self.names[1]
+
+    @property
+    def lesion(self) -> str | None:
+        """The lesion's name, if there is one."""
+        return self.names[TUMOUR] if self.lesion_is_2 and len(self) > TUMOUR else None
+
+    @property
+    def organ_indices(self) -> range:
+        """The indices that are organ: its own, and its lesion's."""
+        return range(1, 2 if self.lesion is None else TUMOUR + 1)
+
+    @cached_property
+    def classes(self) -> tuple[LabelClass, ...]:
+        """Index, name and colors of each."""
+        if self == LIVER_CLASSES:
+            return CLASSES
+        found = []
+        for index, name in enumerate(self.names):
+            color, safe = _FURTHER[(index - self.organ_indices.stop) % len(_FURTHER)]
+            if index < self.organ_indices.stop:
+                color, safe = CLASSES[index].color, CLASSES[index].safe_color
+            found.append(LabelClass(index, name, color, safe, name if index else "none of the others"))
+        return tuple(found)
+
+    @property
+    def further(self) -> tuple[LabelClass, ...]:
+        """What is neither organ nor lesion."""
+        return self.classes[self.organ_indices.stop :]
+
+    @property
+    def is_liver(self) -> bool:
+        """Whether the organ is the liver: what is known of livers, and LiTS's scores, is for it alone."""
+        return self.organ == CLASS_NAMES[LIVER]
+
+    def organ_part(self, labels: np.ndarray) -> np.ndarray:
+        """Labels (any shape, uint8) with further structures as background; the same array if there are none."""
+        stop = self.organ_indices.stop
+        if len(self) == stop or not labels.size or labels.max() < stop:
+            return labels
+        import numpy as np
+
+        return np.where(labels < stop, labels, np.uint8(BACKGROUND))
+
+    def named(self, text: str) -> str:
+        """A text, or the name of a figure, written for liver and tumour, with this organ's and lesion's names."""
+        if self.is_liver and self.lesion in (CLASS_NAMES[TUMOUR], None):
+            return text
+        names = {"liver": self.organ, "tumour": self.lesion or "lesion"}
+        return re.sub(r"(?<![a-zA-Z])(liver|tumour)(?![a-zA-Z])", lambda m: names[m[1]], text)
+
+    def to_json(self) -> str:
+        """One line, for a mask's header."""
+        return json.dumps({"classes": list(self.names), "lesion": self.lesion})
+
+    @classmethod
+    def from_json(cls, text: str) -> ClassSet | None:
+        """What `to_json` made; None for anything else."""
+        try:
+            content = json.loads(text)
+            names = tuple(map(str, content["classes"]))
+            return cls(names, len(names) <= TUMOUR or content["lesion"] == names[TUMOUR])
+        except (ValueError, KeyError, TypeError, RecursionError, ConfigError):
+            return None
+
+
+LIVER_CLASSES = ClassSet()
+
+
+def color_mask(labels: np.ndarray, safe: bool = False, classes: Sequence[LabelClass] = CLASSES) -> np.ndarray:
     """Turn class indices into colors.
 
     Args:
-        labels: any shape, integer, values 0 to 2.
+        labels: any shape, integer, values of `classes`.
         safe: use the color-blind-safe colours.
+        classes: by index; the default's are background, liver and tumour.
 
     Returns:
         The shape of `labels` plus a last axis of 3, uint8 RGB.
@@ -60,33 +193,35 @@ def color_mask(labels: np.ndarray, safe: bool = False) -> np.ndarray:
     """
     import numpy as np
 
-    table = np.array([c.safe_color if safe else c.color for c in CLASSES], np.uint8)
-    return table[to_labels(np.asarray(labels), "mask")]
+    table = np.array([c.safe_color if safe else c.color for c in classes], np.uint8)
+    return table[to_labels(np.asarray(labels), "mask", [c.name for c in classes])]
 
 
-def to_labels(values: np.ndarray, name: str) -> np.ndarray:
+def to_labels(values: np.ndarray, name: str, class_names: Sequence[str] = CLASS_NAMES) -> np.ndarray:
     """Turn stored mask values into uint8 class indices.
 
     Args:
-        values: any shape and real dtype; within 0.001 of 0, 1 or 2.
+        values: any shape and real dtype; within 0.001 of 0, 1 and so on.
         name: what errors call it.
+        class_names: by index.
 
     Raises:
         LabelError: with the values that are no class, and how often they occur.
     """
     import numpy as np
 
+    count = len(class_names)
     if values.dtype.kind in "iub":
-        if values.size and values.min() >= 0 and values.max() < len(CLASSES):  # no copies of a large mask
+        if values.size and values.min() >= 0 and values.max() < count:  # no copies of a large mask
             return values.astype(np.uint8, copy=False)
-        rounded, wrong = values, (values < 0) | (values >= len(CLASSES))
+        rounded, wrong = values, (values < 0) | (values >= count)
     else:
         with np.errstate(invalid="ignore"):
             rounded = np.rint(values)
-            wrong = ~((np.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < len(CLASSES)))
+            wrong = ~((np.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < count))
     if wrong.any():
         found, counts = np.unique(values[wrong], return_counts=True)
         listed = ", ".join(f"{v:g} ({c} voxels)" for v, c in zip(found[:5].tolist(), counts[:5].tolist(), strict=True))
-        expected = ", ".join(f"{c.index} {c.name}" for c in CLASSES)
+        expected = ", ".join(f"{index} {name}" for index, name in enumerate(class_names))
         raise LabelError(f"{name}: expected labels {expected}; got {listed}{', ...' if len(found) > 5 else ''}")
     return rounded.astype(np.uint8)

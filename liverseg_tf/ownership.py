@@ -158,13 +158,20 @@ def write_text(path: Where, text: str, kind: str, *, inputs: Iterable[Where] = (
 
 
 def save_image(
-    image: nib.Nifti1Image, path: Where, kind: str, *, inputs: Iterable[Where] = (), overwrite: bool = False
+    image: nib.Nifti1Image,
+    path: Where,
+    kind: str,
+    *,
+    comment: str = "",
+    inputs: Iterable[Where] = (),
+    overwrite: bool = False,
 ) -> None:
     """Write a NIfTI image with its digest; texts and extensions of its header, which may name a patient, are dropped.
 
     Args:
         image: its header's texts are changed.
         path: ends in .nii or .nii.gz.
+        comment: kept in an extension of the header, if there is any.
         kind, inputs, overwrite: as `claim`.
 
     Raises:
@@ -174,15 +181,19 @@ def save_image(
     if not _is_nifti(path):
         raise OutputError(f"{path}: expected a name ending in .nii or .nii.gz")
     with owned_write(path, kind, inputs=inputs, overwrite=overwrite) as temporary:
-        sign(image, kind).to_filename(temporary)
+        sign(image, kind, comment).to_filename(temporary)
 
 
-def sign(image: nib.Nifti1Image, kind: str) -> nib.Nifti1Image:
+def sign(image: nib.Nifti1Image, kind: str, comment: str = "") -> nib.Nifti1Image:
     """Put our mark and the digest of what will be written into an image's header; see `save_image`."""
     from liverseg_tf import __version__
 
     header = image.header
     header.extensions.clear()
+    if comment:
+        from nibabel.nifti1 import Nifti1Extension
+
+        header.extensions.append(Nifti1Extension("comment", comment.encode()))
     for name in header.structarr.dtype.names:
         if header.structarr.dtype[name].kind == "S" and name not in ("magic", "eol_check"):
             header[name] = b""

@@ -17,7 +17,7 @@ models = st.builds(
     ModelConfig,
     st.integers(1, 16).map(lambda n: 32 * n),
     st.sampled_from(["resnet18", "resnet34"]),
-    st.lists(st.from_regex(r"\w[\w .-]{0,8}", fullmatch=True), min_size=2, max_size=4).map(tuple),
+    st.lists(st.from_regex(r"\w[\w .-]{0,8}", fullmatch=True), min_size=2, max_size=4, unique=True).map(tuple),
     channels,
     st.none() | st.just((-1024.0, 3071.0)),
 )

@@ -41,7 +41,7 @@ def test_help_shows_each_option_with_its_default(function, options):
     ("call", "words"),
     [
         (lambda: ls.train([], "r", epoch=3), "train: has no option 'epoch'; did you mean 'epochs'"),
-        (lambda: ls.slice_dataset([], banana=1), "slice_dataset: has no option 'banana'; it has channels, selection"),
+        (lambda: ls.slice_dataset([], banana=1), "slice_dataset: has no option 'banana'; it has classes, channels"),
         (lambda: ls.explain("ct.nii", seeds=1), "explain: has no option 'seeds'; did you mean 'seed'"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_overwrite, add_seed, output_name
+from liverseg_tf.cli.options import add_classes, add_overwrite, add_seed, output_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -36,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="leave cases with an identity affine out of means over mm and ml (the LiTS scores keep them)",
     )
+    add_classes(parser, "of predicted masks that don't tell it themselves")
     parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default: 2000)")
     add_seed(parser, "of the bootstrap")
     add_overwrite(parser)
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Score, write what was asked for, and print."""
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.evaluation.evaluate import evaluate
+    from liverseg_tf.labels import ClassSet
 
     _check_outputs(args)
     with progress_bar() as bar:
@@ -54,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             args.prediction,
             patients=args.patients,
             exclude_identity=args.exclude_identity,
+            classes=args.classes and ClassSet.of(*args.classes),
             resamples=args.resamples,
             seed=args.seed,
             progress=bar.show("evaluate"),
@@ -86,46 +89,43 @@ def _check_outputs(args: argparse.Namespace) -> None:
 def _print(scores) -> None:
     from liverseg_tf.cli.tables import print_table
 
+    organ = scores.regions[0]
+    found = " found and false: lesions at overlap above 0.5." if scores.detection else ""
+    counted = ("lesions_truth", "lesions_detected_overlap_above_0.5", "lesions_false_positive_overlap_above_0.5")
     marked = " * identity affine: mm and ml unreliable." if scores.settings["identity_affine_cases"] else ""
     print_table(
         (
             "case",
-            "liver\nDice",
-            "liver\nHD95",
-            "lesion\nDice",
-            "lesion\nHD95",
-            "lesions",
-            "found",
-            "false",
-            "liver\nml",
+            *(f"{region}\n{name}" for region in scores.regions for name in ("Dice", "HD95")),
+            *(("lesions", "found", "false") if scores.detection else ()),
+            f"{organ}\nml",
         ),
         [
             (
                 f"{row['case']}{' *' if row['identity_affine'] else ''}",
                 *(
                     _figure(row[f"{region}_{name}"], digits)
-                    for region in ("liver", "lesion")
+                    for region in scores.regions
                     for name, digits in (("dice", 3), ("hd95_mm", 1))
                 ),
-                str(row["lesions_truth"]),
-                str(row["lesions_detected_overlap_above_0.5"]),
-                str(row["lesions_false_positive_overlap_above_0.5"]),
-                _figure(row["liver_volume_prediction_ml"], 0),
+                *(str(row[name]) for name in counted if scores.detection),
+                _figure(row[f"{organ}_volume_prediction_ml"], 0),
             )
             for row in scores.cases
         ],
         title="Cases",
-        caption=f"HD95 in mm. found and false: lesions at overlap above 0.5.{marked}",
+        caption=f"HD95 in mm.{found}{marked}",
     )
-    print_table(
-        ("score", "value", "95 % interval"),
-        [(name, _figure(value), _interval(scores.lits_ci95[name])) for name, value in scores.lits.items()],
-        names=("score",),
-        title="LiTS scores",
-        caption="95 % interval: bootstrap over patients",
-    )
+    if scores.lits:
+        print_table(
+            ("score", "value", "95 % interval"),
+            [(name, _figure(value), _interval(scores.lits_ci95[name])) for name, value in scores.lits.items()],
+            names=("score",),
+            title="LiTS scores",
+            caption="95 % interval: bootstrap over patients",
+        )
     measures = ("hd95_mm", "surface_dice_1mm", "surface_dice_2mm", "surface_dice_3mm", "volume_error_ml")
-    beyond = [f"{region}_{name}" for region in ("liver", "lesion") for name in measures]
+    beyond = [f"{region}_{name}" for region in scores.regions for name in measures]
     print_table(
         ("figure", "mean", "std", "95 % interval", "n", "missing"),
         [
@@ -138,9 +138,29 @@ def _print(scores) -> None:
             for name, row in ((name, scores.summary[name]) for name in beyond)
         ],
         names=("figure",),
-        title="Beyond LiTS: mean over cases",
+        title="Beyond LiTS: mean over cases" if scores.lits else "Mean over cases",
         caption="missing: cases in which a mask is empty",
     )
+    if scores.detection:
+        _print_detection(scores)
+    print_table(
+        (
+            "slices with",
+            "slices",
+            *(f"{region}\n{loss} loss" for region in scores.organ_regions for loss in ("Dice", "IoU")),
+        ),
+        [
+            (scenario.replace("_", " "), str(count), *map(_figure, losses))
+            for scenario, (count, *losses) in ((name, row.values()) for name, row in scores.scenarios.items())
+        ],
+        names=("slices with",),
+        title="Slices: mean loss",
+    )
+
+
+def _print_detection(scores) -> None:
+    from liverseg_tf.cli.tables import print_table
+
     print_table(
         ("IoU", "size", "TP", "FN", "FP", "precision", "recall", "F1", "F1, 95 %"),
         [
@@ -157,15 +177,6 @@ def _print(scores) -> None:
         names=("size",),
         title="Lesion detection by size",
         caption="small < 10 mm, large > 20 mm equivalent diameter",
-    )
-    print_table(
-        ("slices with", "slices", "liver\nDice loss", "liver\nIoU loss", "lesion\nDice loss", "lesion\nIoU loss"),
-        [
-            (scenario.replace("_", " "), str(count), *map(_figure, losses))
-            for scenario, (count, *losses) in ((name, row.values()) for name, row in scores.scenarios.items())
-        ],
-        names=("slices with",),
-        title="Slices: mean loss",
     )
 
 

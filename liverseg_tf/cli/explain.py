@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from liverseg_tf.cli.options import add_json, add_output, add_overwrite, add_seed, add_series, ct_of
-from liverseg_tf.explanation.options import DEFAULT_METHOD, METHODS, TARGETS, ExplainOptions
+from liverseg_tf.explanation.options import DEFAULT_METHOD, METHODS, ExplainOptions
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -23,9 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", metavar="M", help="run folder or .keras file (default: shipped)")
     parser.add_argument(
         "--target",
-        choices=TARGETS,
-        default=TARGETS[0],
-        help="each lesion by itself, all together, or the liver (default: tumour)",
+        metavar="CLASS",
+        help="tumour: each lesion by itself, all-tumour: all together, liver, or a class of another model "
+        "(default: tumour)",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--lesion", type=int, metavar="K", help="only this lesion; 1 is the largest")

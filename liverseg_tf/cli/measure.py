@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from liverseg_tf.cli.options import add_json, add_overwrite, add_series, ct_of, output_name
+from liverseg_tf.cli.options import add_classes, add_json, add_overwrite, add_series, ct_of, output_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -27,6 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help=".json: everything; .csv: a row a case, and FILE_lesions.csv with a row a lesion",
     )
+    add_classes(parser, "of masks that don't tell it themselves")
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.errors import ConfigError, LiverSegError
     from liverseg_tf.evaluation.measure import find_masks, measure, measurement_tables
+    from liverseg_tf.labels import ClassSet
     from liverseg_tf.ownership import claim, write_text
     from liverseg_tf.strict_json import to_json
 
@@ -55,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         for done, (mask, ct) in enumerate(pairs):
             report(done, len(pairs), mask.name)
             try:
-                measured.append(measure(mask, ct if ct is None else ct_of(args, ct)))
+                classes = args.classes and ClassSet.of(*args.classes)
+                measured.append(measure(mask, ct if ct is None else ct_of(args, ct), classes=classes))
             except LiverSegError as error:
                 if len(pairs) == 1:
                     raise
@@ -78,15 +81,26 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(measured: list) -> None:
     from liverseg_tf.cli.tables import print_table
+    from liverseg_tf.labels import ClassSet
 
     at_least = {True: "> ", False: ""}
+    classes = measured[0].statistics.classes if measured else ClassSet()
+    named, further = classes.named, [c.name for c in classes.further]
     print_table(
-        ("case", "liver ml", "tumour ml", "lesions", "doubts"),
+        (
+            "case",
+            f"{named('liver')} ml",
+            f"{named('tumour')} ml",
+            *(f"{name} ml" for name in further),
+            "lesions",
+            "doubts",
+        ),
         [
             (
                 one.case,
                 f"{at_least[one.volume_is_lower_bound]}{one.statistics.liver_volume_ml:.0f}",
                 f"{one.statistics.tumour_volume_ml:.1f}",
+                *(f"{one.statistics.further_volumes_ml.get(name, 0):.1f}" for name in further),
                 str(one.statistics.lesion_count),
                 "; ".join(one.to_dict()["flags"].values()),
             )
@@ -116,5 +130,7 @@ def _print(measured: list) -> None:
             for case, lesion in lesions
         ],
         names=("case",),
-        caption="round: sphericity, 1 is a ball; deep: from the liver's surface; contrast: against liver within 10 mm",
+        caption=named(
+            "round: sphericity, 1 is a ball; deep: from the liver's surface; contrast: against liver within 10 mm"
+        ),
     )

@@ -120,6 +120,23 @@ def add_training_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder-weights", metavar="W", help="imagenet, none, or a file")
 
 
+def add_classes(parser: argparse.ArgumentParser, of: str) -> None:
+    """`--classes`: what masks hold, where it isn't liver and tumour."""
+    parser.add_argument(
+        "--classes",
+        type=_classes,
+        metavar="ORGAN[,LESION[,MORE]]",
+        help=f"{of}, by value from 1; LESION is 'none' where the organ has none (default: liver,tumour)",
+    )
+
+
+def _classes(text: str) -> tuple[str | None, ...]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names separated by commas, as kidney,kidney_tumour; got {text!r}")
+    return tuple(None if index == 1 and name == "none" else name for index, name in enumerate(names))
+
+
 def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
     """`--seed`."""
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=f"{of} (default: 0)")

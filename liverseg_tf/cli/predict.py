@@ -82,7 +82,6 @@ def run(args: argparse.Namespace) -> int:
 
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.cohorts.predict_folder import predict_folder
-    from liverseg_tf.inference.postprocessing import PostProcessing
 
     if args.server and args.model:
         raise ConfigError("--server and --model: expected one of them, the server has its own model")
@@ -136,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
             progress=on_progress,
             on_done=on_done,
             batch_size=args.batch_size,
-            postprocessing=None if args.no_postprocessing else PostProcessing(),
+            **({"postprocessing": None} if args.no_postprocessing else {}),
             variations=args.variations,
             max_bytes=args.max_bytes,
         )
@@ -163,8 +162,8 @@ def _print_rows(rows: list[dict], args: argparse.Namespace) -> None:
                 if args.statistics:
                     _print_statistics(row["statistics"])
                 if "uncertainty" in row:
-                    liver, tumour = (row["uncertainty"][f"{name}_range_ml"] for name in ("liver", "tumour"))
-                    found = f"liver {_range(liver)} ml, tumour {_range(tumour)} ml"
+                    ranges = {k: v for k, v in row["uncertainty"].items() if k.endswith("_range_ml")}
+                    found = ", ".join(f"{k.removesuffix('_range_ml')} {_range(v)} ml" for k, v in ranges.items())
                     print(f"  over variations of the scan: {found} (disagreement, no interval of the truth)")
 
 
@@ -185,13 +184,15 @@ def _range(ends: list[float]) -> str:
 def _print_statistics(statistics: dict) -> None:
     from liverseg_tf.cli.tables import counted, print_table
 
-    burden = statistics["tumour_burden"]
+    burden = next((value for name, value in statistics.items() if name.endswith("_burden")), None)
+    volumes = {k.removesuffix("_volume_ml"): v for k, v in statistics.items() if k.endswith("_volume_ml")}
+    listed = [
+        f"{name} {ml:.0f} ml" if i == 0 else f"{name} {ml:.1f} ml" for i, (name, ml) in enumerate(volumes.items())
+    ]
+    if burden is not None:
+        listed[1] += f" ({100 * burden:.1f} %)"
     note = "  (1x1x1 mm without direction: mm and ml are unreliable)" if statistics["identity_affine"] else ""
-    print(
-        f"  liver {statistics['liver_volume_ml']:.0f} ml, tumour {statistics['tumour_volume_ml']:.1f} ml"
-        f"{f' ({100 * burden:.1f} %)' if burden is not None else ''}, "
-        f"{counted(statistics['lesion_count'], 'lesion')}{note}"
-    )
+    print(f"  {', '.join(listed)}, {counted(statistics['lesion_count'], 'lesion')}{note}")
     if not statistics["lesions"]:
         return
     rows = [

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_folders, add_json, add_output, add_patients, add_seed, add_training_input
+from liverseg_tf.cli.options import (
+    add_classes,
+    add_folders,
+    add_json,
+    add_output,
+    add_patients,
+    add_seed,
+    add_training_input,
+)
 from liverseg_tf.training.options import PRECISIONS, SPLITS, TrainingOptions
 
 
@@ -28,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="F",
         help="share of the patients (default: %(default)s)",
     )
+    add_classes(parser, "of another organ's masks")
     add_patients(parser)
     parser.add_argument("--split", choices=SPLITS, default=TrainingOptions.split, help="slices: as the original")
     parser.add_argument("--folds", type=int, metavar="K", help="cross-validate over K shares of the patients")
@@ -61,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.strict_json import to_json
     from liverseg_tf.training.strategies import create_strategy, worker_index
-    from liverseg_tf.training.train import train
+    from liverseg_tf.training.train import dice_in_words, train
 
     out = console()
     cases = find_cases(*args.folders, patients=args.patients)
@@ -85,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
             image_size=args.image_size,
             batch_size=args.batch_size,
             validation_fraction=args.validation_fraction,
+            classes=args.classes,
             split=args.split,
             folds=args.folds,
             backbone=args.backbone,
@@ -114,7 +124,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(
             f"{result.output}: best epoch {best['epoch']} of {len(result.history)}: validation loss "
-            f"{best['val_loss']:.4f}, Dice by case: liver {best['val_case_liver_dice']:.3f}, "
-            f"tumour {best['val_case_tumour_dice']:.3f}"
+            f"{best['val_loss']:.4f}, Dice by case: {dice_in_words(best)}"
         )
     return 0

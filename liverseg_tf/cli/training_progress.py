@@ -6,6 +6,7 @@ import keras
 from rich.console import Console
 
 from liverseg_tf.cli.progress import progress_bar
+from liverseg_tf.training.train import dice_in_words
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -45,7 +46,7 @@ class TrainingProgress(keras.callbacks.Callback):
         self.out.print(
             f"epoch {epoch + 1:>3} {logs['phase']:<6} loss {logs['loss']:.4f}  validation {logs['val_loss']:.4f}  "
             f"foreground accuracy {logs['val_foreground_accuracy']:.4f}  with background {logs['val_accuracy']:.4f}  "
-            f"Dice by case: liver {logs['val_case_liver_dice']:.3f} tumour {logs['val_case_tumour_dice']:.3f}  "
+            f"Dice by case: {dice_in_words(logs)}  "
             f"{logs['seconds']:.0f} s",
             markup=False,
             soft_wrap=True,

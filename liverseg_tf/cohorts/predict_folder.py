@@ -21,6 +21,7 @@ from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
 from liverseg_tf.inference.serving_client import ServingClient
 from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.labels import LIVER_CLASSES
 from liverseg_tf.ownership import refuse_inputs
 
 Row = dict[str, Any]
@@ -114,6 +115,13 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     jobs = plan(inputs, output, overwrite, resume, series=series, allow_gaps=allow_gaps, ending=ending)
     predictor = model if isinstance(model, Predictor) else Predictor(model, **predictor_options)
+    if objects and predictor.config.classes != LIVER_CLASSES:
+        if formats is not None:
+            raise ConfigError(
+                f"formats: DICOM objects tell of livers and their tumours; expected nifti alone for "
+                f"{', '.join(predictor.config.class_names[1:])}. Received: {', '.join(objects)}"
+            )
+        objects = ()
     of_objects: dict[str, Any] = {"segmentation_type": segmentation_type, "lesion_segments": lesion_segments}
     settings = {
         "model": predictor.config.to_dict(),
@@ -226,7 +234,7 @@ def _preview(prediction: Prediction, target: Path) -> Row:
     from liverseg_tf.drawing import save_figure
     from liverseg_tf.reporting.preview import preview
 
-    mask = MaskVolume(prediction.labels, prediction.volume.geometry)
+    mask = MaskVolume(prediction.labels, prediction.volume.geometry, classes=prediction.classes)
     path = product(target, PREVIEW)
     save_figure(preview(prediction.volume, mask, prediction.statistics()), path)
     return {"preview": str(path)}

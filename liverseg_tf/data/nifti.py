@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import os
+import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ DEFAULT_MAX_BYTES = 8 * 1024**3
 # deflate can't expand more than this: a smaller file can't hold what its header declares
 _LARGEST_GZIP_RATIO = 1032
 _OBLIQUE_DEGREES = 15.0
+# NIfTI's code of a plain text in the header's extensions, and how far into a file they are looked for
+_COMMENT, _LONGEST_EXTENSIONS = 6, 1 << 16
 # NIfTI's codes of spatial units; 0, unknown, is millimetres as everywhere.
 _UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 # nibabel would tell on stderr of every field that it sets right
@@ -129,6 +132,32 @@ def check_nifti(path: str | Path, max_bytes: int | None = None) -> NiftiFile:
     file = NiftiFile(path, shape, dtype, slope, intercept, affine, offset, header)
     _check_size(file, size, max_bytes_limit(max_bytes))
     return file
+
+
+def read_comment(path: str | Path) -> str:
+    """The comment in the extensions of a NIfTI file's header, as `ownership.save_image` writes it; "" if there is none.
+
+    Raises:
+        InputFileError: if its header can't be read.
+    """
+    path = Path(path)
+    header = _read_header(path)
+    start = header.sizeof_hdr
+    length = max(0, min(int(header["vox_offset"]), _LONGEST_EXTENSIONS)) if np.isfinite(header["vox_offset"]) else 0
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+            content = stream.read(length)[start:]
+    except (EOFError, zlib.error, OSError) as error:
+        raise _damaged(path, error) from None
+    at = 4
+    while content[:1] == b"\1" and at + 8 <= len(content):
+        size, code = struct.unpack_from(f"{header.endianness}ii", content, at)
+        if size < 8:
+            break
+        if code == _COMMENT:
+            return content[at + 8 : at + size].rstrip(b"\0").decode("utf-8", errors="replace")
+        at += size
+    return ""
 
 
 def read_voxels(file: NiftiFile) -> np.ndarray:

@@ -11,6 +11,7 @@ from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.data.cases import Case
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import HU_RANGE
+from liverseg_tf.labels import CLASS_NAMES
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -78,6 +79,8 @@ class SliceOptions:
     """Options of `slice_dataset`, and but for `shuffle` and `epoch` of `training_batches`.
 
     Attributes:
+        classes: number of classes that masks hold, background included; other values are an error. The first two
+            behind the background are what `proportions` calls liver and tumour.
         channels: how HU become channels; None: the liver window, the custom window and the histogram.
         selection: which slices; None: all.
         shuffle: mix cases and slices anew for each `epoch` (training); else cases in order, each from its first
@@ -99,6 +102,7 @@ class SliceOptions:
         shuffle_buffer: slices that are mixed with one another at a time, at least 1.
     """
 
+    classes: int = len(CLASS_NAMES)
     channels: ChannelsConfig | None = None
     selection: SliceSelection | None = None
     shuffle: bool = False
@@ -117,6 +121,7 @@ class SliceOptions:
 class SliceChanges(TypedDict, total=False):
     """The fields of `SliceOptions` as keywords of `slice_dataset`."""
 
+    classes: int
     channels: ChannelsConfig | None
     selection: SliceSelection | None
     shuffle: bool

@@ -28,7 +28,7 @@ from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LiverSegError
 from liverseg_tf.hounsfield import AIR_HU
 from liverseg_tf.keyword_options import takes_options, with_changes
-from liverseg_tf.labels import CLASSES, LIVER, TUMOUR, to_labels
+from liverseg_tf.labels import CLASS_NAMES, CLASSES, LIVER, TUMOUR, to_labels
 from liverseg_tf.ownership import write_text
 from liverseg_tf.strict_json import to_json
 
@@ -121,7 +121,9 @@ def count_slices(cases: Sequence[Case], selection: SliceSelection | None = None)
     return _Source(selection.cases(with_masks(cases)), selection, None).categories()
 
 
-def explain_read_error(error: Exception, cases: Sequence[Case]) -> LiverSegError:
+def explain_read_error(
+    error: Exception, cases: Sequence[Case], class_names: Sequence[str] = CLASS_NAMES
+) -> LiverSegError:
     """Turn TensorFlow's error while reading into one that names the file and says what is wrong with it."""
     for case in with_masks(cases):
         for path in case.files:
@@ -129,7 +131,9 @@ def explain_read_error(error: Exception, cases: Sequence[Case]) -> LiverSegError
                 file = open_nifti(path)
                 voxels = read_voxels(file)
                 if path == case.segmentation:
-                    to_labels(voxels * file.slope + file.intercept if file.is_scaled else voxels, str(path))
+                    to_labels(
+                        voxels * file.slope + file.intercept if file.is_scaled else voxels, str(path), class_names
+                    )
             except LiverSegError as found:
                 return found
     return InputFileError(f"reading slices failed, though every file reads well by itself: {str(error)[:300]}")
@@ -153,7 +157,7 @@ class _Pipeline:
         if image_size is not None and image_size < 1:
             raise ConfigError(f"image size: expected a positive number of pixels. Received: {image_size}")
         selection = options.selection or SliceSelection()
-        self.source = _Source(selection.cases(with_masks(cases)), selection, options.hu_range)
+        self.source = _Source(selection.cases(with_masks(cases)), selection, options.hu_range, options.classes)
         self.image_size, self.options = image_size, options
         self.channels = CTChannels.from_channels_config(options.channels or ChannelsConfig())
         self.resize = SquareResize(image_size) if image_size else None
@@ -247,7 +251,7 @@ class _Pipeline:
             result = tf.cast(hu, tf.float32), labels
         else:
             size = self.image_size
-            result = self.resize(self.channels(hu[None]))[0], resize_labels(labels[None], size)[0]
+            result = self.resize(self.channels(hu[None]))[0], resize_labels(labels[None], size, self.options.classes)[0]
             result = (
                 tf.ensure_shape(result[0], (size, size, self.channels.channels)),
                 tf.ensure_shape(result[1], (size, size)),
@@ -267,10 +271,16 @@ def _category(labels):
 class _Source:
     """Headers of the cases, checked, as tensors; and the readers that go by them."""
 
-    def __init__(self, cases: Sequence[Case], selection: SliceSelection, hu_range: tuple[float, float] | None):
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        selection: SliceSelection,
+        hu_range: tuple[float, float] | None,
+        classes: int = len(CLASSES),
+    ):
         if not cases:
             raise CaseError("expected at least one case to read, got none")
-        self.cases, self.selection, self.hu_range = cases, selection, hu_range
+        self.cases, self.selection, self.hu_range, self.classes = cases, selection, hu_range, classes
         self._volumes = [open_nifti(case.volume) for case in cases]
         self._masks = [open_nifti(case.segmentation) for case in cases if case.segmentation]
         self._geometries = []
@@ -481,13 +491,13 @@ class _Source:
     def _to_labels(self, plane, case, name):
         scaling = case[f"{name}_scaling"]
         rounded = plane
-        valid = plane < tf.cast(len(CLASSES), plane.dtype)
+        valid = plane <= tf.cast(min(self.classes - 1, plane.dtype.max), plane.dtype)
         if not plane.dtype.is_unsigned:
             valid &= plane >= tf.cast(0, plane.dtype)
         if plane.dtype.is_floating or any(f.is_scaled for f in self._masks):
             values = tf.cast(plane, tf.float64) * scaling[0] + scaling[1]
             rounded = tf.round(values)
-            valid = (tf.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < len(CLASSES))
+            valid = (tf.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < self.classes)
         only_classes = tf.debugging.Assert(tf.reduce_all(valid), ["values that are no class:", case[f"{name}_path"]])
         with tf.control_dependencies([only_classes] if only_classes is not None else []):
             return tf.cast(rounded, tf.uint8)

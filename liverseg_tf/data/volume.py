@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
-from liverseg_tf.data.nifti import check_affine, unit_mm
+from liverseg_tf.data.nifti import check_affine, read_comment, unit_mm
 from liverseg_tf.data.reading import is_segmentation_file, read_volume
 from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning, warn
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
-from liverseg_tf.labels import to_labels
+from liverseg_tf.labels import LIVER_CLASSES, ClassSet, to_labels
 
 if TYPE_CHECKING:
     from liverseg_tf.data.dicom.series import DicomSeries
@@ -375,24 +375,33 @@ class MaskVolume:
     """A mask of class indices on a file's grid.
 
     Attributes:
-        labels: (rows A->P, columns R->L, slices I->S) uint8, values 0 to 2.
+        labels: (rows A->P, columns R->L, slices I->S) uint8, values of `classes`.
         geometry: the file's grid.
         path: the file, or None.
+        classes: what the values are; liver and tumour unless it is said.
     """
 
-    def __init__(self, labels: np.ndarray, geometry: Geometry, path: Path | None = None):
-        self.geometry, self.path = geometry, path
-        self.labels = geometry.to_canonical(to_labels(labels, str(path or "mask")))
+    def __init__(
+        self, labels: np.ndarray, geometry: Geometry, path: Path | None = None, classes: ClassSet = LIVER_CLASSES
+    ):
+        self.geometry, self.path, self.classes = geometry, path, classes
+        self.labels = geometry.to_canonical(to_labels(labels, str(path or "mask"), classes.names))
 
     @classmethod
     def load(
-        cls, path: str | Path, max_bytes: int | None = None, *, like: CTVolume | MaskVolume | None = None
+        cls,
+        path: str | Path,
+        max_bytes: int | None = None,
+        *,
+        classes: ClassSet | None = None,
+        like: CTVolume | MaskVolume | None = None,
     ) -> MaskVolume:
         """Read a mask file to its end.
 
         Args:
             path: NIfTI, NRRD, MetaImage, or a DICOM SEG, whose segments are told by their codes.
             max_bytes: most bytes its voxels may take in memory; see `CTVolume.load`.
+            classes: what the values are; by default what `predict` wrote into the file, else liver and tumour.
             like: what it belongs to: a SEG, which leaves empty slices out, is put on its grid. Without it a SEG has the
                 smallest grid that holds its frames.
 
@@ -415,7 +424,14 @@ class MaskVolume:
         voxels = stored.voxels
         if (stored.slope, stored.intercept) != (1.0, 0.0):
             voxels = voxels * stored.slope + stored.intercept
-        return cls(voxels, Geometry(voxels.shape, stored.affine), stored.path)
+        if classes is None and stored.header is not None:
+            classes = ClassSet.from_json(read_comment(path))
+        return cls(voxels, Geometry(voxels.shape, stored.affine), stored.path, classes or LIVER_CLASSES)
+
+    @cached_property
+    def organ_labels(self) -> np.ndarray:
+        """`labels` with what is neither organ nor lesion as background."""
+        return self.classes.organ_part(self.labels)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -21,10 +21,12 @@ from liverseg_tf.evaluation.lesions import (
 from liverseg_tf.evaluation.lits import MIN_OVERLAP, LitsCase, ObjectScores, challenge_detections, object_scores
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import SurfaceDistances, bounding_box, enclosing_box, surface_distances
-from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
+from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet
 
 TOLERANCES_MM = (1, 2, 3)
 REGIONS = ("liver", "lesion")
+# Before a further structure's index, in the names of its figures.
+FURTHER = "class"
 OVERLAPS = {"overlap_above_0": 0.0, "overlap_above_0.5": MIN_OVERLAP}
 SCENARIOS = ("liver_only", "liver_with_lesion", "neither")
 
@@ -33,7 +35,7 @@ Counts = tuple[int, int, int]  # voxels of reference, prediction, both
 
 @dataclass(frozen=True)
 class CaseScores:
-    """Everything that is measured on one case.
+    """Everything that is measured on one case. "liver" is the masks' organ, whichever it is, and "lesion" its lesions.
 
     Attributes:
         row: figures of the case by name; None where a figure is undefined.
@@ -43,6 +45,7 @@ class CaseScores:
         counts: per overlap and size (`all` among them): true positives, false negatives, false positives.
         voxels: per region: voxels of reference, prediction, both.
         lits: the case's part in the challenge's scores.
+        classes: what the masks hold; a further structure's figures begin with `class3_`, its index.
     """
 
     row: dict[str, Any]
@@ -51,6 +54,7 @@ class CaseScores:
     counts: dict[str, dict[str, Counts]]
     voxels: dict[str, Counts]
     lits: LitsCase
+    classes: ClassSet = LIVER_CLASSES
 
 
 def dice(truth: float, prediction: float, shared: float) -> float:
@@ -80,9 +84,9 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
     """
     geometry, steps_mm, voxel_ml = truth.geometry, truth.geometry.steps_mm, truth.voxel_volume_ml
     # All that follows happens in the box around what either mask marks; it is far smaller than the volume.
-    boxes = [box for box in (bounding_box(m.labels != BACKGROUND) for m in (truth, prediction)) if box]
+    boxes = [box for box in (bounding_box(m.organ_labels != BACKGROUND) for m in (truth, prediction)) if box]
     box = enclosing_box(boxes) if boxes else (slice(0, 1),) * 3
-    labels = [np.ascontiguousarray(m.labels[box]) for m in (truth, prediction)]
+    labels = [np.ascontiguousarray(m.organ_labels[box]) for m in (truth, prediction)]
 
     per_slice, distances = {}, {}
     for region, lowest in zip(REGIONS, (LIVER, TUMOUR), strict=True):  # one after the other, to save memory
@@ -106,6 +110,7 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
         **_region_row("liver", voxels["liver"], distances["liver"], voxel_ml),
         **_region_row("lesion", voxels["lesion"], distances["lesion"], voxel_ml),
         **_burden_row(voxels),
+        **_further_rows(truth, prediction),
         "lesions_truth": len(match.truth_voxels),
         "lesions_prediction": len(match.prediction_voxels),
         **{f"lesions_detected_{name}": counts[name]["all"][0] for name in OVERLAPS},
@@ -118,6 +123,7 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
         counts,
         voxels,
         lits,
+        truth.classes,
     )
 
 
@@ -229,6 +235,20 @@ def _region_row(
         f"{name}_volume_error_ml": prediction_ml - truth_ml,
         f"{name}_volume_error_percent": 100 * (voxels[1] - voxels[0]) / voxels[0] if voxels[0] else None,
     }
+
+
+def _further_rows(truth: MaskVolume, prediction: MaskVolume) -> dict[str, float | None]:
+    """What is measured on structures that are neither organ nor lesion."""
+    rows: dict[str, float | None] = {}
+    for one in truth.classes.further:
+        found = [mask.labels == one.index for mask in (truth, prediction)]
+        boxes = [box for box in map(bounding_box, found) if box]
+        box = enclosing_box(boxes) if boxes else (slice(0, 1),) * 3
+        first, second = (np.ascontiguousarray(mask[box]) for mask in found)
+        counts = int(first.sum()), int(second.sum()), int((first & second).sum())
+        distances = surface_distances(first, second, truth.geometry.steps_mm)
+        rows |= _region_row(f"{FURTHER}{one.index}", counts, distances, truth.voxel_volume_ml)
+    return rows
 
 
 def _burden_row(voxels: dict[str, Counts]) -> dict[str, float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,21 @@ from liverseg_tf.data.reading import is_segmentation_file
 from liverseg_tf.data.volume import Geometry, MaskVolume
 from liverseg_tf.errors import ConfigError, GeometryWarning, warn
 from liverseg_tf.evaluation.bootstrap import bootstrap_ratios
-from liverseg_tf.evaluation.case_scores import OVERLAPS, REGIONS, SCENARIOS, TOLERANCES_MM, CaseScores, dice, score_case
+from liverseg_tf.evaluation.case_scores import (
+    FURTHER,
+    OVERLAPS,
+    REGIONS,
+    SCENARIOS,
+    TOLERANCES_MM,
+    CaseScores,
+    dice,
+    score_case,
+)
 from liverseg_tf.evaluation.lesions import SIZES
 from liverseg_tf.evaluation.lits import lits_scores, lits_terms
 from liverseg_tf.evaluation.pairs import find_pairs
 from liverseg_tf.files import csv_cell
+from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import write_text
 from liverseg_tf.strict_json import to_json
 
@@ -64,6 +74,9 @@ class Evaluation:
         scenarios: mean Dice and IoU loss over slices with liver only, liver with lesion, and neither.
         cases, slices, lesions: rows.
         settings: what was compared, and how.
+
+    In masks of another organ its name stands where the liver's does here, further structures have figures of their own,
+    and `lits` is empty: the challenge is about livers. What tells of lesions is left out where there is no such class.
     """
 
     lits: dict[str, float]
@@ -140,12 +153,28 @@ class Evaluation:
 
         save_evaluation_figure(self, path, overwrite)
 
+    @property
+    def regions(self) -> list[str]:
+        """What has figures of its own: organ, lesion, further structures, by the beginnings of the figures' names."""
+        return [name.removesuffix("_dice") for name in self.summary if name.endswith("_dice") and "surface" not in name]
+
+    @property
+    def organ_regions(self) -> list[str]:
+        """Of these the organ, and its lesion if it has one."""
+        return self.regions[: 2 if self.detection else 1]
+
+    def _figures(self) -> list[str]:
+        if not self.lits:
+            return [f"{region} Dice per case {self.summary[f'{region}_dice']['mean']:.3f}" for region in self.regions]
+        return [
+            f"liver Dice per case {self.lits['liver_dice_per_case']:.3f}",
+            f"lesion Dice per case {self.lits['lesion_dice_per_case']:.3f}",
+            f"lesion recall {self.lits['lesion_recall']:.3f}, precision {self.lits['lesion_precision']:.3f}",
+        ]
+
     def __repr__(self) -> str:
         return (
-            f"Evaluation({len(self.cases)} cases, {self.settings['patients']} patients: "
-            f"liver Dice per case {self.lits['liver_dice_per_case']:.3f}, "
-            f"lesion Dice per case {self.lits['lesion_dice_per_case']:.3f}, "
-            f"lesion recall {self.lits['lesion_recall']:.3f}, precision {self.lits['lesion_precision']:.3f})"
+            f"Evaluation({len(self.cases)} cases, {self.settings['patients']} patients: {', '.join(self._figures())})"
         )
 
 
@@ -155,6 +184,7 @@ def evaluate(
     *,
     patients: str | Path | None = None,
     exclude_identity: bool = False,
+    classes: ClassSet | None = None,
     resamples: int = 2000,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
@@ -167,6 +197,7 @@ def evaluate(
         patients: CSV file with the columns `id,patient`; intervals resample patients. By default a case is a patient.
         exclude_identity: leave cases with an identity affine out of means over mm and ml. They are always marked in
             their row, and the challenge's own scores always take them in.
+        classes: what the values are; by default what the predicted masks say of themselves, else liver and tumour.
         resamples: of the bootstrap, at least 1.
         seed: of the bootstrap.
         progress: called with cases done, all cases, and what comes next.
@@ -197,25 +228,33 @@ def evaluate(
     for done, pair in enumerate(pairs):
         if progress is not None:
             progress(done, len(pairs), pair.prediction.name)
-        scores = score_case(*_load_pair(pair.truth, pair.prediction), pair.case)
+        loaded = _load_pair(pair.truth, pair.prediction, classes)
+        classes = loaded[1].classes  # all masks of a run are of the same
+        scores = score_case(*loaded, pair.case)
         row = {"case": pair.case, "patient": pair.patient, "truth": str(pair.truth), "prediction": str(pair.prediction)}
         cases.append(replace(scores, row=row | scores.row))
     if progress is not None:
         progress(len(pairs), len(pairs), "intervals")
+    classes = cases[0].classes
     settings = {
         "liverseg_tf": __version__,
         "truth": str(truth),
         "prediction": str(prediction),
         "patients_file": None if patients is None else str(patients),
         "exclude_identity": exclude_identity,
+        "classes": list(classes.names),
+        "lesion": classes.lesion,
         "resamples": resamples,
         "seed": seed,
     }
     return summarize(cases, [pair.patient for pair in pairs], settings)
 
 
-def _load_pair(truth: Path, prediction: Path) -> tuple[MaskVolume, MaskVolume]:
-    """Two masks on one grid: a DICOM SEG, which leaves empty slices out, on that of the other."""
+def _load_pair(truth: Path, prediction: Path, classes: ClassSet | None) -> tuple[MaskVolume, MaskVolume]:
+    """Two masks on one grid: a DICOM SEG, which leaves empty slices out, on that of the other.
+
+    Their classes are those that are given, or that the prediction tells.
+    """
     if is_segmentation_file(truth):
         other = MaskVolume.load(prediction)
         if is_segmentation_file(prediction):  # neither has the CT's grid: the smallest that holds both
@@ -223,6 +262,9 @@ def _load_pair(truth: Path, prediction: Path) -> tuple[MaskVolume, MaskVolume]:
             shape, affine = common_grid((own.shape, own.affine), (other.geometry.shape, other.geometry.affine))
             other = MaskVolume.load(prediction, like=MaskVolume(np.zeros(shape, np.uint8), Geometry(shape, affine)))
         return MaskVolume.load(truth, like=other), other
+    if not is_segmentation_file(prediction):
+        found = MaskVolume.load(prediction, classes=classes)
+        return MaskVolume.load(truth, classes=found.classes), found
     reference = MaskVolume.load(truth)
     return reference, MaskVolume.load(prediction, like=reference)
 
@@ -243,8 +285,8 @@ def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: di
             f"they are {'left out of' if settings['exclude_identity'] else 'part of'} means over mm and ml",
             GeometryWarning,
         )
-    fields = {name: _values(cases, name, settings["exclude_identity"]) for name in _summary_fields(cases[0])}
-    terms = _terms(cases, fields)
+    figures = {name: _values(cases, name, settings["exclude_identity"]) for name in _summary_fields(cases[0])}
+    terms = _terms(cases, figures)
     stacked = np.array(list(terms.values()), float)  # (figures, cases, 2)
     bounds = bootstrap_ratios(stacked[..., 0].T, stacked[..., 1].T, patients, settings["resamples"], settings["seed"])
     intervals = {
@@ -256,8 +298,8 @@ def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: di
         lits_ci95["RMSE_Tumorburden"] = np.sqrt(lits_ci95["RMSE_Tumorburden"]).tolist()
 
     voxels = {region: np.sum([case.voxels[region] for case in cases], axis=0).tolist() for region in REGIONS}
-    summary = {name: _summary(values, intervals[name]) for name, values in fields.items()}
-    return Evaluation(
+    summary = {name: _summary(values, intervals[name]) for name, values in figures.items()}
+    evaluation = Evaluation(
         lits=lits,
         lits_ci95=lits_ci95,
         summary=summary,
@@ -272,8 +314,8 @@ def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: di
             overlap: {size: _detection(cases, overlap, size, intervals) for size in ("all", *SIZES)}
             for overlap in OVERLAPS
         },
-        volume_agreement={region: _agreement(fields[f"{region}_volume_error_ml"]) for region in REGIONS},
-        tumour_burden=_burden(fields["tumour_burden_error"]),
+        volume_agreement={region: _agreement(figures[f"{region}_volume_error_ml"]) for region in REGIONS},
+        tumour_burden=_burden(figures["tumour_burden_error"]),
         scenarios=_scenarios(cases),
         cases=[case.row for case in cases],
         slices=[row for case in cases for row in case.slices],
@@ -286,10 +328,42 @@ def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: di
             "rules": RULES,
         },
     )
+    return _named(evaluation, cases[0].classes)
+
+
+def _named(evaluation: Evaluation, classes: ClassSet) -> Evaluation:
+    """With the names of its classes in place of those of the liver's; without LiTS's scores where it is none."""
+    if classes == LIVER_CLASSES:
+        return evaluation
+    further = {f"{FURTHER}{c.index}_": f"{c.name}_" for c in classes.further}
+
+    def name_of(key: Any) -> Any:
+        start = next((prefix for prefix in further if isinstance(key, str) and key.startswith(prefix)), None)
+        if start:
+            return further[start] + key.removeprefix(start)
+        return classes.named(key) if isinstance(key, str) else key
+
+    def is_there(key: Any) -> bool:
+        return classes.lesion is not None or not isinstance(key, str) or not ("lesion" in key or "tumour" in key)
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            there = {k: v for k, v in value.items() if is_there(k)}
+            return {name_of(k): classes.named(v) if k == "scenario" else renamed(v) for k, v in there.items()}
+        return [renamed(v) for v in value] if isinstance(value, list) else value
+
+    found = {f.name: renamed(getattr(evaluation, f.name)) for f in fields(evaluation) if f.name != "settings"}
+    if not classes.is_liver or classes.lesion is None:
+        found |= {"lits": {}, "lits_ci95": {}}
+    if classes.lesion is None:
+        found |= {"detection": {}, "tumour_burden": {}, "lesions": []}
+    rules = {name: classes.named(text) for name, text in RULES.items() if found["lits"] or name != "lits"}
+    return Evaluation(**found, settings=evaluation.settings | {"rules": rules})
 
 
 def _summary_fields(case: CaseScores) -> list[str]:
-    return [name for name in case.row if name.startswith(("liver_", "lesion_", "tumour_burden_", "lesions_"))]
+    starts = ("liver_", "lesion_", "tumour_burden_", "lesions_", FURTHER)
+    return [name for name in case.row if name.startswith(starts)]
 
 
 def _values(cases: Sequence[CaseScores], name: str, exclude_identity: bool) -> np.ndarray:

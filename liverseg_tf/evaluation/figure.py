@@ -9,7 +9,6 @@ import numpy as np
 
 from liverseg_tf.drawing import save_figure
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.evaluation.case_scores import REGIONS
 from liverseg_tf.evaluation.lesions import SIZES
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
 
@@ -19,10 +18,7 @@ if TYPE_CHECKING:
 
     from liverseg_tf.evaluation.evaluate import Evaluation
 
-_COLORS = {
-    region: tuple(c / 255 for c in CLASSES[index].safe_color)
-    for region, index in zip(REGIONS, (LIVER, TUMOUR), strict=True)
-}
+_ORGAN, _LESION = (tuple(c / 255 for c in CLASSES[index].safe_color) for index in (LIVER, TUMOUR))
 _MOST_CASES_NAMED = 20
 # Limits of agreement and intervals from fewer are noise.
 _FEWEST_FOR_INTERVALS = 5
@@ -45,8 +41,9 @@ def plot_evaluation(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(12, 14), layout="constrained")
     grid = figure.add_gridspec(3, 2)
     _plot_dice(figure.add_subplot(grid[0, 0]), evaluation)
-    _plot_detection(figure.add_subplot(grid[0, 1]), evaluation)
-    for row, region in enumerate(REGIONS, start=1):
+    if evaluation.detection:
+        _plot_detection(figure.add_subplot(grid[0, 1]), evaluation)
+    for row, region in enumerate(evaluation.organ_regions, start=1):
         _plot_volumes(figure.add_subplot(grid[row, 0]), evaluation, region)
         _plot_bland_altman(figure.add_subplot(grid[row, 1]), evaluation, region)
     settings = evaluation.settings
@@ -82,13 +79,17 @@ def save_evaluation_figure(evaluation: Evaluation, path: str | Path, overwrite: 
     save_figure(plot_evaluation(evaluation), path, inputs=evaluation.inputs, overwrite=overwrite)
 
 
+def _color(region: str) -> tuple[float, ...]:
+    return _LESION if region == "lesion" else _ORGAN
+
+
 def _plot_dice(axes: Axes, evaluation: Evaluation) -> None:
     names = [str(row["case"]) for row in evaluation.cases]
     places = np.arange(len(names))
-    for region, marker in zip(REGIONS, "os", strict=True):
+    for region, marker in zip(evaluation.organ_regions, "os", strict=False):
         values = [row[f"{region}_dice"] for row in evaluation.cases]
-        axes.plot(places, values, marker, color=_COLORS[region], label=f"{region}, mean {np.mean(values):.3f}")
-        axes.axhline(np.mean(values), color=_COLORS[region], linewidth=1, linestyle="--")
+        axes.plot(places, values, marker, color=_color(region), label=f"{region}, mean {np.mean(values):.3f}")
+        axes.axhline(np.mean(values), color=_color(region), linewidth=1, linestyle="--")
     few = len(names) <= _MOST_CASES_NAMED
     axes.set_xticks(places if few else [], names if few else [])
     axes.set(xlabel="case", ylabel="Dice", ylim=(-0.03, 1.03), title="Dice per case")
@@ -99,7 +100,7 @@ def _plot_volumes(axes: Axes, evaluation: Evaluation, region: str) -> None:
     truth, prediction = _volumes(evaluation, region)
     longest = max(truth.max(initial=0), prediction.max(initial=0), 1e-3) * 1.05
     axes.plot([0, longest], [0, longest], color="gray", linewidth=1)
-    axes.plot(truth, prediction, "o", color=_COLORS[region])
+    axes.plot(truth, prediction, "o", color=_color(region))
     axes.set(xlabel="reference volume (ml)", ylabel="predicted volume (ml)", title=f"Volume of {region}")
     axes.set(xlim=(-0.02 * longest, longest), ylim=(-0.02 * longest, longest), aspect="equal")
 
@@ -107,14 +108,14 @@ def _plot_volumes(axes: Axes, evaluation: Evaluation, region: str) -> None:
 def _plot_bland_altman(axes: Axes, evaluation: Evaluation, region: str) -> None:
     truth, prediction = _volumes(evaluation, region)
     agreement = evaluation.volume_agreement[region]
-    axes.plot((truth + prediction) / 2, prediction - truth, "o", color=_COLORS[region])
+    axes.plot((truth + prediction) / 2, prediction - truth, "o", color=_color(region))
     axes.axhline(0, color="gray", linewidth=1)
     if agreement["bias_ml"] is not None:
-        axes.axhline(agreement["bias_ml"], color=_COLORS[region], label=f"bias {agreement['bias_ml']:.3g} ml")
+        axes.axhline(agreement["bias_ml"], color=_color(region), label=f"bias {agreement['bias_ml']:.3g} ml")
     if agreement["limits_of_agreement_ml"] is not None and len(truth) >= _FEWEST_FOR_INTERVALS:
         low, high = agreement["limits_of_agreement_ml"]
-        axes.axhline(low, color=_COLORS[region], linestyle="--", label=f"95 % limits {low:.3g} to {high:.3g} ml")
-        axes.axhline(high, color=_COLORS[region], linestyle="--")
+        axes.axhline(low, color=_color(region), linestyle="--", label=f"95 % limits {low:.3g} to {high:.3g} ml")
+        axes.axhline(high, color=_color(region), linestyle="--")
     axes.margins(y=0.25)
     axes.set(xlabel="mean of both volumes (ml)", ylabel="predicted - reference (ml)", title=f"Agreement on {region}")
     if axes.get_legend_handles_labels()[0]:
@@ -130,7 +131,7 @@ def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
         rows = [evaluation.detection[overlap][size] for size in SIZES]
         values = np.array([np.nan if row["f1"] is None else row["f1"] for row in rows])
         at = places + 0.4 * offset - 0.2
-        axes.bar(at, np.nan_to_num(values), 0.36, color=_COLORS["lesion"], alpha=shade, label=label)
+        axes.bar(at, np.nan_to_num(values), 0.36, color=_LESION, alpha=shade, label=label)
         for place, value, row in zip(at, values, rows, strict=True):
             interval = row["f1_ci95"]
             if interval is not None and enough:

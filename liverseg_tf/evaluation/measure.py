@@ -22,7 +22,7 @@ from liverseg_tf.evaluation.pairs import masks_in
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, as_mask, check_fits, statistics
 from liverseg_tf.evaluation.surface import Box, bounding_box, distances_mm, surface_voxels
 from liverseg_tf.files import csv_cell
-from liverseg_tf.labels import BACKGROUND, LIVER
+from liverseg_tf.labels import BACKGROUND, LIVER, ClassSet
 
 # Adult livers have 1000 ml and more.
 SMALLEST_LIVER_ML = 200.0
@@ -95,13 +95,13 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's form."""
-        figures = self.statistics.to_dict()
+        figures, named = self.statistics.to_dict(), self.statistics.classes.named
         figures.pop("lesions")
         return {
             "case": self.case,
             **figures,
             "volume_is_lower_bound": self.volume_is_lower_bound,
-            "flags": {name: FLAGS[name] for name in self.flags},
+            "flags": {named(name): named(FLAGS[name]) for name in self.flags},
             "lesions": [lesion.to_dict() for lesion in self.lesions],
         }
 
@@ -111,13 +111,15 @@ def measure(
     ct: str | Path | CTVolume | np.ndarray | None = None,
     *,
     spacing_mm: tuple[float, float, float] | None = None,
+    classes: ClassSet | None = None,
 ) -> Measurement:
-    """Measure any mask of liver and lesions, whoever made it.
+    """Measure any mask of an organ and its lesions, whoever made it; by default of the liver.
 
     Args:
         mask: a mask file, a `MaskVolume`, or labels (rows A->P, columns R->L, slices I->S) of 0, 1 and 2.
         ct: the CT on the same grid, for HU: a file, a `CTVolume`, or HU in the mask's canonical shape.
         spacing_mm: of an array, (row, column, slice) in mm; a file brings its own.
+        classes: what the values are; by default what the mask says of itself, else liver and tumour.
 
     Raises:
         InputFileError, GeometryError, LabelError: as `MaskVolume.load`; also for a CT on another grid, and for an array
@@ -134,12 +136,12 @@ def measure(
     """
     if isinstance(ct, (str, Path)):
         ct = CTVolume.load(ct)
-    mask = as_mask(mask, spacing_mm, ct)
+    mask = as_mask(mask, spacing_mm, ct, classes)
     check_fits(ct, mask)
     found = statistics(mask, ct)
     flags = list(_flags(mask, found))
     lesions = tuple(_measure_lesions(mask, ct, found))
-    organ = mask.labels != BACKGROUND
+    organ = mask.organ_labels != BACKGROUND
     if organ.any() and any(_is_beside(lesion, mask) for lesion in _crops(mask)):
         flags.append("tumour_beside_liver")
     name = Path(mask.path).name if mask.path else "mask"
@@ -191,10 +193,10 @@ def _dicom_volumes(folder: Path) -> dict[int | str, Path]:
 
 
 def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:
-    organ = mask.labels != BACKGROUND
+    organ = mask.organ_labels != BACKGROUND
     if not organ.any():
         yield "no_liver"
-    elif found.liver_volume_ml < SMALLEST_LIVER_ML:
+    elif mask.classes.is_liver and found.liver_volume_ml < SMALLEST_LIVER_ML:
         yield "small_liver"
     for axis in range(3):
         # cross-sections along each axis: the first and the last slice, and the picture's borders
@@ -213,7 +215,7 @@ def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:
 
 def _crops(mask: MaskVolume) -> Iterable[tuple[np.ndarray, Box]]:
     """Each lesion, the largest first: (I, J, K) bool and its box in the mask, with a margin of `_AROUND_MM`."""
-    numbered, box = numbered_lesions(mask.labels)
+    numbered, box = numbered_lesions(mask.organ_labels)
     if box is None:
         return
     from scipy import ndimage
@@ -237,7 +239,7 @@ def _is_beside(crop: tuple[np.ndarray, Box], mask: MaskVolume) -> bool:
     from scipy import ndimage
 
     lesion, box = crop
-    return not (ndimage.binary_dilation(lesion, np.ones((3, 3, 3))) & (mask.labels[box] == LIVER)).any()
+    return not (ndimage.binary_dilation(lesion, np.ones((3, 3, 3))) & (mask.organ_labels[box] == LIVER)).any()
 
 
 def _measure_lesions(
@@ -253,7 +255,7 @@ def _measure_lesions(
             inside = values[lesion].astype(np.float64)
             figures = (inside.mean(), inside.std(), *np.percentile(inside, _PERCENTILES))
             hu = {name: float(figure) for name, figure in zip(_hu_names(), figures, strict=True)}
-            tissue = mask.labels[box] == LIVER
+            tissue = mask.organ_labels[box] == LIVER
             if tissue.any():
                 near = values[tissue][distances_mm(tissue, lesion, steps_mm) <= _AROUND_MM]
                 contrast = float(inside.mean() - near.mean(dtype=np.float64)) if near.size else None
@@ -269,11 +271,11 @@ def _measure_lesions(
 
 def _depths_mm(mask: MaskVolume, steps_mm: np.ndarray) -> list[float]:
     """For each lesion, the largest first, the least distance of its voxels to the liver's surface."""
-    numbered, box = numbered_lesions(mask.labels)
-    organ_box = bounding_box(mask.labels != BACKGROUND)
+    numbered, box = numbered_lesions(mask.organ_labels)
+    organ_box = bounding_box(mask.organ_labels != BACKGROUND)
     if box is None or organ_box is None:
         return []
-    organ = mask.labels[organ_box] != BACKGROUND
+    organ = mask.organ_labels[organ_box] != BACKGROUND
     number = np.zeros(organ.shape, np.int32)
     number[tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, organ_box, strict=True))] = numbered
     least = np.full(int(numbered.max()) + 1, np.inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from liverseg_tf.errors import GeometryError
 from liverseg_tf.evaluation.lesions import measure_lesions, size_class
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import Box, bounding_box
-from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
+from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet
 
 # Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
 _THIRDS = (("front", "mid-depth", "back"), ("right", "central", "left"), ("lower", "mid-height", "upper"))
@@ -74,7 +74,7 @@ def _named_by_base(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """What one mask holds.
+    """What one mask holds. In a mask of another organ, "liver" and "tumour" stand for it and its lesions.
 
     Attributes:
         shape: (rows, columns, slices).
@@ -88,6 +88,8 @@ class MaskStatistics:
         lesions: the largest first.
         liver_mean_hu: mean of the CT in liver tissue, tumours left out; None without a CT or without liver tissue.
         tumour_mean_hu: mean of the CT in all tumours; None without a CT or without tumours.
+        further_volumes_ml: of structures that are neither organ nor lesion, by name.
+        classes: what the mask's values are.
     """
 
     shape: tuple[int, int, int]
@@ -101,19 +103,30 @@ class MaskStatistics:
     lesions: tuple[LesionStatistics, ...]
     liver_mean_hu: float | None
     tumour_mean_hu: float | None
+    further_volumes_ml: dict[str, float] = field(default_factory=dict)
+    classes: ClassSet = LIVER_CLASSES
 
     def __repr__(self) -> str:
         burden = "" if self.tumour_burden is None else f" ({100 * self.tumour_burden:.1f} %)"
         lesions = "1 lesion" if self.lesion_count == 1 else f"{self.lesion_count} lesions"
         largest = f", the largest {self.lesions[0].diameter_mm:.0f} mm" if self.lesions else ""
         return (
-            f"MaskStatistics(liver {self.liver_volume_ml:.0f} ml, tumour {self.tumour_volume_ml:.1f} ml{burden}, "
+            f"MaskStatistics({self.classes.named('liver')} {self.liver_volume_ml:.0f} ml, "
+            f"{self.classes.named('tumour')} {self.tumour_volume_ml:.1f} ml{burden}, "
             f"{lesions}{largest}; {grid_in_words(self.shape, self.spacing_mm)})"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dictionaries, tuples and numbers; names of indices say what they are counted from."""
-        return asdict(self, dict_factory=_named_by_base)
+        """All of it as dictionaries, tuples and numbers, under the names of its classes.
+
+        Names of indices say what they are counted from.
+        """
+        figures = asdict(replace(self, classes=LIVER_CLASSES), dict_factory=_named_by_base)
+        further = {f"{name}_volume_ml": volume for name, volume in figures.pop("further_volumes_ml").items()}
+        del figures["classes"]
+        has_lesion = self.classes.lesion is not None
+        named = {self.classes.named(k): v for k, v in figures.items() if has_lesion or not k.startswith("tumour_")}
+        return named | further
 
 
 def statistics(
@@ -121,6 +134,7 @@ def statistics(
     volume: str | Path | CTVolume | np.ndarray | None = None,
     *,
     spacing_mm: tuple[float, float, float] | None = None,
+    classes: ClassSet | None = None,
 ) -> MaskStatistics:
     """Measure one mask: volumes, burden, and each lesion's size and place.
 
@@ -128,6 +142,7 @@ def statistics(
         mask: a mask file, a `MaskVolume`, or labels (rows A->P, columns R->L, slices I->S) of 0, 1 and 2.
         volume: the CT on the same grid, for mean HU: a file, a `CTVolume`, or HU in the mask's canonical shape.
         spacing_mm: of an array, (row, column, slice) in mm; a file brings its own.
+        classes: what the values are; by default what the mask says of itself, else liver and tumour.
 
     Returns:
         The statistics; an empty mask has volumes of 0 and no lesions.
@@ -145,11 +160,11 @@ def statistics(
     """
     if isinstance(volume, (str, Path)):
         volume = CTVolume.load(volume)
-    mask = as_mask(mask, spacing_mm, volume)
+    mask = as_mask(mask, spacing_mm, volume, classes)
     check_fits(volume, mask)
-    box = bounding_box(mask.labels != BACKGROUND)
+    box = bounding_box(mask.organ_labels != BACKGROUND)
     voxel_ml = mask.voxel_volume_ml
-    labels = mask.labels[box or (slice(0, 1),) * 3]
+    labels = mask.organ_labels[box or (slice(0, 1),) * 3]
     tissue, tumour = labels == LIVER, labels == TUMOUR
     tissue_voxels, tumour_voxels = int(np.count_nonzero(tissue)), int(np.count_nonzero(tumour))
     liver_voxels = tissue_voxels + tumour_voxels
@@ -175,6 +190,10 @@ def statistics(
         lesions=lesions,
         liver_mean_hu=tissue_hu / tissue_voxels if tissue_hu is not None and tissue_voxels else None,
         tumour_mean_hu=float(lesion_hu.sum()) / tumour_voxels if lesion_hu is not None else None,
+        further_volumes_ml={
+            c.name: int(np.count_nonzero(mask.labels == c.index)) * voxel_ml for c in mask.classes.further
+        },
+        classes=mask.classes,
     )
 
 
@@ -182,18 +201,19 @@ def as_mask(
     mask: str | Path | MaskVolume | np.ndarray,
     spacing_mm: tuple[float, float, float] | None,
     volume: CTVolume | np.ndarray | None = None,
+    classes: ClassSet | None = None,
 ) -> MaskVolume:
     """A mask as `statistics` and `measure` take it, loaded."""
     if isinstance(mask, MaskVolume):
         return mask
     if isinstance(mask, (str, Path)):
-        return MaskVolume.load(mask, like=volume if isinstance(volume, CTVolume) else None)
+        return MaskVolume.load(mask, classes=classes, like=volume if isinstance(volume, CTVolume) else None)
     if spacing_mm is None:
         raise GeometryError("label array: expected spacing_mm=(row, column, slice) with it, got none; give it in mm")
     labels = np.asarray(mask)
     if labels.ndim != 3:
         raise GeometryError(f"label array: expected three axes (rows, columns, slices), got shape {labels.shape}")
-    return MaskVolume(labels, Geometry.from_spacing(labels.shape, spacing_mm))
+    return MaskVolume(labels, Geometry.from_spacing(labels.shape, spacing_mm), classes=classes or LIVER_CLASSES)
 
 
 def check_fits(volume: CTVolume | np.ndarray | None, mask: MaskVolume) -> None:

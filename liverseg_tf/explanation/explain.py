@@ -30,11 +30,11 @@ from liverseg_tf.explanation.faithfulness import (
 )
 from liverseg_tf.explanation.methods import Explainer, make_explainer
 from liverseg_tf.explanation.options import RANDOM_MAPS, ExplainChanges, ExplainOptions, Progress
-from liverseg_tf.explanation.regions import Region, check_request, find_regions
+from liverseg_tf.explanation.regions import Region, check_request, find_regions, targets_of
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.runtimes import KerasRuntime, keras_runtime
 from liverseg_tf.keyword_options import takes_options, with_changes
-from liverseg_tf.labels import CLASSES, LIVER
+from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import claim, is_ours, save_image, sign, write_text
 from liverseg_tf.strict_json import to_json
 
@@ -64,6 +64,7 @@ class RegionExplanation:
         randomized_correlation: mean absolute rank correlation with the maps of randomised networks; None if not tested.
         filled_probability: mean probability of the class in the region, once the region alone is filled with what
             surrounds it; None if not tested.
+        classes: what the labels are.
     """
 
     region: Region
@@ -72,6 +73,7 @@ class RegionExplanation:
     curves: DeletionInsertion | None = None
     randomized_correlation: float | None = None
     filled_probability: float | None = None
+    classes: ClassSet = LIVER_CLASSES
 
     @property
     def reasons(self) -> list[str]:
@@ -89,7 +91,7 @@ class RegionExplanation:
         if self.randomized_correlation is not None and self.randomized_correlation >= MOST_RANK_CORRELATION:
             found.append("looks like maps of randomised networks")
         if self.heat_in_liver <= LEAST_IN_LIVER:
-            found.append("most of the heat is outside the liver")
+            found.append(self.classes.named("most of the heat is outside the liver"))
         return found
 
     @property
@@ -102,7 +104,7 @@ class RegionExplanation:
     @property
     def words(self) -> str:
         """The verdict, what speaks against it, and its figures, in one line: the same wherever it is shown."""
-        share = f"{100 * self.heat_in_liver:.0f} % of the heat within the liver"
+        share = f"{100 * self.heat_in_liver:.0f} % of the heat within the {self.classes.organ}"
         if self.curves is None:
             return f"{self.verdict}: {share}"
         against = f" ({'; '.join(self.reasons)})" if self.reasons else ""
@@ -128,13 +130,13 @@ class RegionExplanation:
         """JSON-able figures; slices counted from 1."""
         return {
             "region": self.region.name,
-            "class": CLASSES[self.region.label].name,
+            "class": self.region.class_name,
             "voxels": int(np.count_nonzero(self.region.mask)),
             "slices_from_1": [self.region.slices.start + 1, self.region.slices.stop],
             "tested_slice_from_1": self.region.largest_slice + 1,
             "verdict": self.verdict,
             "reasons": self.reasons,
-            "heat_in_liver": self.heat_in_liver,
+            self.classes.named("heat_in_liver"): self.heat_in_liver,
             "heat_in_region": self._share_inside(),
             "randomized_rank_correlation": self.randomized_correlation,
             "probability": None if self.curves is None else float(self.curves.deletion[0]),
@@ -159,6 +161,7 @@ class Explanation:
         left_out: how many smaller lesions were not explained.
         settings: what was asked for.
         mask_path: the file that the regions come from, if one was given.
+        classes: what the labels are.
     """
 
     volume: CTVolume
@@ -167,6 +170,7 @@ class Explanation:
     left_out: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     mask_path: Path | None = None
+    classes: ClassSet = LIVER_CLASSES
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able figures."""
@@ -183,7 +187,7 @@ class Explanation:
         """Draw a region's largest slice, its map and its curves."""
         from liverseg_tf.explanation.figure import explanation_figure
 
-        return explanation_figure(self.volume, self.labels, self.regions[region], safe_colors)
+        return explanation_figure(self.volume, self.labels, self.regions[region], safe_colors, self.classes.classes)
 
     def image(self, region: int = 0) -> nib.Nifti1Image:
         """A region's map as a nibabel image in the input's grid: uint8, scaled to 0..1 by its header."""
@@ -232,7 +236,7 @@ def explain(
     source: Any,
     output: str | Path | None = None,
     model: Any = None,
-    target: str = "tumour",
+    target: str | None = None,
     lesion: int | None = None,
     point: Sequence[float] | None = None,
     *,
@@ -252,7 +256,8 @@ def explain(
         output: folder for heatmaps (NIfTI, in the input's grid), figures (PNG) and figures' numbers (JSON); or None.
         model: a run folder, a `.keras` file, a SavedModel or a Keras model of this library, or a `Predictor` of one;
             by default the shipped one. Of an ensemble the first member is explained.
-        target: "tumour" explains each lesion by itself, "all-tumour" all together, "liver" the liver.
+        target: "tumour", the default, explains each lesion by itself, "all-tumour" all together, "liver" the liver; for
+            another organ the names of its model's classes.
         lesion: only this one, counted from 1, the largest first.
         point: voxel (x, y, z) of the file, from 0: its surroundings, whatever was predicted there.
         mask: take the regions from this mask instead of the model's own prediction.
@@ -286,25 +291,29 @@ def explain(
     if not isinstance(source, Prediction):
         source = predictor.read(source)
     volume = source.volume if isinstance(source, Prediction) else source
-    check_request(volume.geometry, target, lesion, point, options.radius_mm)
+    classes = runtime.config.classes
+    target = targets_of(classes)[0] if target is None else target
+    check_request(volume.geometry, target, lesion, point, options.radius_mm, classes)
     labels = _labels(source, volume, mask, predictor, report)
-    found = find_regions(labels, volume.geometry, target, lesion, point, options.radius_mm)
+    found = find_regions(labels, volume.geometry, target, lesion, point, options.radius_mm, classes)
     if not found:
         warn(
-            f"{volume.name}: no {'tumour' if target != 'liver' else 'liver'} was found, nothing to explain; "
+            f"{volume.name}: no {target.removeprefix('all-')} was found, nothing to explain; "
             "name a point, or another target",
             DataWarning,
         )
     chosen = found[: options.most_lesions]
+    organ = classes.organ_part(labels)
     explained = []
     for done, region in enumerate(chosen):
         report(done, len(chosen), region.name)
-        explained.append(_explained(explainer, volume, labels, region, options.all_slices))
+        one = _explained(explainer, volume, organ, region, options.all_slices)
+        explained.append(replace(one, classes=classes))
     if options.faithfulness and explained:
         make = functools.partial(make_explainer, config=runtime.config, method=options.method, layer=options.layer)
         networks = [randomized_model(network, options.seed + i) for i in range(options.randomized_models)]
-        explained = _compared(explained, map(make, networks), volume, labels, report)
-        explained = _tested(explained, runtime, volume, labels, options.random_maps, options.seed, report)
+        explained = _compared(explained, map(make, networks), volume, organ, report)
+        explained = _tested(explained, runtime, volume, organ, options.random_maps, options.seed, report)
     settings = {
         "target": target,
         "lesion": lesion,
@@ -326,7 +335,7 @@ def explain(
         "seed": options.seed,
     }
     mask_path = Path(mask) if isinstance(mask, (str, Path)) else getattr(mask, "path", None)
-    explanation = Explanation(volume, labels, explained, len(found) - len(chosen), settings, mask_path)
+    explanation = Explanation(volume, labels, explained, len(found) - len(chosen), settings, mask_path, classes)
     if output is not None:
         report(len(chosen), len(chosen), "writing")
         explanation.save(output, options.overwrite, options.safe_colors)
@@ -339,7 +348,7 @@ def _regions_of(summary: Path) -> set[str]:
         content = json.loads(summary.read_text("utf-8"))
         if content["made_by"] != "liverseg_tf":
             return set()
-        return {row["region"] for row in content["regions"] if re.fullmatch(r"lesion-\d+|[a-z]+", row["region"])}
+        return {row["region"] for row in content["regions"] if re.fullmatch(r"lesion-\d+|\w[\w .-]*", row["region"])}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
@@ -361,9 +370,9 @@ def _labels(source, volume: CTVolume, mask, predictor: Predictor, report: Progre
     if isinstance(mask, np.ndarray):
         if mask.shape != volume.shape:
             raise GeometryError(f"{volume.name}: expected a mask of shape {volume.shape}, got {mask.shape}")
-        mask = MaskVolume(volume.geometry.to_file(mask), volume.geometry)
+        mask = MaskVolume(volume.geometry.to_file(mask), volume.geometry, classes=predictor.config.classes)
     elif not isinstance(mask, MaskVolume):
-        mask = MaskVolume.load(mask, like=volume)
+        mask = MaskVolume.load(mask, classes=predictor.config.classes, like=volume)
     check_same_grid(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
     return mask.labels
 

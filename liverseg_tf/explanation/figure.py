@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from liverseg_tf.drawing import (
     window_title,
 )
 from liverseg_tf.explanation.faithfulness import DeletionInsertion
-from liverseg_tf.labels import CLASSES
+from liverseg_tf.labels import CLASSES, LabelClass
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,14 +34,19 @@ HEAT_COLORS = "inferno"
 
 
 def explanation_figure(
-    volume: CTVolume, labels: np.ndarray, explained: RegionExplanation, safe_colors: bool = True
+    volume: CTVolume,
+    labels: np.ndarray,
+    explained: RegionExplanation,
+    safe_colors: bool = True,
+    classes: Sequence[LabelClass] = CLASSES,
 ) -> Figure:
     """Draw a region's largest slice: the CT with the mask, the map over it, and the curves if it was tested.
 
     Args:
         volume: the CT.
-        labels: (rows, columns, slices) integer, 0 to 2.
+        labels: (rows, columns, slices) integer, of `classes`.
         explained: the region and its maps.
+        classes: what the labels are.
         safe_colors: use the color-blind-safe colors.
     """
     index = explained.region.largest_slice
@@ -49,14 +55,14 @@ def explanation_figure(
     figure, axes = new_figure(1, 2 + 2 * (explained.curves is not None), hu.shape[0] * aspect / hu.shape[1])
     window = liver_window(volume, labels)
     show_slice(axes[0], hu, window, aspect, f"{window_title(window)}\nslice {index + 1} of {volume.shape[2]}")
-    overlay(axes[0], plane, aspect, safe_colors, alpha=0.15)
+    overlay(axes[0], plane, aspect, safe_colors, alpha=0.15, classes=classes)
     scale_bar(axes[0], volume.spacing_mm[1])
-    name = f"{explained.region.name}, class {CLASSES[explained.region.label].name}"
+    name = f"{explained.region.name}, class {explained.region.class_name}"
     show_slice(axes[1], hu, window, aspect, f"what raises the score\n{name}")
     heat = explained.slice_map(index)
     # the weaker, the more transparent, so that the CT stays readable
     drawn = axes[1].imshow(heat, cmap=HEAT_COLORS, vmin=0, vmax=1, alpha=0.75 * heat, aspect=aspect)
-    contours(axes[1], plane, aspect, safe_colors)
+    contours(axes[1], plane, aspect, safe_colors, classes=classes)
     drawn_bar = figure.colorbar(drawn, ax=axes[1], shrink=0.7, ticks=[0, 0.5, 1])
     if drawn_bar.solids is not None:
         drawn_bar.solids.set_alpha(1)
@@ -64,7 +70,7 @@ def explanation_figure(
         _curves(axes[2], explained.curves, "deletion")
         _curves(axes[3], explained.curves, "insertion")
     figure.suptitle(textwrap.fill(explained.words, 110 if explained.curves is None else 170), fontsize="medium")
-    class_legend(figure, safe_colors)
+    class_legend(figure, safe_colors, classes=classes)
     return figure
 
 

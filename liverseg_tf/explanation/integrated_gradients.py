@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from liverseg_tf.channels import RestoreSize, SquareResize
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.errors import ModelError
 from liverseg_tf.inference.slice_function import SliceFunction
+from liverseg_tf.models.saving import config_of
 
 # Gradients of single pixels are noise: heat is smoothed by a 64th of the picture
 _SMOOTHING = 1 / 64
@@ -41,9 +41,7 @@ class IntegratedGradients:
     layer = None
 
     def __init__(self, model: keras.Model, config: ModelConfig | None = None, steps: int = 5):
-        config = config or getattr(model, "liverseg_config", None)
-        if config is None:
-            raise ModelError("the Keras model carries no configuration; load it with load_model, or give config=")
+        config = config_of(model, config)
         self.model, self.config, self.steps = model, config, steps
         self.slice_function = SliceFunction(model, config)
         self._resize, self._restore = SquareResize(config.image_size), RestoreSize()

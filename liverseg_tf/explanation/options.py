@@ -9,7 +9,6 @@ from typing import TypedDict
 from liverseg_tf.errors import ConfigError
 
 RANDOM_MAPS = 20  # the fewest that a verdict may rest on
-TARGETS = ("tumour", "all-tumour", "liver")
 DEFAULT_METHOD = "integrated-gradients"  # what passes the tests most often: docs/explanations.md
 CAM_METHODS = ("gradcam", "gradcam++", "layercam", "scorecam", "hirescam", "segxrescam")
 METHODS = (DEFAULT_METHOD, *CAM_METHODS)

@@ -12,8 +12,7 @@ from scipy import ndimage
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.errors import ConfigError, GeometryError
 from liverseg_tf.evaluation.measurements import numbered_lesions
-from liverseg_tf.explanation.options import TARGETS
-from liverseg_tf.labels import LIVER, TUMOUR
+from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +25,7 @@ class Region:
         first_slice: the slice, from inferior, that `mask` begins with.
         mask: (rows, columns, slices) bool, only the slices that hold the region.
         lesion: its number, as `statistics` has it; None for what isn't one lesion.
+        class_name: the class's name.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Region:
     first_slice: int
     mask: np.ndarray
     lesion: int | None = None
+    class_name: str = ""
 
     @property
     def slices(self) -> range:
@@ -52,18 +53,20 @@ def find_regions(
     lesion: int | None = None,
     point: Sequence[float] | None = None,
     radius_mm: float = 10.0,
+    classes: ClassSet = LIVER_CLASSES,
 ) -> list[Region]:
     """Find what is to be explained.
 
     Args:
-        labels: (rows, columns, slices) integer, 0 to 2: the mask whose regions are meant.
+        labels: (rows, columns, slices) integer, of `classes`: the mask whose regions are meant.
         geometry: grid of the file that the mask lies on.
-        target: "tumour" gives one region for each lesion, "all-tumour" one for all of them together, "liver" the
-            liver with its tumours.
+        target: the lesion's name, as "tumour", gives one region for each lesion, "all-" before it one for all of them
+            together, the organ's, as "liver", the organ with its lesions, a further structure's that one.
         lesion: only this lesion, counted from 1, the largest first.
         point: voxel (x, y, z) of the file, counted from 0, whose surroundings are meant, whatever `labels` says there;
             the class is that of `target`.
         radius_mm: how far around the point.
+        classes: what the labels are.
 
     Returns:
         Regions, the largest lesion first; none if the mask has none.
@@ -78,19 +81,17 @@ def find_regions(
         >>> find_regions(labels, Geometry((8, 8, 8), np.eye(4)))[0].slices
         range(5, 6)
     """
-    check_request(geometry, target, lesion, point, radius_mm)
-    label = LIVER if target == "liver" else TUMOUR
+    check_request(geometry, target, lesion, point, radius_mm, classes)
+    name = target.removeprefix("all-") if target not in classes.names else target
+    label = classes.names.index(name)
     if point is not None:
-        return [_cut("point", label, _ball(point, radius_mm, geometry))]
-    if target == "liver":
-        mask = labels >= LIVER
-        return [_cut("liver", label, mask)] if mask.any() else []
-    tumour = labels == TUMOUR
-    if not tumour.any() and lesion is None:
+        return [_cut("point", label, _ball(point, radius_mm, geometry), name)]
+    mask = np.isin(labels, classes.organ_indices) if label == LIVER else labels == label
+    if not mask.any() and lesion is None:
         return []
-    if target == "all-tumour":
-        return [_cut("tumour", label, tumour)]
-    numbered, box = numbered_lesions(labels)
+    if name != classes.lesion or target != name:
+        return [_cut(name, label, mask, name)]
+    numbered, box = numbered_lesions(classes.organ_part(labels))
     boxes = ndimage.find_objects(numbered)
     count = len(boxes)
     if box is None or (lesion is not None and lesion > count):
@@ -101,7 +102,7 @@ def find_regions(
         slices = boxes[number - 1][2]
         mask = np.zeros((*labels.shape[:2], slices.stop - slices.start), bool)
         mask[box[:2]] = numbered[..., slices] == number
-        return Region(f"lesion-{number}", label, box[2].start + slices.start, mask, number)
+        return Region(f"lesion-{number}", label, box[2].start + slices.start, mask, number, name)
 
     if lesion is None:
         return [region(number) for number in range(1, count + 1)]
@@ -109,19 +110,31 @@ def find_regions(
 
 
 def check_request(
-    geometry: Geometry, target: str, lesion: int | None, point: Sequence[float] | None, radius_mm: float
+    geometry: Geometry,
+    target: str,
+    lesion: int | None,
+    point: Sequence[float] | None,
+    radius_mm: float,
+    classes: ClassSet = LIVER_CLASSES,
 ) -> None:
     """Check what can be checked before there is a mask.
 
     Raises:
         ConfigError, GeometryError: as `find_regions`.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"explanation target: expected tumour, all-tumour or liver. Received: {target!r}")
+    if target not in (targets := targets_of(classes)):
+        raise ConfigError(
+            f"explanation target: expected {', '.join(targets[:-1])} or {targets[-1]}. Received: {target!r}"
+        )
     if point is not None and lesion is not None:
         raise ConfigError("explanation: give a lesion or a point, not both")
-    if lesion is not None and target != "tumour":
-        raise ConfigError(f"explanation: lesion {lesion} is a tumour; leave the target at tumour. Received: {target!r}")
+    if lesion is not None and classes.lesion is None:
+        raise ConfigError(f"explanation: {classes.organ} has no class of lesions; name a target. Received: {lesion}")
+    if lesion is not None and target != classes.lesion:
+        raise ConfigError(
+            f"explanation: lesion {lesion} is a {classes.lesion}; leave the target at {classes.lesion}. "
+            f"Received: {target!r}"
+        )
     if lesion is not None and lesion < 1:
         raise ConfigError(f"explanation: expected a lesion counted from 1. Received: {lesion}")
     if point is None:
@@ -136,9 +149,15 @@ def check_request(
         raise ConfigError(f"radius: expected more than 0 mm. Received: {radius_mm}")
 
 
-def _cut(name: str, label: int, mask: np.ndarray) -> Region:
+def targets_of(classes: ClassSet) -> list[str]:
+    """What can be explained; the first is explained unless another is named."""
+    lesions = [] if classes.lesion is None else [classes.lesion, f"all-{classes.lesion}"]
+    return [*lesions, classes.organ, *(c.name for c in classes.further)]
+
+
+def _cut(name: str, label: int, mask: np.ndarray, class_name: str) -> Region:
     held = np.flatnonzero(mask.any(axis=(0, 1)))
-    return Region(name, label, int(held[0]), np.ascontiguousarray(mask[..., held[0] : held[-1] + 1]))
+    return Region(name, label, int(held[0]), np.ascontiguousarray(mask[..., held[0] : held[-1] + 1]), None, class_name)
 
 
 def _ball(point: Sequence[float], radius_mm: float, geometry: Geometry) -> np.ndarray:

@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from liverseg_tf.channels import RestoreSize, SquareResize
 from liverseg_tf.config import ModelConfig
-from liverseg_tf.errors import ConfigError, ModelError
+from liverseg_tf.errors import ConfigError
 from liverseg_tf.explanation.layers import resolve_layer
 from liverseg_tf.explanation.options import CAM_METHODS
 from liverseg_tf.inference.slice_function import SliceFunction
+from liverseg_tf.models.saving import config_of
 
 # Score-CAM runs the network once for each channel; those that vary most say most (Faster-Score-CAM).
 _SCORECAM_CHANNELS = 64
@@ -54,9 +55,7 @@ class SegGradCam:
         method: str = "gradcam",
         layer: str = "bottleneck",
     ):
-        config = config or getattr(model, "liverseg_config", None)
-        if config is None:
-            raise ModelError("the Keras model carries no configuration; load it with load_model, or give config=")
+        config = config_of(model, config)
         if method not in CAM_METHODS:
             raise ConfigError(f"explanation method: expected one of {', '.join(CAM_METHODS)}. Received: {method!r}")
         self.model, self.config, self.method = model, config, method

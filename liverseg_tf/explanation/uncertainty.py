@@ -14,7 +14,7 @@ import numpy as np
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.test_time_augmentation import Variations
-from liverseg_tf.labels import BACKGROUND, TUMOUR
+from liverseg_tf.labels import BACKGROUND, LIVER_CLASSES, TUMOUR, ClassSet
 from liverseg_tf.ownership import save_image, sign
 
 
@@ -28,6 +28,7 @@ class Uncertainty:
             possible value: 0 is sure, 255 all classes alike.
         liver_volumes_ml, tumour_volumes_ml: (variations,) float64, the unchanged volume first; liver with tumours.
         variations: what was varied.
+        classes: the model's; of another organ, "liver" and "tumour" stand for it and its lesions.
     """
 
     volume: CTVolume
@@ -35,6 +36,7 @@ class Uncertainty:
     liver_volumes_ml: np.ndarray
     tumour_volumes_ml: np.ndarray
     variations: Variations
+    classes: ClassSet = LIVER_CLASSES
 
     @property
     def liver_range_ml(self) -> tuple[float, float]:
@@ -55,13 +57,15 @@ class Uncertainty:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able figures."""
-        return {
+        figures = {
             "variations": self.variations.to_dict(),
             "liver_range_ml": list(self.liver_range_ml),
             "tumour_range_ml": list(self.tumour_range_ml),
             "liver_volumes_ml": self.liver_volumes_ml.tolist(),
             "tumour_volumes_ml": self.tumour_volumes_ml.tolist(),
         }
+        has_lesion = self.classes.lesion is not None
+        return {self.classes.named(k): v for k, v in figures.items() if has_lesion or not k.startswith("tumour")}
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the entropy as .nii or .nii.gz, whole or not at all.
@@ -105,7 +109,7 @@ def measure_uncertainty(
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
     variations = variations or Variations()
-    slices = volume.shape[2]
+    slices, classes = volume.shape[2], predictor.config.classes
     entropy = np.zeros(volume.shape, np.uint8)
     counts = np.zeros((2, variations.count), np.int64)
     batch = predictor.slices_at_once(volume)
@@ -116,13 +120,14 @@ def measure_uncertainty(
             variations.probabilities(predictor.network_probabilities, volume.slices(first, last), volume.spacing_mm)
         ):
             labels = found.argmax(axis=-1)
-            counts[:, i] += np.count_nonzero(labels != BACKGROUND), np.count_nonzero(labels == TUMOUR)
+            organ = classes.organ_part(labels.astype(np.uint8))
+            counts[:, i] += np.count_nonzero(organ != BACKGROUND), np.count_nonzero(organ == TUMOUR)
             total = total + found
         entropy[..., first:last] = np.moveaxis(_entropy(np.asarray(total) / variations.count), 0, 2)
         if progress is not None:
             progress(last, slices)
     volumes = counts * volume.voxel_volume_ml
-    return Uncertainty(volume, entropy, volumes[0], volumes[1], variations)
+    return Uncertainty(volume, entropy, volumes[0], volumes[1], variations, classes)
 
 
 def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 15) -> float:

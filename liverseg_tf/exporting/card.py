@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from liverseg_tf.config import ModelConfig
+from liverseg_tf.labels import LIVER_CLASSES
 from liverseg_tf.models.saving import weights_sha256
 from liverseg_tf.provenance import versions
 
@@ -30,7 +31,7 @@ def model_card(
     """
     card = {
         "name": f"{model.name}, {precision}, {format}",
-        "intended_use": "Research and teaching: outlines liver and liver tumours in portal-venous CT of adults. "
+        "intended_use": f"Research and teaching: outlines {_outlined(config)}. "
         "Not a medical device; not for diagnosis or treatment.",
         "input": "axial CT slices in Hounsfield units, row 0 anterior, column 0 the patient's right",
         "output": [{"index": i, "class": name} for i, name in enumerate(config.class_names)],
@@ -43,6 +44,12 @@ def model_card(
     }
     markdown = _markdown_beside(source)
     return card | ({"model_card.md": markdown} if markdown else {})
+
+
+def _outlined(config: ModelConfig) -> str:
+    if config.classes == LIVER_CLASSES:
+        return "liver and liver tumours in portal-venous CT of adults"
+    return f"{', '.join(config.class_names[1:])} in CT"
 
 
 def _markdown_beside(source: Path | None) -> str | None:

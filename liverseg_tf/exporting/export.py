@@ -14,7 +14,7 @@ import numpy as np
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.cases import Case
-from liverseg_tf.errors import ConfigError, LiverSegError, ModelError, OutputError
+from liverseg_tf.errors import ConfigError, LiverSegError, OutputError
 from liverseg_tf.exporting.card import model_card
 from liverseg_tf.exporting.parity import REFERENCE, Parity, check_parity, megabytes
 from liverseg_tf.exporting.samples import samples
@@ -23,7 +23,7 @@ from liverseg_tf.exporting.tflite import PRECISIONS, check_builtin_only, convert
 from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, version_folders
-from liverseg_tf.models.saving import load_model, save_model, weights_sha256
+from liverseg_tf.models.saving import config_of, load_model, save_model, weights_sha256
 from liverseg_tf.ownership import claim, owned_write, write_text
 from liverseg_tf.shipped import locate_model
 
@@ -93,9 +93,7 @@ def export(
     output = Path(output)
     source = None if isinstance(model, keras.Model) else Path(locate_model(model))
     network = model if source is None else load_model(source)
-    config = getattr(network, "liverseg_config", None)
-    if config is None:
-        raise ModelError("the Keras model carries no configuration; load it with load_model")
+    config = config_of(network)
     network = _in_float32(network, config)
     card = model_card(network, config, format, precision, source)
     if format == "savedmodel":
@@ -146,7 +144,7 @@ def _in_float32(model: keras.Model, config: ModelConfig) -> keras.Model:
 
 def _calibration_slices(model: keras.Model, config: ModelConfig, source) -> list[np.ndarray]:
     function = SliceFunction(model, config)
-    drawn = samples(source, CALIBRATION_SLICES, config.hu_range, _PHANTOM_SHAPE)
+    drawn = samples(source, CALIBRATION_SLICES, config.hu_range, _PHANTOM_SHAPE, config.classes)
     return list(itertools.chain.from_iterable(function.network_input(sample.hu).numpy() for sample in drawn))
 
 
@@ -167,7 +165,7 @@ def _compare(model: keras.Model, config: ModelConfig, folder: Path, cases) -> Pa
         reference = Path(temporary, "model.keras")
         save_model(model, config, reference)
         artefacts = {REFERENCE: reference, **dict(_artefacts_of(weights_sha256(model), folder))}
-        return check_parity(artefacts, config.class_names, config.hu_range, cases)
+        return check_parity(artefacts, config.classes, config.hu_range, cases)
 
 
 def _artefacts_of(weights: str, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -13,6 +13,7 @@ from liverseg_tf.data.cases import Case
 from liverseg_tf.errors import CaseError
 from liverseg_tf.exporting.samples import Sample, samples
 from liverseg_tf.exporting.timing import measure
+from liverseg_tf.labels import ClassSet
 
 # In-plane sizes that are compared: what TFLite files are made for, and one that is odd and not square.
 SIZES = ((512, 512), (476, 290))
@@ -76,7 +77,7 @@ class Parity:
 
 def check_parity(
     artefacts: dict[str, Path],
-    class_names: Sequence[str],
+    classes: ClassSet,
     hu_range: tuple[float, float] | None,
     source: str | Path | Sequence[Case] | None = None,
     sizes: Sequence[tuple[int, int]] = SIZES,
@@ -86,7 +87,7 @@ def check_parity(
 
     Args:
         artefacts: path by name: "<format> <precision>"; "keras float32" is what the others are compared with.
-        class_names: by index; the first is the background.
+        classes: of the models.
         hu_range: HU that slices are clipped to.
         source: a folder of cases, cases, or None for phantoms. Slices larger than a size are cut to it around the
             middle of their liver, those smaller are left out.
@@ -96,7 +97,7 @@ def check_parity(
     Raises:
         LiverSegError: for cases that can't be read, or an artefact that can't be run.
     """
-    drawn = list(samples(source, count, hu_range, (512, 512, 16)))
+    drawn = list(samples(source, count, hu_range, (512, 512, 16), classes))
     slices: dict[str, np.ndarray] = {}
     truths: dict[str, np.ndarray] = {}
     for pixels in sizes:
@@ -118,8 +119,8 @@ def check_parity(
                     size=size,
                     slices=len(slices[size]),
                     agreement=float((labels[size] == reference[0][size]).mean()),
-                    dice=_dice(labels[size], reference[0][size], class_names, either=True),
-                    dice_truth=_dice(labels[size], truths[size], class_names, either=False),
+                    dice=_dice(labels[size], reference[0][size], classes.names, either=True),
+                    dice_truth=_dice(labels[size], truths[size], classes.names, either=False),
                     largest_difference=float(np.abs(probabilities[size] - reference[1][size]).max()),
                     milliseconds_a_slice=figures.milliseconds_a_slice[size],
                     megabytes=megabytes(artefacts[name]),

@@ -12,7 +12,7 @@ import numpy as np
 from liverseg_tf.data.cases import Case, find_cases
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import DataWarning, warn
-from liverseg_tf.labels import LIVER, TUMOUR
+from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 
 PHANTOMS = 10
 UNKNOWN = 255
@@ -24,7 +24,8 @@ class Sample:
 
     Attributes:
         hu: (N, rows, columns) float32.
-        labels: (N, rows, columns) uint8; `UNKNOWN` everywhere where the case has no mask.
+        labels: (N, rows, columns) uint8; `UNKNOWN` everywhere where the case has no mask, or is a phantom for the model
+            of another organ.
     """
 
     hu: np.ndarray
@@ -36,6 +37,7 @@ def samples(
     count: int,
     hu_range: tuple[float, float] | None,
     phantom_shape: tuple[int, int, int],
+    classes: ClassSet = LIVER_CLASSES,
 ) -> Iterator[Sample]:
     """Draw about `count` slices over all cases: half of a case's share show its rarest class, the others are spread.
 
@@ -43,14 +45,16 @@ def samples(
         source: a folder of cases, cases, or None for phantoms.
         count: slices altogether; at least one a case.
         hu_range: HU to clip to, or None.
-        phantom_shape: (rows, columns, slices) of the phantoms.
+        phantom_shape: (rows, columns, slices) of the phantoms, which show liver and tumour.
+        classes: what the masks of cases hold.
 
     Raises:
         LiverSegError: for cases that can't be found or read.
 
     Warns:
-        DataWarning: if no slice shows a tumour.
+        DataWarning: if no slice shows the last class.
     """
+    source_given = source is not None
     with tempfile.TemporaryDirectory(prefix="liverseg-") as folder:
         if source is None:
             from liverseg_tf.data.phantom import write_phantoms
@@ -58,20 +62,27 @@ def samples(
             write_phantoms(folder, PHANTOMS, seed=0, shape=phantom_shape)
             source = folder
         cases = find_cases(source) if isinstance(source, (str, Path)) else list(source)
-        shows_tumour = False
+        truth_is_known = source_given or classes == LIVER_CLASSES
+        in_masks = classes if source_given else LIVER_CLASSES
+        rarest = len(in_masks) - 1
+        shows_rarest = False
         for case, share in zip(cases, _shares(count, len(cases)), strict=True):
             if share == 0:
                 continue
             volume = CTVolume.load(case.volume, hu_range=hu_range)
-            mask = MaskVolume.load(case.segmentation).labels if case.segmentation else None
-            chosen = _choose(mask, volume.shape[2], share)
+            mask = MaskVolume.load(case.segmentation, classes=in_masks).labels if case.segmentation else None
+            chosen = _choose(mask, volume.shape[2], share, rarest)
             hu = np.concatenate([volume.slices(i, i + 1) for i in chosen])
-            labels = np.full(hu.shape, UNKNOWN, np.uint8) if mask is None else np.moveaxis(mask[..., chosen], 2, 0)
-            shows_tumour |= bool((labels == TUMOUR).any())
+            labels = np.full(hu.shape, UNKNOWN, np.uint8)
+            if mask is not None:
+                shows_rarest |= bool((mask[..., chosen] == rarest).any())
+                if truth_is_known:
+                    labels = np.moveaxis(mask[..., chosen], 2, 0)
             yield Sample(hu, labels)
-        if not shows_tumour:
+        if not shows_rarest:
             warn(
-                "none of the slices shows a tumour (label 2): take cases with tumours, or none to use phantoms",
+                f"none of the slices shows a {in_masks.names[rarest]} (label {rarest}): take cases with some"
+                f"{', or none to use phantoms' if classes == LIVER_CLASSES else ''}",
                 DataWarning,
             )
 
@@ -81,11 +92,11 @@ def _shares(count: int, cases: int) -> list[int]:
     return [count // cases + (i < count % cases) for i in range(cases)]
 
 
-def _choose(mask: np.ndarray | None, slices: int, count: int) -> list[int]:
+def _choose(mask: np.ndarray | None, slices: int, count: int, rarest: int) -> list[int]:
     """Indices of about `count` slices: half with the rarest class that the mask has, the others evenly spread."""
     rare: list[int] = []
     if mask is not None:
-        for label in (TUMOUR, LIVER):
+        for label in range(rarest, 0, -1):
             if (found := np.flatnonzero((mask == label).any((0, 1)))).size:
                 rare = _spread(found, (count + 1) // 2)
                 break

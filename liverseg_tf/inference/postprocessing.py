@@ -12,7 +12,7 @@ from scipy import ndimage, sparse
 
 from liverseg_tf.config import Config
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
+from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet
 
 _ROWS_A_SLAB = 16
 # A ball is seen in the next slice if its radius is one slice spacing; a network may miss its last sliver.
@@ -61,7 +61,11 @@ class PostProcessing(Config):
                 )
 
     def __call__(
-        self, labels: np.ndarray, spacing_mm: tuple[float, float, float], voxel_volume_ml: float | None = None
+        self,
+        labels: np.ndarray,
+        spacing_mm: tuple[float, float, float],
+        voxel_volume_ml: float | None = None,
+        classes: ClassSet = LIVER_CLASSES,
     ) -> np.ndarray:
         """Clean labels up; smoothing comes before, where the labels are made.
 
@@ -69,10 +73,15 @@ class PostProcessing(Config):
             labels: (rows, columns, slices) uint8, changed in place.
             spacing_mm: distances along those axes, in mm.
             voxel_volume_ml: of the grid, as `Geometry.voxel_volume_ml`; by default that of perpendicular axes.
+            classes: what the labels are; further structures stay as they are.
 
         Returns:
             `labels`.
         """
+        if labels.size and labels.max() >= classes.organ_indices.stop:
+            organ = self(classes.organ_part(labels), spacing_mm, voxel_volume_ml)
+            np.copyto(labels, organ, where=labels < classes.organ_indices.stop)
+            return labels
         there = _occupied(labels)
         if there is not None and self.largest_liver:
             _keep_largest(there)
@@ -98,6 +107,13 @@ class PostProcessing(Config):
             unlikely |= (lesions.depth() == 1) & (area_mm2 > math.pi * (_BROAD * spacing_mm[2]) ** 2)
         lesions.relabel(unlikely, LIVER)
         return labels
+
+
+DEFAULT = PostProcessing()
+# What is left of it for another organ: that there is one, and what its lesions look like, is known of livers alone.
+OTHER_ORGANS = PostProcessing(
+    bridge_mm=0, largest_liver=False, least_liver_contact=0, drop_single_slices=False, smallest_lesion_ml=0
+)
 
 
 class SliceSmoother:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +22,11 @@ from liverseg_tf.data.volume import CTVolume, grid_in_words
 from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, warn
 from liverseg_tf.evaluation.measure import SMALLEST_LIVER_ML
 from liverseg_tf.files import sha256_of
-from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
+from liverseg_tf.inference.postprocessing import DEFAULT, OTHER_ORGANS, PostProcessing, SliceSmoother
 from liverseg_tf.inference.runtimes import Runtime, keras_runtime, open_runtime
 from liverseg_tf.inference.test_time_augmentation import Variations
-from liverseg_tf.labels import BACKGROUND
-from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, version_folder
+from liverseg_tf.labels import BACKGROUND, LIVER_CLASSES, ClassSet
+from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, folds_of, version_folder
 from liverseg_tf.models.saving import weights_sha256
 from liverseg_tf.ownership import save_image, sign
 from liverseg_tf.shipped import locate_model, shipped_models
@@ -55,6 +54,7 @@ class Prediction:
             unless asked for. Of the network, before post-processing.
         seconds: time taken, reading included.
         model_name: what the `Predictor` was made of, as text; None where it is not known.
+        lesion_is_2: see `ClassSet`.
     """
 
     volume: CTVolume
@@ -63,6 +63,7 @@ class Prediction:
     probabilities: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
     model_name: str | None = None
+    lesion_is_2: bool = True
 
     def __repr__(self) -> str:
         voxels = np.bincount(self.canonical_labels.ravel(), minlength=len(self.class_names))
@@ -83,14 +84,24 @@ class Prediction:
     @cached_property
     def image(self) -> nib.Nifti1Image:
         """The mask as a nibabel image with the input's grid, orientation, affine and header."""
-        return sign(self.volume.image_like(self.canonical_labels), "mask")
+        return sign(self.volume.image_like(self.canonical_labels), "mask", self._comment)
 
     def statistics(self) -> MaskStatistics:
         """Volumes in ml, lesions, burden; see `liverseg_tf.statistics`."""
         from liverseg_tf.data.volume import MaskVolume
         from liverseg_tf.evaluation.statistics import statistics
 
-        return statistics(MaskVolume(self.labels, self.volume.geometry), self.volume)
+        return statistics(MaskVolume(self.labels, self.volume.geometry, classes=self.classes), self.volume)
+
+    @property
+    def classes(self) -> ClassSet:
+        """What the classes are."""
+        return ClassSet(self.class_names, self.lesion_is_2)
+
+    @property
+    def _comment(self) -> str:
+        """What the mask's header tells of its classes; nothing where they are liver and tumour."""
+        return "" if self.classes == LIVER_CLASSES else self.classes.to_json()
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the mask as .nii or .nii.gz, whole or not at all.
@@ -104,7 +115,7 @@ class Prediction:
         """
         # not `image`, which would be kept
         image = self.volume.image_like(self.canonical_labels)
-        save_image(image, path, "mask", inputs=self._inputs, overwrite=overwrite)
+        save_image(image, path, "mask", comment=self._comment, inputs=self._inputs, overwrite=overwrite)
 
     def save_probabilities(self, path: str | Path, overwrite: bool = False) -> list[Path]:
         """Write one NIfTI file a class beside `path`: `x.nii.gz` gives `x_liver.nii.gz` and `x_tumour.nii.gz`.
@@ -137,7 +148,8 @@ class Predictor:
         model: a run folder, a `.keras` file, a SavedModel folder, a `.tflite` file, a Keras model of this library, a
             `Runtime`, or a list of these, whose probabilities are averaged. By default the shipped model.
         batch_size: slices at a time; by default as many as fit a fixed budget of pixels.
-        postprocessing: 3-D clean-up; None for none.
+        postprocessing: 3-D clean-up; None for none. By default `PostProcessing()` for a liver, and for other organs
+            what of it holds for them: smoothing and holes.
         variations: average the probabilities of slices a little shifted, turned, scaled and denser, this many, the
             unchanged ones among them; or `Variations`. It takes as many times as long. By default none.
         max_bytes: most bytes that a volume may take; see `CTVolume.load`.
@@ -155,7 +167,7 @@ class Predictor:
         model: str | Path | keras.Model | Runtime | Sequence | None = None,
         *,
         batch_size: int | None = None,
-        postprocessing: PostProcessing | None = PostProcessing(),  # noqa: B008 (frozen)
+        postprocessing: PostProcessing | None = DEFAULT,
         variations: int | Variations | None = None,
         max_bytes: int | None = None,
     ):
@@ -163,15 +175,17 @@ class Predictor:
         self.variations = Variations(count=variations) if isinstance(variations, int) else variations
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch size: expected at least 1. Received: {batch_size}")
-        models = list(model) if isinstance(model, (list, tuple)) else _folds(locate_model(model))
+        models = list(model) if isinstance(model, (list, tuple)) else folds_of(locate_model(model))
         self.runtimes = [open_runtime(locate_model(m)) for m in models]
         self.config: ModelConfig = self.runtimes[0].config
         for runtime in self.runtimes[1:]:
-            if runtime.config.class_names != self.config.class_names:
+            if runtime.config.classes != self.config.classes:
                 raise ModelError(
                     f"an ensemble needs models of the same classes: expected {self.config.class_names}, "
                     f"got {runtime.config.class_names}"
                 )
+        if postprocessing is DEFAULT and not self.config.classes.is_liver:
+            postprocessing = OTHER_ORGANS
         self.batch_size, self.postprocessing, self.max_bytes = batch_size, postprocessing, max_bytes
 
     def __repr__(self) -> str:
@@ -197,7 +211,7 @@ class Predictor:
 
         None where a server or another runtime can't be looked into.
         """
-        models = self._model if isinstance(self._model, (list, tuple)) else _folds(locate_model(self._model))
+        models = self._model if isinstance(self._model, (list, tuple)) else folds_of(locate_model(self._model))
         digests = [_model_digest(model, runtime) for model, runtime in zip(models, self.runtimes, strict=True)]
         known = [digest for digest in digests if digest is not None]
         return hashlib.sha256("".join(known).encode()).hexdigest() if len(known) == len(digests) else None
@@ -271,14 +285,15 @@ class Predictor:
                 "close other programs, or leave the GPU out with CUDA_VISIBLE_DEVICES=-1"
             ) from error
         liver_ml = np.count_nonzero(labels != BACKGROUND) * volume.voxel_volume_ml
-        if liver_ml < SMALLEST_LIVER_ML:
+        if self.config.classes.is_liver and liver_ml < SMALLEST_LIVER_ML:
             warn(
                 f"{volume.name}: only {liver_ml:.0f} ml of liver found (expected {SMALLEST_LIVER_ML:.0f} ml and more); "
                 "is the liver in the field, and is this a CT in HU?",
                 DataWarning,
             )
         seconds = time.perf_counter() - start
-        return Prediction(volume, labels, self.config.class_names, kept, seconds, self.name)
+        lesion_is_2 = self.config.lesion_is_2
+        return Prediction(volume, labels, self.config.class_names, kept, seconds, self.name, lesion_is_2)
 
     def _segment(self, volume: CTVolume, batch: int, probabilities: bool, progress: Progress | None):
         labels = np.zeros(volume.shape, np.uint8)
@@ -311,7 +326,7 @@ class Predictor:
         if smoother:
             label(smoother.rest().argmax(-1))
         if self.postprocessing is not None:
-            labels = self.postprocessing(labels, volume.spacing_mm, volume.voxel_volume_ml)
+            labels = self.postprocessing(labels, volume.spacing_mm, volume.voxel_volume_ml, self.config.classes)
         return labels, kept
 
     def network_probabilities(self, hu: np.ndarray) -> np.ndarray:
@@ -362,17 +377,6 @@ class Predictor:
 def side_product(target: Path, name: str) -> Path:
     """Where a class's probabilities go: `x_liver.nii.gz` of the mask `x.nii.gz`."""
     return target.with_name(f"{stem(target)}_{name}{target.name[len(stem(target)) :]}")
-
-
-def _folds(model) -> list:
-    """A model by itself; or the folds in the folder of a cross-validation."""
-    if isinstance(model, (str, Path)) and (Path(model) / "folds.json").is_file():
-        try:
-            rows = json.loads((Path(model) / "folds.json").read_text("utf-8"))
-            return [Path(model) / f"fold-{int(row['fold'])}" for row in rows]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{model}: expected the folds of a cross-validation ({error})") from None
-    return [model]
 
 
 def _model_digest(model, runtime: Runtime) -> str | None:

@@ -19,7 +19,7 @@ from liverseg_tf.errors import GeometryError, ModelError, first_line
 from liverseg_tf.inference.allowed_operations import check_operations, check_tflite_operators
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
-from liverseg_tf.models.saving import load_model, restore_weights
+from liverseg_tf.models.saving import config_of, load_model, restore_weights
 from liverseg_tf.native_logs import without_log_lines
 
 
@@ -91,7 +91,7 @@ class KerasRuntime(_LocalRuntime):
 
     Args:
         model: channels in, logits out, as `load_model` gives it.
-        config: how its input is prepared; by default the model's own `liverseg_config`.
+        config: how its input is prepared; by default the model's own.
 
     Raises:
         ModelError: if neither the model nor the caller says how its input is prepared.
@@ -104,9 +104,7 @@ class KerasRuntime(_LocalRuntime):
     """
 
     def __init__(self, model: keras.Model, config: ModelConfig | None = None):
-        config = config or getattr(model, "liverseg_config", None)
-        if config is None:
-            raise ModelError("the Keras model carries no configuration; load it with load_model, or give config=")
+        config = config_of(model, config)
         self.config = config
         self.slice_function = SliceFunction(model, config)
         signature = [tf.TensorSpec((None, None, None), tf.float32, "hu")]

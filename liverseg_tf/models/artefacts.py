@@ -1,8 +1,9 @@
-"""The JSON that every exported artefact carries: configuration, model card, and its files' checksums."""
+"""How models lie on disk: the JSON of exported artefacts, version folders, and the folds of a cross-validation."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError
 from liverseg_tf.files import sha256_of
+from liverseg_tf.ownership import write_text
 from liverseg_tf.strict_json import to_json
 
 # Where it lies inside a SavedModel. TensorFlow Serving leaves this folder alone.
 SAVEDMODEL_MANIFEST = Path("assets.extra", "liverseg_model.json")
+FOLDS = "folds.json"
 
 
 @dataclass(frozen=True)
@@ -107,3 +110,29 @@ def version_folder(path: Path) -> Path:
     if (path / "saved_model.pb").is_file() or not version_folders(path):
         return path
     return version_folders(path)[-1]
+
+
+def write_folds(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the record that makes a folder a cross-validation: a row for each `fold_folder`, in order."""
+    numbered = [{"fold": index, **row} for index, row in enumerate(rows)]
+    write_text(folder / FOLDS, to_json(numbered, indent=2) + "\n", "run")
+
+
+def fold_folder(folder: Path, index: int) -> Path:
+    """The run folder of a fold, counted from 0."""
+    return folder / f"fold-{index}"
+
+
+def folds_of(model: Any) -> list[Any]:
+    """A model by itself; or the run folders in the folder of a cross-validation.
+
+    Raises:
+        ModelError: if its record can't be read.
+    """
+    if not isinstance(model, (str, Path)) or not (Path(model) / FOLDS).is_file():
+        return [model]
+    try:
+        rows = json.loads((Path(model) / FOLDS).read_text("utf-8"))
+        return [fold_folder(Path(model), int(row["fold"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{model}: expected the folds of a cross-validation ({error})") from None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import tensorflow as tf
 
-from liverseg_tf.labels import BACKGROUND, CLASS_NAMES
+from liverseg_tf.labels import BACKGROUND, LIVER_CLASSES, ClassSet
 
 
 def confusion_matrices(labels: tf.Tensor, logits: tf.Tensor, classes: int) -> tf.Tensor:
@@ -26,17 +24,17 @@ def confusion_matrices(labels: tf.Tensor, logits: tf.Tensor, classes: int) -> tf
     return tf.cast(tf.round(tf.einsum("bhwt,bhwp->btp", truth, predicted)), tf.int64)
 
 
-def metrics_from_confusion(confusion: np.ndarray, class_names: Sequence[str] = CLASS_NAMES) -> dict[str, float]:
+def metrics_from_confusion(confusion: np.ndarray, classes: ClassSet = LIVER_CLASSES) -> dict[str, float]:
     """The figures of one confusion matrix.
 
     `accuracy` counts every pixel (the original's accuracy with background); `foreground_accuracy` those whose true
     class is not background (fastai's `foreground_acc`). For each other class c: Dice 2 TP / (2 TP + FP + FN) and IoU
-    TP / (TP + FP + FN). Liver takes in every later class, as the LiTS challenge counts tumour as liver.
+    TP / (TP + FP + FN). The organ takes in its lesion, as the LiTS challenge counts tumour as liver.
     A figure without any pixel to go by is NaN.
 
     Args:
         confusion: (K, K) counts, rows true, columns predicted.
-        class_names: K names.
+        classes: K of them.
     """
     confusion = np.asarray(confusion, np.float64)
     foreground = confusion[BACKGROUND + 1 :]
@@ -44,10 +42,10 @@ def metrics_from_confusion(confusion: np.ndarray, class_names: Sequence[str] = C
         "accuracy": _ratio(np.trace(confusion), confusion.sum()),
         "foreground_accuracy": _ratio(np.trace(foreground[:, BACKGROUND + 1 :]), foreground.sum()),
     }
-    for index, name in enumerate(class_names):
+    for index, name in enumerate(classes.names):
         if index == BACKGROUND:
             continue
-        members = slice(index, None) if name == "liver" else slice(index, index + 1)
+        members = slice(index, classes.organ_indices.stop) if index == 1 else slice(index, index + 1)
         both = confusion[members, members].sum()
         true, predicted = confusion[members].sum(), confusion[:, members].sum()
         result[f"{name}_dice"] = _ratio(2 * both, true + predicted)

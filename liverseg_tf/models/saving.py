@@ -53,7 +53,7 @@ def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
         precision: Keras dtype policy of the layers.
 
     Returns:
-        A Keras model: channels in, float32 logits out; its `liverseg_config` is a `ModelConfig`.
+        A Keras model: channels in, float32 logits out; `config_of` gives its `ModelConfig`.
 
     Raises:
         ModelError: if it is missing, truncated, no model, of another architecture, or made by something else.
@@ -110,7 +110,7 @@ def restore_weights(variables: Sequence, folder: Path) -> None:
 
 
 def build_model(config: ModelConfig, encoder_weights: str | Path = "none", precision: str = "float32") -> keras.Model:
-    """Build the network that a configuration describes; the configuration hangs on it as `liverseg_config`."""
+    """Build the network that a configuration describes; `config_of` finds the configuration again."""
     try:
         model = build_unet(
             config.image_size,
@@ -124,6 +124,22 @@ def build_model(config: ModelConfig, encoder_weights: str | Path = "none", preci
         raise ModelError(f"the model's configuration can't be built: {error}") from error
     model.liverseg_config = config
     return model
+
+
+def config_of(model: keras.Model, config: ModelConfig | None = None) -> ModelConfig:
+    """How a network's input is prepared and what its classes are: the one place that looks for it.
+
+    Args:
+        model: of `load_model` or `build_model`, which hang the configuration on it as `liverseg_config`.
+        config: the caller's, which then counts.
+
+    Raises:
+        ModelError: if neither says it.
+    """
+    found = config or getattr(model, "liverseg_config", None)
+    if found is None:
+        raise ModelError("the Keras model carries no configuration; load it with load_model, or give config=")
+    return found
 
 
 def load_config(path: str | Path) -> ModelConfig:

@@ -17,7 +17,7 @@ from liverseg_tf.evaluation.measure import FLAGS, LesionMeasurement, Measurement
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.inference.predictor import Prediction
-from liverseg_tf.labels import CLASSES, TUMOUR
+from liverseg_tf.labels import TUMOUR
 from liverseg_tf.provenance import SOFTWARE, versions
 from liverseg_tf.reporting.page_data import (
     PICTURE_BYTES,
@@ -107,13 +107,15 @@ def build_page(
     volume, labels = content.prediction.volume, content.prediction.canonical_labels
     tell(0, 3)
     layers, masks, strengths, tables = _layers(content)
+    classes = content.prediction.classes
+    mask = MaskVolume(content.prediction.labels, volume.geometry, classes=classes)
     grid, blobs = encode_layers(volume, masks, strengths)
     tell(1, 3)
-    blobs["lesions"] = encode_numbers(*numbered_lesions(labels), labels.shape, grid.factor)
-    solid, blobs["surfaces"] = encode_surfaces(surfaces(MaskVolume(content.prediction.labels, volume.geometry)))
+    blobs["lesions"] = encode_numbers(*numbered_lesions(mask.organ_labels), labels.shape, grid.factor)
+    solid, blobs["surfaces"] = encode_surfaces(surfaces(mask))
     resection = None
     if plan:
-        resection, text = encode_plan(MaskVolume(content.prediction.labels, volume.geometry))
+        resection, text = encode_plan(mask)
         if resection is not None:
             blobs["plan"] = text
     tell(2, 3)
@@ -121,8 +123,8 @@ def build_page(
     if grid.factor > 1:
         wanted = _slices_with_lesions(list(masks.values()))
         full, blobs["full-hu"] = encode_full_slices(volume, grid, wanted, PICTURE_BYTES - packed_bytes(blobs))
-        for key, mask in masks.items():
-            blobs[f"full-{key}"] = encode_labels(mask[..., full], 1)
+        for key, shown in masks.items():
+            blobs[f"full-{key}"] = encode_labels(shown[..., full], 1)
     tell(3, 3)
     lesions = [_lesion_place(volume, labels, one) for one in content.measured.lesions]
     data = {
@@ -140,13 +142,15 @@ def build_page(
         "surfaces": solid,
         "plan": resection,
         "start": lesions[0] if lesions else _start(labels),
-        "windows": _windows(liver_window(volume, labels)),
-        "classes": [{"name": c.name, "color": c.color, "safe_color": c.safe_color} for c in CLASSES],
+        "windows": _windows(liver_window(volume, labels), classes.named("this liver")),
+        "classes": [{"name": c.name, "color": c.color, "safe_color": c.safe_color} for c in classes.classes],
         "safe_colors": safe_colors,
     }
     explained = content.explanation is not None and bool(content.explanation.regions)
     return _template().render(
         title=title,
+        named=classes.named,
+        organ=classes.organ,
         signature=Markup(f'{SIGNATURE} {__version__}">'),
         style=Markup(_asset("style.css")),
         scripts=[Markup(_asset(name)) for name in ("three.min.js", "solid.js", "plan.js", "viewer.js")],
@@ -177,12 +181,13 @@ def build_page(
 def _quality(content: ReportContent) -> list[str]:
     """What makes the result doubtful, in words."""
     found = content.measured
-    notes = [FLAGS[name][0].upper() + FLAGS[name][1:] + "." for name in found.flags]
+    classes = found.statistics.classes
+    notes = [_sentence(classes.named(FLAGS[name])) + "." for name in found.flags]
     doubt = content.prediction.volume.doubt
     if doubt:
         notes.append(f"The intensities don't look like HU: {doubt}.")
     hu = found.statistics.liver_mean_hu
-    if hu is not None and not doubt:
+    if hu is not None and not doubt and classes.is_liver:
         low, high = _PORTAL_VENOUS_HU
         if hu < low:
             notes.append(
@@ -201,21 +206,31 @@ def _quality(content: ReportContent) -> list[str]:
     return notes
 
 
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def _findings(content: ReportContent) -> list[tuple[str, str]]:
     found = content.measured.statistics
     least = "at least " if content.measured.volume_is_lower_bound else ""
-    burden = "" if found.tumour_burden is None else f" ({100 * found.tumour_burden:.1f} % of the liver)"
+    burden = "" if found.tumour_burden is None else f" ({100 * found.tumour_burden:.1f} % of the {found.classes.organ})"
+    named = found.classes.named
+    further = [(_sentence(name), f"{ml:.1f} ml") for name, ml in found.further_volumes_ml.items()]
     return [
         (
-            "Liver with tumours",
+            _sentence(named("liver with tumours")),
             f"{least}{found.liver_volume_ml:.0f} ml{_over_variations(content, 'liver_range_ml', 0)}",
         ),
         (
-            "Tumours",
+            "Tumours" if found.classes.is_liver else _sentence(named("tumour")),
             f"{found.tumour_volume_ml:.1f} ml{burden}{_over_variations(content, 'tumour_range_ml', 1)}",
         ),
         ("Lesions", str(found.lesion_count)),
-        ("Mean HU of liver / tumours", f"{_number(found.liver_mean_hu, 0)} / {_number(found.tumour_mean_hu, 0)}"),
+        (
+            named("Mean HU of liver / tumours"),
+            f"{_number(found.liver_mean_hu, 0)} / {_number(found.tumour_mean_hu, 0)}",
+        ),
+        *further,
     ]
 
 
@@ -246,10 +261,10 @@ def _lesion_rows(content: ReportContent) -> list[dict[str, Any]]:
 
 
 def _scores(scores: CaseScores) -> list[tuple[str, str]]:
-    row = scores.row
+    row, named = scores.row, scores.classes.named
     return [
-        ("Dice of the liver / of tumours", f"{row['liver_dice']:.3f} / {row['lesion_dice']:.3f}"),
-        ("IoU of the liver / of tumours", f"{row['liver_jaccard']:.3f} / {row['lesion_jaccard']:.3f}"),
+        (named("Dice of the liver / of tumours"), f"{row['liver_dice']:.3f} / {row['lesion_dice']:.3f}"),
+        (named("IoU of the liver / of tumours"), f"{row['liver_jaccard']:.3f} / {row['lesion_jaccard']:.3f}"),
         ("95 % Hausdorff distance", f"{_number(row['liver_hd95_mm'], 1)} / {_number(row['lesion_hd95_mm'], 1)} mm"),
         ("Mean surface distance", f"{_number(row['liver_assd_mm'], 1)} / {_number(row['lesion_assd_mm'], 1)} mm"),
         (
@@ -404,8 +419,8 @@ def _color_table(name: str) -> list[list[int]]:
     return np.rint(colormaps[name](np.linspace(0, 1, 64))[:, :3] * 255).astype(int).tolist()
 
 
-def _windows(measured: tuple[int, int]) -> list[dict[str, Any]]:
-    offered = [("this liver", measured), *((name, resolve_window(name)) for name in _OFFERED_WINDOWS)]
+def _windows(measured: tuple[int, int], own: str) -> list[dict[str, Any]]:
+    offered = [(own, measured), *((name, resolve_window(name)) for name in _OFFERED_WINDOWS)]
     return [{"name": name, "width": width, "level": level} for name, (width, level) in offered]
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.evaluation.surface import Box
 from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
-from liverseg_tf.labels import CLASSES
 
 # Bytes of gzip; base64 makes a third more of them, and the page must stay under 25 MB.
 VOLUME_BYTES = 14_200_000
@@ -209,5 +208,6 @@ def _pool_labels(labels: np.ndarray, factor: int) -> np.ndarray:
         return labels
     blocks = _blocks(labels, factor)
     # ties go to the higher class: a small tumour should rather be seen
-    counts = np.stack([(blocks == c.index).sum(axis=(2, 4), dtype=np.uint16) for c in reversed(CLASSES)])
-    return (len(CLASSES) - 1 - counts.argmax(axis=0)).astype(np.uint8)
+    highest = int(labels.max(initial=0))
+    counts = np.stack([(blocks == label).sum(axis=(2, 4), dtype=np.uint16) for label in range(highest, -1, -1)])
+    return (highest - counts.argmax(axis=0)).astype(np.uint8)

@@ -24,11 +24,11 @@ def encode_plan(mask: MaskVolume) -> tuple[dict[str, Any] | None, str]:
         cells, both towards the patient's left, back and head from the middle of the volume; `cell_ml`; `middle_mm` of
         the liver's box. And base64 of gzip of the shares, uint8, C order. None and an empty text without a liver.
     """
-    box = bounding_box(mask.labels != BACKGROUND)
+    box = bounding_box(mask.organ_labels != BACKGROUND)
     if box is None:
         return None, ""
     factors = [max(1, round(_CELL_MM / s)) for s in mask.spacing_mm]
-    share = np.rint(255 * pooled(mask.labels[box] != BACKGROUND, factors)).astype(np.uint8)
+    share = np.rint(255 * pooled(mask.organ_labels[box] != BACKGROUND, factors)).astype(np.uint8)
     steps = mask.geometry.steps_mm[[1, 0, 2]]  # to the left, the back, the head
     start, stop = (np.array([getattr(s, name) for s in box]) for name in ("start", "stop"))
     middle = (np.array(mask.shape) - 1) / 2

@@ -55,7 +55,7 @@ def preview(volume: CTVolume, mask: MaskVolume, found: MaskStatistics, safe_colo
         axis = figure.add_subplot(grid[divmod(place, 3)])
         title = f"slice {index + 1} of {volume.shape[2]}"
         show_image(axis, image[rows, columns], window_bounds(window), aspect, title)
-        contours(axis, labels[rows, columns, index], aspect, safe_colors, width=1.3)
+        contours(axis, labels[rows, columns, index], aspect, safe_colors, width=1.3, classes=mask.classes.classes)
         scale_bar(axis, volume.spacing_mm[1])
     solid = figure.add_subplot(grid[0, 3])
     colors = class_color(CLASSES[LIVER], safe_colors), class_color(CLASSES[TUMOUR], safe_colors)
@@ -68,7 +68,7 @@ def preview(volume: CTVolume, mask: MaskVolume, found: MaskStatistics, safe_colo
     words = figure.add_subplot(grid[1, 3])
     words.axis("off")
     words.text(0.0, 0.98, "\n".join(_lines(found)), va="top", fontsize=13, linespacing=1.5, transform=words.transAxes)
-    class_legend(figure, safe_colors)
+    class_legend(figure, safe_colors, classes=mask.classes.classes)
     name = volume.path.name if volume.path else "volume"
     figure.suptitle(f"{name}, {window_title(window)}   (for research only)", fontsize=14)
     return figure
@@ -77,7 +77,7 @@ def preview(volume: CTVolume, mask: MaskVolume, found: MaskStatistics, safe_colo
 def _lines(found: MaskStatistics) -> list[str]:
     burden = "" if found.tumour_burden is None else f" ({100 * found.tumour_burden:.1f} %)"
     lines = [
-        f"liver {found.liver_volume_ml:.0f} ml",
+        f"{found.classes.organ} {found.liver_volume_ml:.0f} ml",
         f"tumours {found.tumour_volume_ml:.1f} ml{burden}",
         "1 lesion" if found.lesion_count == 1 else f"{found.lesion_count} lesions",
     ]

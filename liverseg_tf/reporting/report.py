@@ -80,8 +80,11 @@ def report(
     if model is None and isinstance(source, Prediction) and source.model_name not in (None, "shipped"):
         raise ConfigError(f"this prediction was made by {source.model_name}: give that model too (model=)")
     predictor = model if isinstance(model, Predictor) else Predictor(model)
+    classes = predictor.config.classes
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
-    reference = truth if truth is None or isinstance(truth, MaskVolume) else MaskVolume.load(truth, like=volume)
+    reference = truth
+    if reference is not None and not isinstance(reference, MaskVolume):
+        reference = MaskVolume.load(reference, classes=classes, like=volume)
     if reference is not None:
         check_same_grid(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
     if isinstance(source, Prediction):
@@ -99,7 +102,7 @@ def report(
             prediction, predictor, progress=lambda done, total: report_progress(done, total, "uncertainty")
         )
     report_progress(0, 1, "measuring")
-    mask = MaskVolume(prediction.labels, volume.geometry)
+    mask = MaskVolume(prediction.labels, volume.geometry, classes=classes)
     scores = score_case(reference, mask) if reference is not None else None
     content = ReportContent(
         prediction,
@@ -136,7 +139,7 @@ def _explained(
 ) -> Explanation | None:
     from liverseg_tf.explanation.explain import explain
 
-    if not (prediction.canonical_labels == TUMOUR).any():
+    if prediction.classes.lesion is None or not (prediction.canonical_labels == TUMOUR).any():
         return None
     try:
         found = explain(

@@ -47,11 +47,11 @@ def surfaces(mask: MaskVolume) -> list[Surface]:
         >>> liver.lesion, abs(liver.corners_mm).max().round() <= 20
         (0, True)
     """
-    box = bounding_box(mask.labels != BACKGROUND)
+    box = bounding_box(mask.organ_labels != BACKGROUND)
     if box is None:
         return []
-    found = [_surface(0, mask.labels[box] != BACKGROUND, box, mask, _LIVER_STEP_MM)]
-    numbered, lesion_box = numbered_lesions(mask.labels)
+    found = [_surface(0, mask.organ_labels[box] != BACKGROUND, box, mask, _LIVER_STEP_MM)]
+    numbered, lesion_box = numbered_lesions(mask.organ_labels)
     if lesion_box is not None:
         from scipy import ndimage
 

@@ -67,6 +67,7 @@ def recipe_batches(
         config.image_size,
         batch_size,
         steps,
+        classes=len(config.class_names),
         channels=config.channels,
         hu_range=config.hu_range,
         selection=replace(selection, every_volume=1),

@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.labels import ClassSet
 from liverseg_tf.models.losses import Loss
 from liverseg_tf.models.metrics import confusion_matrices, metrics_from_confusion
+from liverseg_tf.models.saving import config_of
 from liverseg_tf.models.unet import is_encoder
 from liverseg_tf.training.optimizer import GroupedAdamW, OneCycle, decays, rate_factors
 from liverseg_tf.training.recipes import Recipe
@@ -217,7 +219,7 @@ class Trainer:
             first = first or time.perf_counter() - start
             if on_step is not None:
                 on_step(index)
-        figures = metrics_from_confusion(self.confusion.numpy(), self._class_names)
+        figures = metrics_from_confusion(self.confusion.numpy(), self._classes)
         return {
             "loss": float(self.loss_sum.numpy()) / steps,
             **figures,
@@ -227,8 +229,8 @@ class Trainer:
         }
 
     @property
-    def _class_names(self):
-        return self.model.liverseg_config.class_names
+    def _classes(self) -> ClassSet:
+        return config_of(self.model).classes
 
     def _validation_step(self, channels, labels):
         logits = self.model(channels, training=False)
@@ -250,7 +252,7 @@ class Trainer:
 
         Returns:
             The figures under names that begin with `val_`; `val_case_dice` is the mean over the cases of the mean of
-            liver and tumour Dice, a class counting where the case or the prediction holds it.
+            the classes' Dice, a class counting where the case or the prediction holds it.
         """
         total, count = 0.0, 0
         by_case: dict[int, np.ndarray] = {}
@@ -267,12 +269,12 @@ class Trainer:
             sums = gather(self.strategy, np.concatenate([[total, count], matrices.ravel()])).sum(0)
             total, count = sums[:2]
             by_case = dict(zip(cases, sums[2:].reshape(matrices.shape), strict=True))
-        figures = metrics_from_confusion(np.sum(list(by_case.values()), axis=0), self._class_names)
-        rows = {case: metrics_from_confusion(matrix, self._class_names) for case, matrix in by_case.items()}
+        figures = metrics_from_confusion(np.sum(list(by_case.values()), axis=0), self._classes)
+        rows = {case: metrics_from_confusion(matrix, self._classes) for case, matrix in by_case.items()}
         dice = [[v for k, v in row.items() if k.endswith("_dice") and not np.isnan(v)] for row in rows.values()]
         by_class = {
             f"val_case_{name}_dice": _mean([row[f"{name}_dice"] for row in rows.values()])
-            for name in self._class_names[1:]
+            for name in self._classes.names[1:]
         }
         return {
             "val_loss": total / count,

@@ -27,6 +27,8 @@ class TrainingOptions:
         batch_size: slices a step over all devices, at least 1; None: the recipe's.
         backbone: encoder, one of `liverseg_tf.config.BACKBONES`; None: the recipe's.
         encoder_weights: "imagenet", "none" or a file; None: the recipe's.
+        classes: what the masks hold, by value from 1: the organ, its lesion (None if it has none), further structures;
+            None: liver and tumour, or those of `from_model`.
         validation_fraction: share of the patients to validate on, above 0 and below 1.
         split: "patients", or "slices" as the original had it, which mixes a patient's slices over both sides.
         folds: train this many models, at least 2, each validated on its own share of the patients, in
@@ -61,6 +63,7 @@ class TrainingOptions:
     batch_size: int | None = None
     backbone: str | None = None
     encoder_weights: str | Path | None = None
+    classes: Sequence[str | None] | None = None
     validation_fraction: float = 0.2
     split: str = "patients"
     folds: int | None = None
@@ -98,6 +101,7 @@ class TrainingChanges(TypedDict, total=False):
     batch_size: int | None
     backbone: str | None
     encoder_weights: str | Path | None
+    classes: Sequence[str | None] | None
     validation_fraction: float
     split: str
     folds: int | None

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from liverseg_tf.config import BACKBONES, ChannelsConfig, Config, ModelConfig
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import HU_RANGE
+from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,12 @@ class Recipe(Config):
         if self.best_by not in BEST_BY:
             raise ConfigError(f"best_by: expected one of {', '.join(BEST_BY)}. Received: {self.best_by!r}")
 
-    def model_config(self, source: ModelConfig | None = None) -> ModelConfig:
+    def model_config(self, source: ModelConfig | None = None, classes: ClassSet = LIVER_CLASSES) -> ModelConfig:
         """Configuration of the model that this recipe trains.
 
         Args:
             source: of a model to start from: all but the image size stays as it is.
+            classes: of a model that starts from none.
 
         Raises:
             ConfigError: if there is no such backbone.
@@ -103,7 +105,14 @@ class Recipe(Config):
         if self.backbone not in BACKBONES:
             raise ConfigError(f"backbone: expected one of {', '.join(BACKBONES)}. Received: {self.backbone!r}")
         hu_range = HU_RANGE if self.clip_hu else None
-        return ModelConfig(self.image_size, self.backbone, channels=self.channels, hu_range=hu_range)
+        return ModelConfig(
+            self.image_size,
+            self.backbone,
+            classes.names,
+            self.channels,
+            hu_range,
+            lesion_is_2=classes.lesion_is_2,
+        )
 
 
 # What may choose the kept epoch, and whether more of it is better.

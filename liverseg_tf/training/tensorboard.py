@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from liverseg_tf.errors import require
 from liverseg_tf.labels import color_mask
+from liverseg_tf.models.saving import config_of
 
 _SLICES = 4
 
@@ -41,9 +42,11 @@ class TensorBoardLog(keras.callbacks.Callback):
         predicted = np.argmax(self.model(self.channels, training=False), -1)
         gray = np.repeat(self.channels[..., :1], 3, -1)
 
+        classes = config_of(self.model).classes.classes
+
         def overlay(labels):
             shown = (labels > 0)[..., None]
-            return np.where(shown, 0.6 * gray + 0.4 * color_mask(labels) / 255, gray)
+            return np.where(shown, 0.6 * gray + 0.4 * color_mask(labels, classes=classes) / 255, gray)
 
         with self.writer.as_default(step=epoch + 1):
             for name, value in logs.items():

@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.cases import Case, folds_by_patient, split_by_patient, with_masks
 from liverseg_tf.data.slice_options import SlicePart
 from liverseg_tf.data.slices import explain_read_error, slice_dataset
@@ -34,8 +35,10 @@ from liverseg_tf.errors import (
 )
 from liverseg_tf.files import atomic_write, is_partial
 from liverseg_tf.keyword_options import takes_options, with_changes
+from liverseg_tf.labels import LIVER_CLASSES, ClassSet
+from liverseg_tf.models.artefacts import fold_folder, write_folds
 from liverseg_tf.models.losses import build_loss
-from liverseg_tf.models.saving import build_model, load_model, save_model
+from liverseg_tf.models.saving import build_model, config_of, load_config, load_model, save_model
 from liverseg_tf.ownership import LEDGER, adopt, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.shipped import locate_model, models_folder
@@ -81,8 +84,7 @@ class Run:
     def __repr__(self) -> str:
         return (
             f"Run({self.output}: {len(self.history)} epochs, the best is {self.best['epoch']}: "
-            f"validation loss {self.best['val_loss']:.4f}, Dice by case: "
-            f"liver {self.best['val_case_liver_dice']:.3f}, tumour {self.best['val_case_tumour_dice']:.3f})"
+            f"validation loss {self.best['val_loss']:.4f}, Dice by case: {dice_in_words(self.best)})"
         )
 
     def model(self) -> keras.Model:
@@ -147,12 +149,12 @@ def train(
         )
     runs = []
     for index, (training, validation) in enumerate(folds_by_patient(labelled, options.folds, options.seed)):
-        runs.append(_Training(training, validation, output / f"fold-{index}", recipe, options).run())
-    rows = [{"fold": i, **run.best} for i, run in enumerate(runs)]
+        runs.append(_Training(training, validation, fold_folder(output, index), recipe, options).run())
     if worker_index(options.strategy)[0] == 0:
-        write_text(output / "folds.json", to_json(rows, indent=2) + "\n", "run")
+        write_folds(output, [run.best for run in runs])
     larger = BEST_BY[recipe.best_by]
-    return (max if larger else min)(runs, key=lambda run: run.best[recipe.best_by])
+    best_by = _classes(options).named(recipe.best_by)
+    return (max if larger else min)(runs, key=lambda run: run.best[best_by])
 
 
 def _changed_recipe(recipe: Recipe, options: TrainingOptions) -> Recipe:
@@ -161,6 +163,32 @@ def _changed_recipe(recipe: Recipe, options: TrainingOptions) -> Recipe:
     changes: dict[str, Any] = {name: getattr(options, name) for name in names}
     changes["encoder_weights"] = str(options.encoder_weights) if options.encoder_weights is not None else None
     return replace(recipe, **{k: v for k, v in changes.items() if v is not None})
+
+
+def _classes(options: TrainingOptions, source: ModelConfig | None = None) -> ClassSet:
+    """Those that were given, of the model to start from, or the liver's."""
+    given = tuple(options.classes or ())
+    if given and (given[0] is None or None in given[2:]):
+        raise ConfigError(f"classes: expected an organ, its lesion or None, further structures. Received: {given}")
+    if not given:
+        if source is None and options.from_model is not None:
+            source = load_config(options.from_model)
+        return LIVER_CLASSES if source is None else source.classes
+    classes = ClassSet.of(*given)  # type: ignore[arg-type]
+    if source is not None and classes != source.classes:
+        raise ConfigError(
+            f"classes: {options.from_model} has {', '.join(source.class_names[1:])}; leave them out, or start from "
+            f"another model. Received: {', '.join(map(str, given))}"
+        )
+    return classes
+
+
+def dice_in_words(row: Mapping[str, Any]) -> str:
+    """The classes' Dice in a history row, as "liver 0.950, tumour 0.612"."""
+    found = {key: value for key, value in row.items() if key.startswith("val_case_") and key != "val_case_dice"}
+    return ", ".join(
+        f"{key.removeprefix('val_case_').removesuffix('_dice')} {value:.3f}" for key, value in found.items()
+    )
 
 
 class _Training:
@@ -182,10 +210,14 @@ class _Training:
         source = None
         if options.from_model is not None:
             self.source = load_model(options.from_model)
-            source = self.source.liverseg_config
+            source = config_of(self.source)
             recipe = replace(recipe, channels=source.channels, backbone=source.backbone, encoder_weights="none")
         self.recipe = recipe
-        self.config = recipe.model_config(source)
+        self.config = recipe.model_config(source, _classes(options, source))
+        classes = self.config.classes
+        if classes.lesion is None and (recipe.lesion_synthesis or "tumour" in recipe.best_by):
+            raise ConfigError(f"recipe {recipe.name!r}: goes by a lesion, {classes.organ} was given none")
+        self.best_by = classes.named(recipe.best_by)
         self.selection = recipe_selection(recipe)
         self._split(self.selection.cases(cases), validation_cases)
         self._share_out(options.data_shards)
@@ -268,6 +300,7 @@ class _Training:
         dataset = slice_dataset(
             cases,
             self.recipe.image_size,
+            classes=len(self.config.class_names),
             channels=self.config.channels,
             hu_range=self.config.hu_range,
             cache=cache_for(cases),
@@ -278,13 +311,15 @@ class _Training:
         return dataset.batch(self.recipe.batch_size).prefetch(2)
 
     def _count_steps(self) -> int:
-        dataset = slice_dataset(self.training_cases, selection=self.training_selection, hu_range=None)
+        dataset = slice_dataset(
+            self.training_cases, selection=self.training_selection, hu_range=None, classes=len(self.config.class_names)
+        )
         slices = int(dataset.cardinality())
         if slices < 0:  # a filter decides: count
             try:
                 slices = int(dataset.reduce(np.int64(0), lambda count, *_: count + 1))
             except tf.errors.OpError as error:
-                raise explain_read_error(error, self.training_cases) from error
+                raise explain_read_error(error, self.training_cases, self.config.class_names) from error
         if slices == 0:
             raise ConfigError("the selection leaves no slice to train on")
         return max(1, slices // self.recipe.batch_size)
@@ -394,7 +429,8 @@ class _Training:
                     f"out of memory at batch size {self.recipe.batch_size} and {self.recipe.image_size} px: "
                     "expected them to fit; lower batch_size= or image_size="
                 ) from error
-            raise explain_read_error(error, [*self.training_cases, *self.validation_cases]) from error
+            cases = [*self.training_cases, *self.validation_cases]
+            raise explain_read_error(error, cases, self.config.class_names) from error
         callbacks.on_train_end(self.history[-1])
         self._write_record(best, finished=True)
         if self.is_chief:
@@ -441,7 +477,7 @@ class _Training:
         return best
 
     def _is_better(self, row: dict[str, Any], best: dict[str, Any]) -> bool:
-        new, old = row[self.recipe.best_by], best[self.recipe.best_by]
+        new, old = row[self.best_by], best[self.best_by]
         if math.isnan(new) or math.isnan(old):
             return math.isnan(old)
         return new > old if BEST_BY[self.recipe.best_by] else new < old
@@ -599,7 +635,7 @@ class _Training:
             "command": sys.argv,
             "versions": versions(),
             "best": best,
-            "best_by": self.recipe.best_by,
+            "best_by": self.best_by,
             "history": self.history,
             "extended_after": self.extended_after,
             "finished": finished,

@@ -14,6 +14,7 @@ from liverseg_tf.errors import ConfigError, DataWarning, ModelError, OutputError
 from liverseg_tf.exporting import parity
 from liverseg_tf.exporting.samples import UNKNOWN, Sample, samples
 from liverseg_tf.exporting.timing import Measured
+from liverseg_tf.labels import LIVER_CLASSES
 from liverseg_tf.models.saving import build_model
 
 pytestmark = pytest.mark.slow
@@ -132,7 +133,7 @@ def test_floors_are_floors(monkeypatch, tmp_path, large_case):
 
     def failures(name, runtime):
         artefacts = {"keras float32": tmp_path / "keras", runtime: tmp_path / name}
-        return parity.check_parity(artefacts, ("background", "liver", "tumour"), None, sizes=[(512, 512)]).failures
+        return parity.check_parity(artefacts, LIVER_CLASSES, None, sizes=[(512, 512)]).failures
 
     assert failures("good", "tflite float32") == ()
     assert [("voxels" in f, "liver" in f) for f in failures("bad", "savedmodel float32")] == [

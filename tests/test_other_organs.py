@@ -1,0 +1,230 @@
+"""Other organs than the liver, the whole way: with a lesion and a further structure, and without a lesion."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import liverseg_tf as ls
+from liverseg_tf.cli.main import main
+from liverseg_tf.data.volume import MaskVolume
+from liverseg_tf.errors import ConfigError, LabelError
+from liverseg_tf.inference.postprocessing import OTHER_ORGANS, PostProcessing
+from liverseg_tf.labels import CLASSES, LIVER_CLASSES, ClassSet, color_mask
+from liverseg_tf.models.artefacts import Manifest
+from liverseg_tf.models.metrics import metrics_from_confusion
+
+KIDNEYS = ClassSet.of("kidney", "kidney_tumour", "bone")
+SMALL = [
+    "--backbone",
+    "resnet18",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "4",
+    "--epochs",
+    "1",
+    "--steps-per-epoch",
+    "1",
+    "--no-xla",
+]
+
+
+def relabelled(source, folder, change):
+    """The phantoms with masks changed by a function of (HU, labels)."""
+    for path in sorted(source.glob("volume-*.nii.gz")):
+        shutil.copy(path, folder)
+        image = nib.load(path.with_name(path.name.replace("volume", "segmentation")))
+        labels = change(np.asanyarray(nib.load(path).dataobj), np.asanyarray(image.dataobj))
+        nib.save(nib.Nifti1Image(labels.astype(np.uint8), image.affine), folder / f"segmentation-{path.name[7:]}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kidneys(phantom_folder, tmp_path_factory):
+    return relabelled(
+        phantom_folder,
+        tmp_path_factory.mktemp("kidneys"),
+        lambda hu, labels: np.where((hu > 200) & (labels == 0), 3, labels),
+    )
+
+
+@pytest.fixture(scope="module")
+def case(kidneys):
+    """Scan and mask of the first patient with a tumour."""
+    masks = sorted(kidneys.glob("segmentation-*.nii.gz"))
+    mask = next(path for path in masks if (np.asanyarray(nib.load(path).dataobj) == 2).any())
+    return kidneys / mask.name.replace("segmentation", "volume"), mask
+
+
+@pytest.fixture(scope="module")
+def run(kidneys, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "kidneys"
+    assert main(["train", str(kidneys), "-o", str(output), "--classes", "kidney,kidney_tumour,bone", *SMALL]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def predicted(run, kidneys, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predicted")
+    scan = str(kidneys / "volume-0.nii.gz")
+    options = ["--model", str(run), "--probabilities", "--json"]
+    assert main(["predict", scan, "-o", str(folder) + "/", *options]) == 0
+    return folder
+
+
+def printed(capsys, *arguments):
+    capsys.readouterr()
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_a_run_tells_its_classes(run):
+    about = json.loads((run / "run.json").read_text())
+    assert about["settings"]["model"]["class_names"] == ["background", "kidney", "kidney_tumour", "bone"]
+    assert {"val_case_kidney_dice", "val_case_kidney_tumour_dice", "val_case_bone_dice"} <= set(about["best"])
+    assert not any("liver" in name for name in about["best"])
+    assert ls.load_model(run).output_shape[-1] == 4
+
+
+@pytest.mark.slow
+def test_a_mask_tells_its_classes(predicted, capsys):
+    mask = predicted / "segmentation-0.nii.gz"
+    assert MaskVolume.load(mask).classes == KIDNEYS
+    names = {p.name for p in predicted.glob("*.nii.gz")} - {mask.name}
+    assert names == {f"segmentation-0_{name}.nii.gz" for name in KIDNEYS.names[1:]}
+    row = json.loads((predicted / "manifest.jsonl").read_text().splitlines()[-1])
+    assert {"kidney_volume_ml", "kidney_tumour_volume_ml", "bone_volume_ml"} <= set(row["statistics"])
+    (found,) = printed(capsys, "measure", mask)["measurements"]
+    assert {"kidney_volume_ml", "bone_volume_ml"} <= set(found) and "liver" not in json.dumps(found)
+
+
+def test_masks_of_others_are_measured_by_given_classes(case, capsys):
+    mask = case[1]
+    with pytest.raises(LabelError, match="expected labels 0 background, 1 liver, 2 tumour; got 3"):
+        ls.measure(mask)
+    (found,) = printed(capsys, "measure", mask, "--classes", "kidney,kidney_tumour,bone")["measurements"]
+    labels = np.asanyarray(nib.load(mask).dataobj)
+    voxel_ml = abs(np.linalg.det(nib.load(mask).affine)) / 1000
+    for name, members in {"kidney": (1, 2), "kidney_tumour": (2,), "bone": (3,)}.items():
+        assert found[f"{name}_volume_ml"] == pytest.approx(np.isin(labels, members).sum() * voxel_ml)
+    assert "kidney" in found["lesions"][0]["place"]
+    assert main(["measure", str(mask), "--classes", "kidney,kidney_tumour,bone"]) == 0
+    assert "bone ml" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_scores_have_the_organs_name_and_none_of_the_challenges(kidneys, predicted, tmp_path, capsys):
+    truth = kidneys / "segmentation-0.nii.gz"
+    scores = printed(capsys, "evaluate", "--truth", truth, "--prediction", predicted / "segmentation-0.nii.gz")
+    assert scores["lits"] == {} and scores["settings"]["lesion"] == "kidney_tumour"
+    assert {"kidney_dice", "lesion_dice", "bone_dice", "bone_hd95_mm"} <= set(scores["cases"][0])
+    options = ["--classes", "kidney,kidney_tumour,bone", "--figure", str(tmp_path / "f.png")]
+    same = ls.evaluate(truth, truth, classes=KIDNEYS, resamples=2)
+    assert same.regions == ["kidney", "lesion", "bone"] and same.summary["bone_dice"]["mean"] == 1.0
+    assert "kidney Dice per case 1.000" in repr(same)
+    assert main(["evaluate", "--truth", str(truth), "--prediction", str(truth), "--resamples", "2", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "bone" in shown and "LiTS scores" not in shown and "liver" not in shown
+
+
+def test_a_missed_structure_is_scored(kidneys, tmp_path):
+    truth = kidneys / "segmentation-0.nii.gz"
+    image = nib.load(truth)
+    labels = np.asanyarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.where(labels == 3, 0, labels).astype(np.uint8), image.affine), tmp_path / "p.nii.gz")
+    row = ls.evaluate(truth, tmp_path / "p.nii.gz", classes=KIDNEYS, resamples=2).cases[0]
+    assert (row["kidney_dice"], row["bone_dice"]) == (1.0, 0.0)
+
+
+@pytest.mark.slow
+def test_export_explain_and_report_name_what_the_model_names(run, case, tmp_path, capsys):
+    exported = ls.export(run, tmp_path / "kidneys")
+    assert [row["class"] for row in Manifest.load(exported.manifest).card["output"]] == list(KIDNEYS.names)
+    assert "kidney" in Manifest.load(exported.manifest).card["intended_use"]
+    scan, mask = case
+    asked = {"model": run, "mask": mask, "faithfulness": False}
+    assert [one.region.name for one in ls.explain(scan, tmp_path / "e", target="bone", **asked).regions] == ["bone"]
+    assert {p.name for p in (tmp_path / "e").iterdir()} >= {"bone.png", "bone_heatmap.nii.gz"}
+    assert ls.explain(scan, **asked, most_lesions=1).regions[0].to_dict()["class"] == "kidney_tumour"
+    with pytest.raises(
+        ConfigError, match="expected kidney_tumour, all-kidney_tumour, kidney or bone. Received: 'liver'"
+    ):
+        ls.explain(scan, target="liver", **asked)
+    page = ls.report(scan, tmp_path / "page.html", run, mask, explanations=False).read_text()
+    assert '"name":"bone"' in page.replace(": ", ":") and "Kidney with tumours" in page and "LiTS" not in page
+
+
+@pytest.mark.slow
+def test_dicom_objects_are_of_livers(run, kidneys, tmp_path):
+    with pytest.raises(ConfigError, match="DICOM objects tell of livers"):
+        ls.predict_folder(kidneys / "volume-0.nii.gz", tmp_path / "out", run, formats="nifti,seg")
+
+
+@pytest.mark.slow
+def test_an_organ_without_lesion(phantom_folder, tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    relabelled(phantom_folder, folder, lambda hu, labels: labels > 0)
+    assert main(["train", str(folder), "-o", str(tmp_path / "run"), "--classes", "spleen", *SMALL]) == 0
+    assert "spleen" in capsys.readouterr().out
+    predictor = ls.Predictor(tmp_path / "run")
+    prediction = predictor.predict(folder / "volume-0.nii.gz")
+    prediction.save(tmp_path / "p" / "segmentation-0.nii.gz")
+    assert "spleen" in repr(prediction) and predictor.postprocessing == OTHER_ORGANS
+    found = prediction.statistics().to_dict()
+    assert found["lesion_count"] == 0 and "spleen_volume_ml" in found and not any("tumour" in name for name in found)
+    scores = ls.evaluate(folder / "segmentation-0.nii.gz", tmp_path / "p" / "segmentation-0.nii.gz", resamples=2)
+    assert scores.regions == ["spleen"] and scores.detection == {}
+    assert not any("lesion" in name for row in (*scores.cases, *scores.slices, scores.summary) for name in row)
+    masks = ["--truth", folder / "segmentation-0.nii.gz", "--prediction", tmp_path / "p" / "segmentation-0.nii.gz"]
+    assert main(["evaluate", *map(str, masks), "--resamples", "2", "--figure", str(tmp_path / "f.png")]) == 0
+    assert "lesion" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("classes", [(None, "tumour"), ("kidney", "tumour", None), ("kidney", "kidney"), ("a/b",)])
+def test_classes_that_cant_be(classes, kidneys, tmp_path):
+    with pytest.raises(ConfigError, match="class"):
+        ls.train(ls.find_cases(kidneys), tmp_path / "run", classes=classes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_model_to_start_from_has_its_classes(run, kidneys, tmp_path):
+    with pytest.raises(ConfigError, match="classes: .* has kidney, kidney_tumour, bone; leave them out"):
+        ls.train(ls.find_cases(kidneys), tmp_path / "run", from_model=run, classes=("liver", "tumour"))
+
+
+def test_what_a_class_set_tells():
+    vessels = ClassSet.of("liver", None, "vessel")
+    assert vessels.lesion is None and [c.index for c in vessels.further] == [2] and vessels.is_liver
+    assert KIDNEYS.classes[1].color == CLASSES[1].color and LIVER_CLASSES.classes is CLASSES
+    assert len({c.color for c in KIDNEYS.classes}) == len({c.safe_color for c in KIDNEYS.classes}) == 4
+    labels = np.array([[[0, 1, 2, 3]]], np.uint8)
+    assert KIDNEYS.organ_part(labels).ravel().tolist() == [0, 1, 2, 0]
+    assert vessels.organ_part(labels[..., :3]).ravel().tolist() == [0, 1, 0]
+    assert LIVER_CLASSES.organ_part(labels[..., :3]).base is labels
+    assert color_mask(labels, classes=KIDNEYS.classes).shape == (1, 1, 4, 3)
+    assert ClassSet.from_json(vessels.to_json()) == vessels and ClassSet.from_json("{}") is None
+    assert KIDNEYS.named("no liver, tumours") == "no kidney, tumours"
+
+
+def test_the_organ_takes_in_its_lesion_alone():
+    confusion = np.diag([5, 4, 3, 2])
+    confusion[1, 2] = confusion[3, 1] = 1
+    found = metrics_from_confusion(confusion, KIDNEYS)
+    assert found["kidney_dice"] == pytest.approx(2 * 8 / (8 + 9))
+    assert found["bone_dice"] == pytest.approx(2 * 2 / (3 + 2))
+
+
+def test_clean_up_leaves_further_structures():
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[2:9, 2:9, 2:9] = 1
+    labels[5, 5, 5] = 0
+    labels[3, 3, 3] = 3
+    labels[11, 11, 11] = 3
+    cleaned = PostProcessing()(labels.copy(), (2.0, 2.0, 2.0), classes=KIDNEYS)
+    assert cleaned[5, 5, 5] == 1 and cleaned[3, 3, 3] == cleaned[11, 11, 11] == 3
