@@ -277,7 +277,7 @@ def _lesions(
                     nib.affines.apply_affine(mask.geometry.canonical_affine, center + offset).round(3).tolist()
                 ),
                 voxel=tuple(np.rint(nib.affines.apply_affine(to_file, nearest)).astype(int).tolist()),
-                place=f"{height} {side}, {front}; {_from_middle(center, numbered.shape, steps_mm)}",
+                place=mask.classes.named(f"{height} {side}, {front}; {_from_middle(center, numbered.shape, steps_mm)}"),
                 mean_hu=None if hu_sums is None else float(hu_sums[lesion] / measures.voxels[lesion]),
             )
         )

@@ -151,6 +151,7 @@ def build_page(
         title=title,
         named=classes.named,
         organ=classes.organ,
+        has_lesion=classes.lesion is not None,
         signature=Markup(f'{SIGNATURE} {__version__}">'),
         style=Markup(_asset("style.css")),
         scripts=[Markup(_asset(name)) for name in ("three.min.js", "solid.js", "plan.js", "viewer.js")],
@@ -215,6 +216,13 @@ def _findings(content: ReportContent) -> list[tuple[str, str]]:
     least = "at least " if content.measured.volume_is_lower_bound else ""
     burden = "" if found.tumour_burden is None else f" ({100 * found.tumour_burden:.1f} % of the {found.classes.organ})"
     named = found.classes.named
+    if found.classes.lesion is None:
+        organ = f"{least}{found.liver_volume_ml:.0f} ml{_over_variations(content, 'liver_range_ml', 0)}"
+        return [
+            (_sentence(found.classes.organ), organ),
+            ("Mean HU", _number(found.liver_mean_hu, 0)),
+            *((_sentence(name), f"{ml:.1f} ml") for name, ml in found.further_volumes_ml.items()),
+        ]
     further = [(_sentence(name), f"{ml:.1f} ml") for name, ml in found.further_volumes_ml.items()]
     return [
         (
@@ -262,6 +270,15 @@ def _lesion_rows(content: ReportContent) -> list[dict[str, Any]]:
 
 def _scores(scores: CaseScores) -> list[tuple[str, str]]:
     row, named = scores.row, scores.classes.named
+    if scores.classes.lesion is None:
+        return [
+            ("Dice", f"{row['liver_dice']:.3f}"),
+            ("IoU", f"{row['liver_jaccard']:.3f}"),
+            ("95 % Hausdorff distance", f"{_number(row['liver_hd95_mm'], 1)} mm"),
+            ("Mean surface distance", f"{_number(row['liver_assd_mm'], 1)} mm"),
+            ("Volume in the reference", f"{row['liver_volume_truth_ml']:.0f} ml"),
+            ("Volume error", f"{row['liver_volume_error_ml']:+.0f} ml"),
+        ]
     return [
         (named("Dice of the liver / of tumours"), f"{row['liver_dice']:.3f} / {row['lesion_dice']:.3f}"),
         (named("IoU of the liver / of tumours"), f"{row['liver_jaccard']:.3f} / {row['lesion_jaccard']:.3f}"),
