@@ -16,6 +16,7 @@ COPIES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
     "savedmodels/liverseg-resnet34/model_card.md": "model_card.md",
+    "savedmodels/liverseg-lite0/model_card.md": "model_card_lite0.md",
 }
 
 

@@ -1,6 +1,6 @@
 """Cross-validate candidates over patients, all with the same short schedule.
 
-    python cross_validate.py slices.npz -o FOLDER [--candidates NAME ...] [--folds 0 1 2] [--steps 200]
+    python cross_validate.py slices.npz -o FOLDER [--candidates NAME ...] [--folds 0 1 2] [--steps 125]
 
 Every patient, those without liver too, is predicted by the network that did not see him. Run again to go on; the table
 counts the folds that are done. The interval is of the mean over patients, by bootstrap.
@@ -17,12 +17,12 @@ from pathlib import Path
 import keras
 import numpy as np
 from scores import counts_by_patient, with_intervals
-from train import FOLDS, Recipe, Trainer, folds_of, probabilities, use_bfloat16
+from train import FOLDS, RECIPES, Trainer, folds_of, probabilities, use_bfloat16
 
 from liverseg_tf.files import atomic_write, write_text
 
 log = logging.getLogger("cross_validate")
-LITE0 = Recipe("efficientnet_lite0", 128, 200, 16, 1.2e-3, warmup=40)
+LITE0 = replace(RECIPES["lite0-coarse"], steps=125, warmup=25)
 PLAIN = {"shares": None, "cysts": 0.0, "distractors": 0.0, "missed": 0.5}
 # name: recipe and weights to start from
 CANDIDATES = {

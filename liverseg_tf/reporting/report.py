@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,8 @@ def _model_card(predictor: Predictor) -> str | None:
     """The text beside the model's files, else what the export wrote into them."""
     for folder in predictor.folders:
         try:
-            return (folder / "model_card.md").read_text("utf-8")
+            # without the lines that are for model hubs
+            return re.sub(r"\A---\n.*?\n---\n+", "", (folder / "model_card.md").read_text("utf-8"), flags=re.DOTALL)
         except (OSError, UnicodeDecodeError):
             continue
     card = getattr(predictor.runtimes[0], "card", None)

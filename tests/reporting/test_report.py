@@ -135,6 +135,7 @@ def test_a_page_names_the_model_that_made_the_prediction(scan, small_model_file,
     assert f"<td>{small_model_file.name}</td>" in text and "Model card" not in text
     shipped = report(scan[0], tmp_path / "q.html", explanations=False).read_text()
     assert "<td>shipped</td>" in shipped and "Model card" in shipped and "CC BY-SA 4.0" in shipped
+    assert "<pre># liverseg-resnet34" in shipped  # what is above is for model hubs
 
 
 def test_a_page_without_tumour_or_liver(threshold_model, tmp_path):
