@@ -628,9 +628,11 @@ def test_liver_and_lesions_turn_in_three_dimensions(opened):
     settle(opened)
     first = picture(opened, "solid")
     assert first.std() > 10  # something is drawn
-    assert {s.text for s in opened.find_elements("css selector", "#solid-labels span")} == set("RLSIAP1")
-    sides = {s.text: s.rect["x"] for s in opened.find_elements("css selector", "#solid-labels span") if s.text in "RL"}
-    assert sides["R"] < sides["L"]  # seen from the front
+    labels = opened.find_elements("css selector", "#solid-labels span")
+    places = {label.get_attribute("textContent"): label.rect for label in labels}
+    assert set(places) == set("RLSIAP1")
+    assert places["R"]["x"] < places["1"]["x"] < places["L"]["x"]  # seen from the front
+    assert places["S"]["y"] < places["1"]["y"] < places["I"]["y"]
     opened.execute_script("document.getElementById('solid').focus()")
     press(opened, "\ue014", "\ue014")  # arrow right
     settle(opened)
