@@ -1,11 +1,15 @@
 # The public names and the modules that hold them. `__init__.py` reads this file and loads each name on first use.
 
+from .calibration.calibrate import Calibration as Calibration
+from .calibration.calibrate import calibrate as calibrate
 from .channels import CTChannels as CTChannels
 from .channels import CTWindow as CTWindow
 from .channels import HistogramScale as HistogramScale
 from .channels import RestoreSize as RestoreSize
 from .channels import SquareResize as SquareResize
 from .cohorts.predict_folder import predict_folder as predict_folder
+from .cohorts.summarize import Summary as Summary
+from .cohorts.summarize import summarize as summarize
 from .config import ChannelsConfig as ChannelsConfig
 from .config import ModelConfig as ModelConfig
 from .data.augmentation import Augmentation as Augmentation
@@ -37,6 +41,8 @@ from .explanation.explain import explain as explain
 from .explanation.options import ExplainOptions as ExplainOptions
 from .explanation.uncertainty import measure_uncertainty as measure_uncertainty
 from .exporting.export import export as export
+from .followup.compare import Comparison as Comparison
+from .followup.compare import compare as compare
 from .inference.postprocessing import PostProcessing as PostProcessing
 from .inference.predictor import Prediction as Prediction
 from .inference.predictor import Predictor as Predictor

@@ -47,6 +47,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="segment shifted, turned and scaled copies too: entropy as NIfTI, the range of volumes (8 times as long)",
     )
     parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="of 'liverseg calibrate': intervals of volumes that hold at your site",
+    )
+    parser.add_argument(
         "--variations",
         type=int,
         metavar="N",
@@ -127,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
             probabilities=args.probabilities,
             uncertainty=args.uncertainty,
             preview=args.preview,
+            calibration=args.calibration,
             resume=args.resume,
             overwrite=args.overwrite,
             engine=args.engine,
@@ -161,10 +167,22 @@ def _print_rows(rows: list[dict], args: argparse.Namespace) -> None:
                     print(f"{written['output']}  ({_read_again(written)})")
                 if args.statistics:
                     _print_statistics(row["statistics"])
+                if "calibrated" in row:
+                    _print_calibrated(row["calibrated"])
                 if "uncertainty" in row:
                     ranges = {k: v for k, v in row["uncertainty"].items() if k.endswith("_range_ml")}
                     found = ", ".join(f"{k.removesuffix('_range_ml')} {_range(v)} ml" for k, v in ranges.items())
                     print(f"  over variations of the scan: {found} (disagreement, no interval of the truth)")
+
+
+def _print_calibrated(found: dict) -> None:
+    liver, tumour = (_range(found[f"{name}_interval_ml"]) for name in ("liver", "tumour"))
+    print(
+        f"  {100 * found['coverage']:.0f} % intervals by {found['cases']} cases: liver {liver} ml, tumour {tumour} ml"
+    )
+    if found["lesions"]:
+        chances = ", ".join(f"{one['number']}: {100 * one['probability']:.0f} %" for one in found["lesions"][:20])
+        print(f"  probability of being a lesion: {chances}")
 
 
 def _read_again(written: dict) -> str:

@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from liverseg_tf.calibration.calibrate import Calibration
 from liverseg_tf.data.dicom.formats import PRODUCTS, SEGMENTATION_TYPES, parse_formats
 from liverseg_tf.data.nifti import is_nifti_name
 from liverseg_tf.data.remote import join, location
+from liverseg_tf.data.volume import MaskVolume
 from liverseg_tf.errors import ConfigError, DataWarning, OutputError, warn
+from liverseg_tf.evaluation.measure import measure
 from liverseg_tf.inference.jobs import PREVIEW, UNCERTAINTY, Job, check_outputs, entropy_path, plan, product
 from liverseg_tf.inference.postprocessing import PostProcessing
 from liverseg_tf.inference.predict_files import check_engine, predict_files
@@ -40,6 +43,7 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
     probabilities: bool = False,
     uncertainty: bool = False,
     preview: bool = False,
+    calibration: str | Path | Calibration | None = None,
     resume: bool = False,
     overwrite: bool = False,
     engine: str = "embedded",
@@ -75,6 +79,8 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
         uncertainty: segment varied copies too (`measure_uncertainty`, 8 times as long): the entropy as
             `x_seg_uncertainty.nii.gz`, and the range of volumes in the row.
         preview: draw each result on one picture that fits a slide: `x_seg_preview.png`.
+        calibration: of `calibrate`, or its file: intervals of volumes and lesions' probabilities in the row. Without it
+            there are none.
         resume: keep what an earlier run, perhaps a killed one, did with the same model and settings in this folder.
         overwrite: replace files of others too, never an input.
         engine: `embedded`, in this process; or `ray`, by workers on this machine or a cluster.
@@ -86,7 +92,7 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
 
     Returns:
         A row for each volume, in their order: `input`, `output`, `status` ("done" or "error"), `seconds`, `statistics`,
-        `warnings`, or `error`; `uncertainty`, `preview` and `objects` where they were asked for.
+        `warnings`, or `error`; `uncertainty`, `preview`, `calibrated` and `objects` where they were asked for.
 
     Raises:
         InputFileError: if an input is missing or a folder holds no CT.
@@ -123,6 +129,15 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
             )
         objects = ()
     of_objects: dict[str, Any] = {"segmentation_type": segmentation_type, "lesion_segments": lesion_segments}
+    calibrated = Calibration.load(calibration) if isinstance(calibration, (str, Path)) else calibration
+    if calibrated is not None:
+        if predictor.config.classes != LIVER_CLASSES:
+            raise ConfigError(
+                f"calibration: is of livers; got a model of {', '.join(predictor.config.class_names[1:])}"
+            )
+        calibrated.warn_if_of_another(predictor.sha256)
+        if calibrated.with_uncertainty and not uncertainty:
+            raise ConfigError("calibration: was made with uncertainty; expected uncertainty=True too")
     settings = {
         "model": predictor.config.to_dict(),
         "postprocessing": _postprocessing_setting(predictor.postprocessing),
@@ -132,9 +147,16 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
         "preview": preview,
         "formats": chosen,
         **of_objects,
+        **({} if calibrated is None else {"calibration": calibrated.to_dict()}),
     }
     extra = partial(
-        _extra, uncertainty=uncertainty, preview=preview, formats=objects, is_default=formats is None, **of_objects
+        _extra,
+        uncertainty=uncertainty,
+        preview=preview,
+        calibration=calibrated,
+        formats=objects,
+        is_default=formats is None,
+        **of_objects,
     )
     sources = [job.source for job in jobs]
     with ExitStack() as stack:
@@ -211,12 +233,22 @@ def _model_name(model: Any, predictor: Predictor, resume: bool) -> str:
 
 
 def _extra(
-    predictor: Predictor, prediction: Prediction, target: Path, *, uncertainty: bool, preview: bool, **objects: Any
+    predictor: Predictor,
+    prediction: Prediction,
+    target: Path,
+    *,
+    uncertainty: bool,
+    preview: bool,
+    calibration: Calibration | None,
+    **objects: Any,
 ) -> Row:
     """Everything that is written beside the mask."""
     row = _uncertainty(predictor, prediction, target) if uncertainty else {}
     if preview:
         row |= _preview(prediction, target)
+    if calibration is not None:
+        found = measure(MaskVolume(prediction.labels, prediction.volume.geometry), prediction.volume)
+        row["calibrated"] = calibration.judge(found, row.get("uncertainty"))
     return row | _objects(predictor, prediction, target, **objects)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from liverseg_tf.data.nifti import is_nifti_name
 from liverseg_tf.data.remote import fetch, listing, location, parent, store
-from liverseg_tf.errors import LiverSegError, OutputError, without_secrets
+from liverseg_tf.errors import InputFileError, LiverSegError, OutputError, without_secrets
 from liverseg_tf.ownership import Url, carries_our_mark, is_url, read_signed_line, signed_line, why_not_ours, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.strict_json import to_json
@@ -183,6 +183,25 @@ class RunManifest:
         fetch(url, self._path)
         if reason := why_not_ours(self._path, _KIND):
             raise OutputError(f"{self.where}: {reason}; choose another output, or replace it with overwrite=True")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a manifest of any run, done or failed, in their order; of a volume that stands twice the last one.
+
+    Raises:
+        InputFileError: if it can't be read, or is none.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputFileError(f"{path}: can't be read ({error.strerror or error})") from None
+    contents = [read_signed_line(line, _KIND) for line in lines]
+    if not contents or contents[0] is None or "settings" not in contents[0]:
+        raise InputFileError(f"{path}: expected a manifest that 'predict' wrote, got something else")
+    rows: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for row in filter(None, contents[1:]):  # none: a line that was cut
+        rows[str(row.get("input")), row.get("series")] = row
+    return list(rows.values())
 
 
 def _has_mask(path: Path) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 import liverseg_tf as ls
 import liverseg_tf.inference.predictor as predictor_module
-from liverseg_tf.errors import ConfigError, OutputError
+from liverseg_tf.errors import ConfigError, DataWarning, OutputError
 from liverseg_tf.ownership import is_ours, read_signed_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
@@ -148,3 +148,19 @@ def test_a_servers_model_goes_by_its_url_without_the_password(scans, tmp_path, m
             f"{where.split('@')[-1]}:8501/liver"
         )
     assert told == [(2, 0), (2, 2), (2, 0)]
+
+
+def test_intervals_come_with_a_calibration_alone_and_another_model_is_told(model, scans, tmp_path):
+    from liverseg_tf.calibration.calibrate import fit
+    from tests.calibration.sites import draw_cases
+
+    plain = ls.predict_folder(scans, tmp_path / "plain", model, postprocessing=None)
+    assert not any("calibrated" in row for row in plain)
+    file = tmp_path / "calibration.json"
+    fit(draw_cases(np.random.default_rng(0), 20), with_ct=False, model_sha256="ab" * 32).save(file)
+    with pytest.warns(DataWarning, match="promise nothing"):
+        rows = ls.predict_folder(scans, tmp_path / "out", model, calibration=file, postprocessing=None)
+    found = rows[0]["calibrated"]
+    low, high = found["liver_interval_ml"]
+    assert low < rows[0]["statistics"]["liver_volume_ml"] * 1.02 < high and found["cases"] == 20
+    assert lines_of(tmp_path / "out")[1]["calibrated"] == found

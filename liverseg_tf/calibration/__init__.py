@@ -1,0 +1,1 @@
+"""Intervals with a promised coverage, from a site's own labelled cases."""

@@ -1,0 +1,103 @@
+"""`liverseg compare`: follow-up of one patient."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from liverseg_tf.cli.options import add_json, add_model, add_output, add_overwrite
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="follow lesions over scans of one patient",
+        description="Lay the later CTs of a patient upon the first, link their lesions, and tell what changed: JSON, "
+        "CSV and a page in DIR. Masks are given with --masks, or predicted; files that are masks themselves are "
+        "compared by the liver's shape. Needs the extra [compare].",
+    )
+    parser.add_argument("before", metavar="BEFORE", help="the first CT, or mask")
+    parser.add_argument("after", nargs="+", metavar="AFTER", help="the later ones, in time")
+    add_output(parser, "DIR", "folder to write", folder=True)
+    parser.add_argument("--masks", nargs="+", metavar="M", help="masks of the CTs, in their order (default: predicted)")
+    parser.add_argument("--days", nargs="+", type=float, metavar="D", help="day of each scan, for the growth curve")
+    add_model(parser)
+    add_overwrite(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare."""
+    from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.followup.compare import JSON_NAME, LESIONS_NAME, PAGE_NAME, SCANS_NAME, compare
+    from liverseg_tf.ownership import claim
+    from liverseg_tf.strict_json import to_json
+
+    inputs = [args.before, *args.after, *(args.masks or ())]
+    for name in (JSON_NAME, LESIONS_NAME, SCANS_NAME, PAGE_NAME):
+        claim(Path(args.output) / name, "comparison", inputs=inputs, overwrite=args.overwrite)
+    with progress_bar() as bar:
+        found = compare(
+            args.before, *args.after, masks=args.masks, days=args.days, model=args.model, progress=bar.show("compare")
+        )
+        written = found.save(args.output, inputs=inputs, overwrite=args.overwrite)
+    if args.json:
+        print(to_json(found.to_dict() | {"files": [str(path) for path in written]}))
+    else:
+        _print(found)
+        for path in written:
+            print(path)
+    return 0
+
+
+def _print(found) -> None:
+    from liverseg_tf.cli.tables import print_table
+
+    print_table(
+        ("scan", "name", "day", "liver ml", "tumour ml", "sum mm", "response", "why", "residual mm"),
+        [
+            (
+                str(number),
+                scan.name,
+                "" if scan.day is None else f"{scan.day:g}",
+                f"{scan.measurement.statistics.liver_volume_ml:.0f}",
+                f"{scan.measurement.statistics.tumour_volume_ml:.1f}",
+                "" if response.sum_mm is None else f"{response.sum_mm:.1f}",
+                response.category or "",
+                response.reason,
+                "" if scan.registration is None else f"{scan.registration.residual_mm:.1f}",
+            )
+            for number, (scan, response) in enumerate(zip(found.scans, found.responses, strict=True), start=1)
+        ],
+        names=("name", "response"),
+        sentences=("why",),
+        caption="sum: long axes of at most two targets of 10 mm or more; RECIST is arithmetic here, no reading",
+    )
+    rows = []
+    for lesion in found.lesions:
+        content = lesion.to_dict()["sightings"]
+        for number, row in enumerate(content, start=1):
+            if row["event"] == "absent":
+                continue
+            change = row["volume_change_from_previous"]
+            rows.append(
+                (
+                    f"{lesion.id}{'*' if lesion.is_target else ''}",
+                    str(number),
+                    row["event"] if row["merged_into"] is None else f"merged into {row['merged_into']}",
+                    "" if row["volume_ml"] is None else f"{row['volume_ml']:.2f}",
+                    "" if change is None else f"{100 * change:+.0f} %",
+                    "" if row["long_axis_mm"] is None else f"{row['long_axis_mm']:.1f}",
+                    "" if row["short_axis_mm"] is None else f"{row['short_axis_mm']:.1f}",
+                    "" if row["confidence"] is None else f"{row['confidence']:.2f}",
+                )
+            )
+    if rows:
+        print_table(
+            ("lesion", "scan", "what", "ml", "change", "long mm", "short mm", "sure"),
+            rows,
+            names=("what",),
+            caption="*: target; sure: how often the link is made again if the registration errs by its residual",
+        )

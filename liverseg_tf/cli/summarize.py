@@ -1,0 +1,44 @@
+"""`liverseg summarize`: a whole archive on one page."""
+
+from __future__ import annotations
+
+import argparse
+
+from liverseg_tf.cli.options import add_json, add_output, add_overwrite
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "summarize",
+        help="a cohort on one page",
+        description="Sum up what 'predict' wrote into DIR, or any folder of masks: FILE.html with distributions, "
+        "outliers, flags, failed cases and links to reports, and FILE.csv with a row a case.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="folder of masks, with manifest.jsonl if 'predict' wrote it")
+    add_output(parser, "FILE.html", "page to write; the CSV lies beside it", ".html", ".htm")
+    parser.add_argument("--flags", action="store_true", help="measure every mask: finds livers that the CT cuts")
+    add_overwrite(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Summarize; failed cases are results, not a failure of this command."""
+    from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.cohorts.summarize import summarize
+    from liverseg_tf.strict_json import to_json
+
+    with progress_bar() as bar:
+        found = summarize(args.folder, flags=args.flags, progress=bar.show("measure"))
+    page, table = found.save(args.output, overwrite=args.overwrite)
+    content = found.to_dict()
+    if args.json:
+        print(to_json(content | {"files": [str(page), str(table)]}))
+        return 0
+    print(f"{content['cases']} cases, {content['failed']} failed, {content['outliers']} outliers")
+    for flag, count in content["flags"].items():
+        print(f"  {flag}: {count}")
+    print(page)
+    print(table)
+    return 0

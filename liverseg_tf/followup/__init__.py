@@ -1,0 +1,1 @@
+"""Follow-up of one patient: registration of scans, lesions over time, response."""

@@ -1,0 +1,476 @@
+"""`compare`: scans of one patient, laid upon each other, lesion by lesion."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from liverseg_tf.data.nifti import is_nifti_name
+from liverseg_tf.data.reading import read_volume
+from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
+from liverseg_tf.errors import ConfigError
+from liverseg_tf.evaluation.measure import FLAGS, Measurement, measure
+from liverseg_tf.evaluation.measurements import numbered_lesions
+from liverseg_tf.files import csv_cell
+from liverseg_tf.followup.lesions import Cloud, Link, link_lesions
+from liverseg_tf.followup.page import build_page
+from liverseg_tf.followup.registration import Registration, register
+from liverseg_tf.followup.response import Response, choose_targets, respond
+from liverseg_tf.labels import BACKGROUND
+from liverseg_tf.ownership import claim, write_text
+from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
+from liverseg_tf.strict_json import to_json
+
+Source = str | Path | CTVolume | MaskVolume
+Progress = Callable[[int, int, str], None]
+
+JSON_NAME, LESIONS_NAME, SCANS_NAME, PAGE_NAME = "comparison.json", "lesions.csv", "scans.csv", "comparison.html"
+# A lesion whose place is no liver any more, but for so much of it, was cut out with it.
+_LEFT_OF_PLACE = 0.3
+_NAMESPACE = uuid.UUID("5b1f0c1e-8a37-4a0e-9a55-2f3b6d1c7e90")
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One scan of the patient.
+
+    Attributes:
+        name: of its file.
+        day: days since the first scan, or None.
+        mask, ct: what was compared; the CT may be missing.
+        measurement: of the mask, as `measure` gives it.
+        registration: from its places to those of the first scan; None of the first.
+    """
+
+    name: str
+    day: float | None
+    mask: MaskVolume
+    ct: CTVolume | None
+    measurement: Measurement
+    registration: Registration | None
+
+    def to_first(self, places_mm: np.ndarray) -> np.ndarray:
+        """Places (N, 3) in RAS+ mm -> where they lie in the first scan."""
+        return np.asarray(places_mm, np.float64) if self.registration is None else self.registration(places_mm)
+
+    def from_first(self, places_mm: np.ndarray) -> np.ndarray:
+        """Places (N, 3) of the first scan -> where they lie in this one."""
+        return np.asarray(places_mm, np.float64) if self.registration is None else self.registration.back(places_mm)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's form."""
+        found = self.measurement.statistics
+        return {
+            "name": self.name,
+            "day": self.day,
+            "liver_volume_ml": found.liver_volume_ml,
+            "tumour_volume_ml": found.tumour_volume_ml,
+            "lesion_count": found.lesion_count,
+            "volume_is_lower_bound": self.measurement.volume_is_lower_bound,
+            "flags": {name: FLAGS[name] for name in self.measurement.flags},
+            "registration": None if self.registration is None else self.registration.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What became of a lesion in one scan.
+
+    Attributes:
+        event: `first`, `kept`, `split`, `merged`, `new`, `vanished`, `seen again`, `absent` (not yet, or still not),
+            `resected` (no liver at its place any more) or `outside` (its place lies beyond the CT).
+        numbers: the scan's own numbers of it, as `measure` gives them; several if it split.
+        merged_into: id of the lesion that holds it now, or None.
+        volume_ml, long_axis_mm, short_axis_mm: sums over `numbers`; 0 where nothing is seen; None where nobody can
+            know (`outside`), or where `merged_into` has them.
+        center_mm: in the scan's own RAS+ coordinates, of the largest part; None where nothing is seen.
+        share, distance_mm, confidence: of the weakest `Link` to the scans before; None without.
+    """
+
+    event: str
+    numbers: tuple[int, ...] = ()
+    merged_into: int | None = None
+    volume_ml: float | None = 0.0
+    long_axis_mm: float | None = 0.0
+    short_axis_mm: float | None = 0.0
+    center_mm: tuple[float, float, float] | None = None
+    share: float | None = None
+    distance_mm: float | None = None
+    confidence: float | None = None
+
+
+@dataclass(eq=False)
+class Track:
+    """One lesion over time.
+
+    Attributes:
+        id: from 1, the first scan's lesions first, as it numbers them; the same however many scans follow.
+        tracking_uid: DICOM UID made of the first scan's mask and the id: the same in each later comparison.
+        is_target: of RECIST's sum.
+        sightings: one a scan.
+    """
+
+    id: int
+    tracking_uid: str
+    is_target: bool
+    sightings: list[Sighting] = field(default_factory=list)
+    _clouds: list[Cloud] = field(default_factory=list, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's form: with the change of volume and long axis from the first sight and from the scan before."""
+        seen: list[Sighting] = []
+        rows = []
+        for one in self.sightings:
+            row: dict[str, Any] = dict(vars(one))
+            for name in ("volume_ml", "long_axis_mm"):
+                value = getattr(one, name)
+                for what, other in (("first", seen[:1]), ("previous", seen[-1:])):
+                    base = getattr(other[0], name) if other else None
+                    row[f"{name.rsplit('_', 1)[0]}_change_from_{what}"] = (
+                        None if value is None or not base else value / base - 1
+                    )
+            if one.numbers or (seen and one.event == "vanished"):
+                seen.append(one)
+            rows.append(row)
+        return {"id": self.id, "tracking_uid": self.tracking_uid, "is_target": self.is_target, "sightings": rows}
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Scans of one patient, compared.
+
+    Attributes:
+        scans: in time.
+        lesions: over time.
+        responses: RECIST 1.1's arithmetic, one a scan.
+    """
+
+    scans: tuple[Scan, ...]
+    lesions: tuple[Track, ...]
+    responses: tuple[Response, ...]
+
+    @property
+    def difference_count(self) -> int:
+        """How many lesions are not, to the millilitre's last digit, what they were in the scan before."""
+        return sum(
+            a.volume_ml != b.volume_ml or b.event not in ("kept", "absent")
+            for lesion in self.lesions
+            for a, b in zip(lesion.sightings, lesion.sightings[1:], strict=False)
+        )
+
+    def __repr__(self) -> str:
+        last = self.responses[-1]
+        return (
+            f"Comparison({len(self.scans)} scans, {len(self.lesions)} lesions, {self.difference_count} differences; "
+            f"{last.category}: {last.reason})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's form."""
+        return {
+            "scans": [scan.to_dict() for scan in self.scans],
+            "lesions": [lesion.to_dict() for lesion in self.lesions],
+            "responses": [one.to_dict() for one in self.responses],
+            "difference_count": self.difference_count,
+            "versions": versions(),
+            "note": f"{NOT_A_MEDICAL_DEVICE} RECIST is arithmetic here: targets and new lesions are the reader's call.",
+        }
+
+    def save(self, folder: str | Path, *, inputs: Sequence[str | Path] = (), overwrite: bool = False) -> list[Path]:
+        """Write `comparison.json`, `lesions.csv` (a row a lesion and scan), `scans.csv`, and `comparison.html`.
+
+        The page shows two scans side by side if all have CTs; else it holds the figures alone.
+
+        Args:
+            folder: made if missing.
+            inputs: files that are never written over; the scans' own always are.
+            overwrite: replace files that this library did not make.
+
+        Returns:
+            What was written.
+
+        Raises:
+            OutputError: if something may not or can't be written; nothing is written then.
+        """
+        folder = Path(folder)
+        inputs = [*inputs, *_files(self.scans)]
+        texts = {JSON_NAME: to_json(self.to_dict(), indent=1) + "\n"}
+        texts[LESIONS_NAME], texts[SCANS_NAME] = self.tables()
+        texts[PAGE_NAME] = build_page(self, f"{self.scans[0].name} and later")
+        for name in texts:
+            claim(folder / name, "comparison", inputs=inputs, overwrite=overwrite)
+        for name, text in texts.items():
+            write_text(folder / name, text, "comparison", inputs=inputs, overwrite=overwrite)
+        return [folder / name for name in texts]
+
+    def tables(self) -> tuple[str, str]:
+        """CSV with a row a lesion and scan, and CSV with a row a scan."""
+        lesions = [
+            {"lesion": lesion["id"], "scan": number, "name": scan.name, "day": scan.day, "target": lesion["is_target"]}
+            | {**row, "numbers": " ".join(map(str, row["numbers"]))}
+            | {"center_mm": "" if row["center_mm"] is None else " ".join(f"{c:.1f}" for c in row["center_mm"])}
+            for lesion in (track.to_dict() for track in self.lesions)
+            for number, (scan, row) in enumerate(zip(self.scans, lesion["sightings"], strict=True), start=1)
+        ]
+        scans = []
+        for number, (scan, response) in enumerate(zip(self.scans, self.responses, strict=True), start=1):
+            row = scan.to_dict()
+            fit = row.pop("registration") or {}
+            row["flags"] = " ".join(row["flags"])
+            scans.append({"scan": number, **row, "residual_mm": fit.get("residual_mm"), **response.to_dict()})
+        return _csv(lesions, ["lesion", "scan"]), _csv(scans, ["scan"])
+
+
+def compare(
+    before: Source,
+    after: Source,
+    *more: Source,
+    masks: Sequence[str | Path | MaskVolume] | None = None,
+    days: Sequence[float] | None = None,
+    model: Any = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare scans of one patient: what grew, shrank, came and went.
+
+    Every later scan is laid upon the first (`register`), and its lesions are linked to those known by then. What a scan
+    measures is measured on its own mask; nothing is resampled.
+
+    Args:
+        before, after, more: scans in time: CTs (files, DICOM folders, `CTVolume`), or masks (files that hold 0, 1 and 2
+            alone, `MaskVolume`), which are compared by the liver's shape.
+        masks: the CTs' masks, in their order; without them the CTs are segmented.
+        days: of each scan, counted from any day, ascending; for the growth curve.
+        model: as `Predictor` takes it, for CTs without masks.
+        progress: called with steps done, their number, and what is being done.
+
+    Raises:
+        RegistrationError: if the livers of two scans can't be laid upon each other: another patient, a flip.
+        ConfigError: for another number of masks or days than scans, or days that don't ascend.
+        InputFileError, GeometryError, LabelError: as `CTVolume.load` and `MaskVolume.load`.
+        MissingDependencyError: without the extra `[compare]`.
+
+    Examples:
+        >>> labels = np.zeros((60, 60, 40), np.uint8)
+        >>> labels[10:50, 10:50, 5:35] = 1
+        >>> labels[20:26, 20:26, 15:20] = 2
+        >>> from liverseg_tf.data.volume import Geometry
+        >>> scan = MaskVolume(labels, Geometry.from_spacing(labels.shape, (3, 3, 3)))
+        >>> found = compare(scan, scan)
+        >>> found.difference_count, found.lesions[0].sightings[1].event, found.responses[1].category
+        (0, 'kept', 'SD')
+    """
+    sources = [before, after, *more]
+    tell = progress or (lambda done, total, what: None)
+    for given, name in ((masks, "masks"), (days, "days")):
+        if given is not None and len(given) != len(sources):
+            raise ConfigError(f"{name}: expected one for each of {len(sources)} scans, got {len(given)}")
+    if days is not None and any(b <= a for a, b in zip(days, days[1:], strict=False)):
+        raise ConfigError(f"days: expected ascending numbers, the scans in time. Received: {list(days)}")
+    scans: list[Scan] = []
+    predictor: list[Any] = []
+    for number, source in enumerate(sources):
+        tell(number, len(sources), "reading")
+        ct, mask = _load(source, None if masks is None else masks[number], model, predictor)
+        registration = None
+        if scans:
+            tell(number, len(sources), "registering")
+            registration = register(scans[0].mask, mask, scans[0].ct, ct)
+        day = None if days is None else float(days[number] - days[0])
+        name = Path(ct.path if ct is not None and ct.path else mask.path or f"scan {number + 1}").name
+        scans.append(Scan(name, day, mask, ct, measure(mask, ct), registration))
+    tell(len(sources), len(sources), "comparing")
+    tracks = _follow(scans)
+    return Comparison(tuple(scans), tuple(tracks), tuple(_responses(scans, tracks)))
+
+
+def _load(
+    source: Source, mask: str | Path | MaskVolume | None, model: Any, predictor: list[Any]
+) -> tuple[CTVolume | None, MaskVolume]:
+    if isinstance(source, MaskVolume):
+        return None, source
+    if mask is None and isinstance(source, (str, Path)) and _is_mask(source):
+        return None, MaskVolume.load(source)
+    ct = source if isinstance(source, CTVolume) else CTVolume.load(source)
+    if mask is not None:
+        mask = mask if isinstance(mask, MaskVolume) else MaskVolume.load(mask)
+        check_same_grid(ct.geometry, mask.geometry, (ct.name, mask.path or "mask"))
+        return ct, mask
+    from liverseg_tf.inference.predictor import Predictor
+
+    if not predictor:
+        predictor.append(model if isinstance(model, Predictor) else Predictor(model))
+    return ct, MaskVolume(predictor[0].predict(ct).labels, ct.geometry)
+
+
+def _is_mask(path: str | Path) -> bool:
+    if not is_nifti_name(path) or not Path(path).is_file():
+        return False
+    stored = read_volume(path)
+    return bool(stored.voxels.min() >= 0 and stored.voxels.max() <= 2)
+
+
+def _clouds(scan: Scan) -> list[Cloud]:
+    """The lesions of a scan in the first scan's space, the largest first."""
+    numbered, box = numbered_lesions(scan.mask.labels)
+    if box is None:
+        return []
+    offset = np.array([b.start for b in box])
+    affine = scan.mask.geometry.canonical_affine
+    half_mm = float(np.mean(scan.mask.spacing_mm)) / 2
+    places = np.argwhere(numbered)
+    lesion_of = numbered[tuple(places.T)]
+    mm = scan.to_first((places + offset) @ affine[:3, :3].T + affine[:3, 3])
+    return [
+        Cloud.of(mm[lesion_of == lesion.statistics.number], lesion.statistics.volume_ml, half_mm)
+        for lesion in scan.measurement.lesions
+    ]
+
+
+def _follow(scans: Sequence[Scan]) -> list[Track]:
+    clouds = _clouds(scans[0])
+    axes = [lesion.axes.long_axis_mm for lesion in scans[0].measurement.lesions]
+    targets = choose_targets(axes, scans[0].mask.spacing_mm[2])
+    seed = hashlib.sha256(np.ascontiguousarray(scans[0].mask.labels).tobytes()).hexdigest()
+    tracks: list[Track] = []
+
+    def begin(scan: int, lesion: int, cloud: Cloud) -> Track:
+        number = len(tracks) + 1
+        uid = f"2.25.{uuid.uuid5(_NAMESPACE, f'{seed} {number}').int}"
+        track = Track(number, uid, scan == 0 and lesion in targets)
+        track.sightings = [Sighting("absent") for _ in range(scan)]
+        track.sightings.append(_seen("new" if scan else "first", scans[scan], [lesion], []))
+        track._clouds = [cloud]
+        tracks.append(track)
+        return track
+
+    for lesion, cloud in enumerate(clouds):
+        begin(0, lesion, cloud)
+    for number, scan in enumerate(scans[1:], start=1):
+        now = _clouds(scan)
+        open_parts = [(track, cloud) for track in tracks for cloud in track._clouds]
+        assert scan.registration is not None
+        links = link_lesions([cloud for _, cloud in open_parts], now, scan.registration.residual_mm)
+        by_lesion: dict[int, list[tuple[Track, Link]]] = {}
+        for link in links:
+            by_lesion.setdefault(link.now, []).append((open_parts[link.before][0], link))
+        # a lesion that several went into is the largest one's
+        lead = {
+            j: max((t for t, _ in found), key=lambda t: sum(c.volume_ml for c in t._clouds))
+            for j, found in by_lesion.items()
+        }
+        known = list(tracks)
+        for track in known:
+            own = sorted(j for j, holder in lead.items() if holder is track)
+            given = [(j, link) for j, found in by_lesion.items() for t, link in found if t is track]
+            track.sightings.append(_sighting(track, scan, own, given, lead))
+            if own:
+                track._clouds = [now[j] for j in own]
+            elif given:
+                track._clouds = []  # it goes on as a part of another
+        for lesion, cloud in enumerate(now):
+            if lesion not in lead:
+                begin(number, lesion, cloud)
+    return tracks
+
+
+def _sighting(
+    track: Track, scan: Scan, own: list[int], given: list[tuple[int, Link]], lead: dict[int, Track]
+) -> Sighting:
+    links = [link for j, link in given]
+    last = track.sightings[-1]
+    if last.merged_into is not None:
+        return Sighting("merged", merged_into=last.merged_into, volume_ml=None, long_axis_mm=None, short_axis_mm=None)
+    if own:
+        is_whole = last.numbers and len(own) <= len(last.numbers)
+        event = "seen again" if not last.numbers else "kept" if is_whole else "split"
+        return _seen(event, scan, own, [link for link in links if link.now in own])
+    if given:
+        into = lead[given[0][0]]
+        figures = _seen("merged", scan, [given[0][0]], links)
+        return Sighting(
+            "merged",
+            (),
+            into.id,
+            None,
+            None,
+            None,
+            figures.center_mm,
+            figures.share,
+            figures.distance_mm,
+            figures.confidence,
+        )
+    if not last.numbers:
+        return Sighting("absent" if last.event in ("vanished", "absent") else last.event, volume_ml=last.volume_ml)
+    return _lost(track, scan)
+
+
+def _seen(event: str, scan: Scan, lesions: list[int], links: list[Link]) -> Sighting:
+    measured = [scan.measurement.lesions[j] for j in lesions]
+    weakest = min(links, key=lambda link: link.confidence, default=None)
+    return Sighting(
+        event,
+        tuple(one.statistics.number for one in measured),
+        None,
+        sum(one.statistics.volume_ml for one in measured),
+        sum(one.axes.long_axis_mm for one in measured),
+        sum(one.axes.short_axis_mm for one in measured),
+        measured[0].statistics.center_mm,
+        None if weakest is None else weakest.share,
+        None if weakest is None else weakest.distance_mm,
+        None if weakest is None else weakest.confidence,
+    )
+
+
+def _lost(track: Track, scan: Scan) -> Sighting:
+    """Why a lesion is not seen: it vanished, or its place went with a part of the liver, or lies beyond the CT."""
+    points = np.concatenate([cloud.points_mm for cloud in track._clouds])
+    to_index = np.linalg.inv(scan.mask.geometry.canonical_affine)
+    index = np.rint(scan.from_first(points) @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
+    there = ((index >= 0) & (index < scan.mask.shape)).all(axis=1)
+    if there.mean() < _LEFT_OF_PLACE:
+        return Sighting("outside", volume_ml=None, long_axis_mm=None, short_axis_mm=None)
+    labels = scan.mask.labels[tuple(index[there].T)]
+    if np.count_nonzero(labels != BACKGROUND) < _LEFT_OF_PLACE * len(index):
+        return Sighting("resected")
+    return Sighting("vanished")
+
+
+def _responses(scans: Sequence[Scan], tracks: Sequence[Track]) -> list[Response]:
+    targets = [track for track in tracks if track.is_target]
+    sums: list[float | None] = []
+    others, new, doubts = [], [], []
+    for number, scan in enumerate(scans):
+        axes = [track.sightings[number].long_axis_mm for track in targets]
+        events = {track.sightings[number].event for track in tracks if track.is_target}
+        sums.append(float(sum(axis or 0.0 for axis in axes)) if targets else None)
+        here = [track for track in tracks if len(track.sightings) > number and track.sightings[number].numbers]
+        began = [track.sightings[0].event == "first" for track in here]
+        others.append(sum(first and not t.is_target for t, first in zip(here, began, strict=True)))
+        new.append(len(here) - sum(began))
+        doubt = (
+            "the liver goes on beyond the CT: lesions may lie there" if scan.measurement.volume_is_lower_bound else None
+        )
+        if events & {"outside", "resected"}:
+            doubt = "a target lies beyond the CT or in a part of the liver that was cut out"
+        doubts.append(doubt)
+    return respond(sums, others, new, doubts)
+
+
+def _files(scans: Sequence[Scan]) -> list[Path]:
+    return [path for s in scans for path in (s.mask.path, *(s.ct.files if s.ct is not None else ())) if path]
+
+
+def _csv(rows: Sequence[dict[str, Any]], names: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else names, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()

@@ -1,0 +1,137 @@
+"""Which lesions of a later scan are which of the scans before: kept, split, merged, new, vanished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import optimize, spatial
+
+# Points that stand for a lesion.
+_MOST_POINTS = 300
+_DRAWS = 40
+# A part that went on in another lesion lies in it by so much at least.
+_SHARE_OF_PART = 0.6
+# Below this share, and with centres further away than the radii, two lesions have nothing to do with each other.
+_LEAST_SHARE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """One lesion as points in the first scan's RAS+ mm.
+
+    Attributes:
+        points_mm: (N, 3) float64, evenly drawn from its voxels.
+        volume_ml: of the lesion.
+        half_voxel_mm: how far a point stands for its surroundings.
+    """
+
+    points_mm: np.ndarray
+    volume_ml: float
+    half_voxel_mm: float
+    tree: spatial.KDTree = field(repr=False)
+
+    @classmethod
+    def of(cls, points_mm: np.ndarray, volume_ml: float, half_voxel_mm: float) -> Cloud:
+        """Of all its voxels' places."""
+        # random, not every n-th: voxels come in rows
+        order = np.random.default_rng(0).permutation(len(points_mm))[:_MOST_POINTS]
+        drawn = np.asarray(points_mm, np.float64)[np.sort(order)]
+        spread_mm = (1000 * volume_ml / len(drawn)) ** (1 / 3) / 2
+        return cls(drawn, volume_ml, max(half_voxel_mm, spread_mm), spatial.KDTree(drawn))
+
+    @property
+    def center_mm(self) -> np.ndarray:
+        """(3,) centre of mass."""
+        return self.points_mm.mean(axis=0)
+
+    @property
+    def radius_mm(self) -> float:
+        """Of the ball of the same volume."""
+        return float(np.cbrt(3000 * self.volume_ml / (4 * np.pi)))
+
+    def share_in(self, other: Cloud, shift_mm: np.ndarray | float = 0.0) -> float:
+        """Part of this lesion, shifted, that lies in another, 0 to 1."""
+        near, _ = other.tree.query(self.points_mm + shift_mm, distance_upper_bound=1.8 * other.half_voxel_mm)
+        return float(np.isfinite(near).mean())
+
+
+@dataclass(frozen=True)
+class Link:
+    """A lesion before and the lesion that it is, or is a part of, now.
+
+    Attributes:
+        before, now: their indices.
+        share: the larger part of one that lies in the other, 0 to 1.
+        distance_mm: between their centres after registration.
+        confidence: 0 to 1: how often the same link is made if each lesion lies as far off as the registration may err.
+    """
+
+    before: int
+    now: int
+    share: float
+    distance_mm: float
+    confidence: float
+
+
+def link_lesions(before: list[Cloud], now: list[Cloud], error_mm: float) -> list[Link]:
+    """Link lesions one to one as far as that goes, then fragments of what split and parts of what merged.
+
+    Lesions belong together by what they share and how far their centres are from each other, measured by their size and
+    the registration's error. What is left over joins a lesion that is linked already only where it lies in it for the
+    most part.
+
+    Args:
+        before, now: lesions in one space.
+        error_mm: how far the registration errs, its residual.
+
+    Returns:
+        Links, sorted; a lesion in none of them is new, or has vanished.
+    """
+    if not before or not now:
+        return []
+    pairs, shares, distances = _links(before, now, error_mm, np.zeros((len(now), 3)))
+    rng = np.random.default_rng(0)
+    again = np.zeros(shares.shape)
+    for _ in range(_DRAWS):
+        # the surfaces' mean distance is the error across them alone: the other two directions err alike
+        shift_mm = rng.normal(0, max(error_mm, 0.5), (len(now), 3))
+        for pair in _links(before, now, error_mm, shift_mm)[0]:
+            again[pair] += 1
+    again /= _DRAWS
+    return [
+        Link(b, n, round(float(shares[b, n]), 3), round(float(distances[b, n]), 2), round(float(again[b, n]), 2))
+        for b, n in sorted(pairs)
+    ]
+
+
+def _links(
+    before: list[Cloud], now: list[Cloud], error_mm: float, shift_mm: np.ndarray
+) -> tuple[set[tuple[int, int]], np.ndarray, np.ndarray]:
+    """Pairs, and for each the share and the centres' distance."""
+    part_before, part_now = np.zeros((len(before), len(now))), np.zeros((len(before), len(now)))
+    distance = np.empty_like(part_now)
+    reach = np.empty_like(part_now)
+    for i, first in enumerate(before):
+        for j, second in enumerate(now):
+            distance[i, j] = np.linalg.norm(second.center_mm + shift_mm[j] - first.center_mm)
+            reach[i, j] = max(first.radius_mm, second.radius_mm) + 2 * error_mm
+            if distance[i, j] < 3 * (first.radius_mm + second.radius_mm) + 2 * error_mm:
+                part_before[i, j] = first.share_in(second, -shift_mm[j])
+                part_now[i, j] = second.share_in(first, shift_mm[j])
+    share = np.maximum(part_before, part_now)
+    # a lesion that shares nothing may still be the same, small and shifted: its centre lies within the reach
+    score = share + 0.5 * (1 - distance / reach).clip(0)
+    possible = (share >= _LEAST_SHARE) | (distance < reach)
+    rows, columns = optimize.linear_sum_assignment(-np.where(possible, score, 0.0))
+    pairs = {(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if possible[i, j] and score[i, j] > 0.05}
+    kept, found = {i for i, _ in pairs}, {j for _, j in pairs}
+    for j in set(range(len(now))) - found:
+        i = int(part_now[:, j].argmax())
+        if part_now[i, j] >= _SHARE_OF_PART and i in kept:
+            pairs.add((i, j))
+    for i in set(range(len(before))) - kept:
+        j = int(part_before[i].argmax())
+        if part_before[i, j] >= _SHARE_OF_PART and j in found:
+            pairs.add((i, j))
+    return pairs, share, distance
