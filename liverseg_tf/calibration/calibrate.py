@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from liverseg_tf.calibration.conformal import (
 )
 from liverseg_tf.config import Config
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
-from liverseg_tf.errors import CaseError, ConfigError, DataWarning
+from liverseg_tf.errors import CaseError, ConfigError, DataWarning, warn
 from liverseg_tf.evaluation.measure import Measurement, find_masks, measure
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.pairs import find_pairs
@@ -143,11 +142,10 @@ class Calibration(Config):
             DataWarning: then its intervals promise nothing.
         """
         if self.model_sha256 is None or model_sha256 != self.model_sha256:
-            warnings.warn(
+            warn(
                 f"calibration: expected the model that was calibrated ({_short(self.model_sha256)}), got "
                 f"{_short(model_sha256)}: its intervals promise nothing of this one; calibrate this model",
                 DataWarning,
-                2,
             )
 
     def judge(self, found: Measurement, uncertainty: dict[str, Any] | None = None) -> dict[str, Any]:
