@@ -20,6 +20,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import linecache
 import multiprocessing
 import os
 import random
@@ -309,7 +310,10 @@ def child(name: str, tree: ast.Module | None, order: Order, folder: str) -> dict
     if tree is not None:
         path = ROOT / "liverseg_tf" / name
         module = "liverseg_tf." + name.removesuffix(".py").replace("/", ".")
-        code = compile(ast.fix_missing_locations(tree), str(path), "exec")
+        source = ast.unparse(ast.fix_missing_locations(tree))
+        code = compile(source, str(path), "exec")
+        # AutoGraph reads the source of what it converts
+        linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
 
         class Loader(SourceFileLoader):
             def get_code(self, fullname):
