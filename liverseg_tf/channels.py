@@ -1,6 +1,7 @@
 """CT windows, histogram scaling and the resize, as Keras layers.
 
-The only implementation of the preprocessing: tf.data, training, prediction, SavedModel and TFLite all call it.
+tf.data, training, prediction, SavedModel and TFLite all call it; `liverseg_tf.channels_numpy` has its twins for
+prediction without TensorFlow.
 Every layer computes in float32 whatever the precision policy, because float16 loses HU (2048 and up) and the
 bottom of a window. No layer clips HU, and none gives NaN for any input: NaN counts as air.
 """
@@ -15,13 +16,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from liverseg_tf.channels_numpy import BINS as _BINS
+from liverseg_tf.channels_numpy import LOWEST_BIN as _LOWEST_BIN
+from liverseg_tf.channels_numpy import quantiles as _quantiles
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import AIR_HU
 from liverseg_tf.windows import resolve_window, window_bounds
-
-# Integer HU in this range take the histogram by counting; everything else by sorting.
-_LOWEST_BIN, _BINS = -4096, 8192
 
 
 def _without_nan(hu):
@@ -372,12 +373,6 @@ def _on_integer_bins_if_possible(flat, on_bins, otherwise):
     return tf.cond(
         possible, lambda: on_bins(tf.cast(flat, tf.int32) - _LOWEST_BIN), lambda: otherwise(values())
     )  # fmt: skip
-
-
-def _quantiles(steps: int, tails: tuple[float, float]) -> np.ndarray:
-    """Fractions at which the sorted pixels are broken, in float32 as fastai's `freqhist_bins` computes them."""
-    inner = np.arange(steps, dtype=np.float32) / np.float32(steps) + np.float32(0.5 / steps)
-    return np.concatenate([tails[:1], inner, tails[1:]], dtype=np.float32)
 
 
 def _break_positions(pixels, quantiles):

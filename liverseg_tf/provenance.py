@@ -10,7 +10,17 @@ from liverseg_tf import __version__
 SOFTWARE = f"liverseg_tf {__version__}"
 NOT_A_MEDICAL_DEVICE = "Not a medical device: for research only."
 
-_PACKAGES = ("numpy", "nibabel", "tensorflow", "keras", "segmentation-models", "tf-keras-vis", "matplotlib", "pillow")
+_PACKAGES = (
+    "numpy",
+    "nibabel",
+    "ai-edge-litert",
+    "tensorflow",
+    "keras",
+    "segmentation-models",
+    "tf-keras-vis",
+    "matplotlib",
+    "pillow",
+)
 
 
 def versions() -> dict[str, str | None]:
@@ -18,7 +28,7 @@ def versions() -> dict[str, str | None]:
 
     Examples:
         >>> sorted(versions())[:2]
-        ['keras', 'liverseg_tf']
+        ['ai-edge-litert', 'keras']
     """
     found: dict[str, str | None] = {"liverseg_tf": __version__, "python": platform.python_version()}
     for package in _PACKAGES:

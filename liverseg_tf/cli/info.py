@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.text import Text
 
     from liverseg_tf.cli.tables import print_table
+    from liverseg_tf.inference.choice import choose
     from liverseg_tf.labels import CLASSES
     from liverseg_tf.provenance import versions
     from liverseg_tf.shipped import shipped_models
@@ -33,9 +34,11 @@ def run(args: argparse.Namespace) -> int:
 
     packages = versions()
     models = {name: str(path) for name, path in shipped_models().items()}
+    runs = {name: choose(path) for name, path in shipped_models().items()}
     found = {
         "versions": packages,
         "models": models,
+        "runtimes": {name: {"runtime": choice.runtime, "reason": choice.reason} for name, choice in runs.items()},
         "classes": [{"index": c.index, "name": c.name, "color": c.color, "meaning": c.meaning} for c in CLASSES],
         "windows": {name: {"width": w, "level": level} for name, (w, level) in WINDOWS.items()},
     }
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     print_table(("package", "version"), rows, names=("package", "version"))
     listed = ", ".join(f"{name} ({path})" for name, path in models.items())
     print(f"Shipped models: {listed or 'none in this installation'}")
+    for name, choice in runs.items():
+        print(f"{name} runs here as {choice.runtime}: {choice.reason}")
     columns = ("class", "name", "color", "meaning")
     classes = [
         (str(c.index), c.name, Text("    ", f"on rgb({','.join(map(str, c.color))})"), c.meaning) for c in CLASSES

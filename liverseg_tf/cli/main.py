@@ -32,11 +32,12 @@ COMMANDS = (
     "explain",
     "report",
     "export",
+    "benchmark",
     "info",
 )
 
 
-_WITH_TENSORFLOW = {"demo", "train", "find-lr", "predict", "explain", "report", "export", "slices"}
+_WITH_TENSORFLOW = {"demo", "train", "find-lr", "explain", "report", "export", "slices"}
 
 
 class Parser(argparse.ArgumentParser):

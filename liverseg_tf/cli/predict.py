@@ -6,6 +6,7 @@ import argparse
 
 from liverseg_tf.cli.options import add_json, add_max_bytes, add_model, add_output, add_overwrite, add_series, as_flags
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.inference.choice import RUNTIMES
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -37,6 +38,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--lesion-segments", action="store_true", help="DICOM SEG: one segment a lesion")
     add_model(parser)
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="auto",
+        help="what runs the model (default: auto, the fastest on this machine; 'liverseg info' tells which and why)",
+    )
+    parser.add_argument(
+        "--all-slices", action="store_true", help="segment every slice, not those alone that can hold the liver"
+    )
     parser.add_argument(
         "--server", metavar="URL", help="TensorFlow Serving to ask: grpc://host:8500/NAME or http://..."
     )
@@ -86,10 +96,11 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import ExitStack, redirect_stdout
 
     from liverseg_tf.cli.progress import console, progress_bar
+    from liverseg_tf.cli.quiet import load_tensorflow_quietly
     from liverseg_tf.cohorts.predict_folder import predict_folder
 
-    if args.server and args.model:
-        raise ConfigError("--server and --model: expected one of them, the server has its own model")
+    if args.server and (args.model or args.runtime != "auto"):
+        raise ConfigError("--server and --model or --runtime: expected one of them, the server has its own model")
     if args.server and args.engine == "ray":
         raise ConfigError("--server and --engine ray: expected one of them, both divide the work")
     model = args.model
@@ -97,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
         from liverseg_tf.inference.serving_client import ServingClient
 
         model = ServingClient(args.server)
+    elif needs_tensorflow(args):
+        load_tensorflow_quietly()
     ray_options = {name: getattr(args, name) for name in ("address", "workers", "threads", "gpus")}
     ray_options["timeout_s"] = args.timeout
     out, bar = console(), progress_bar()
@@ -140,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
             on_start=on_start,
             progress=on_progress,
             on_done=on_done,
+            runtime=args.runtime,
+            extent=not args.all_slices,
             batch_size=args.batch_size,
             **({"postprocessing": None} if args.no_postprocessing else {}),
             variations=args.variations,
@@ -150,6 +165,16 @@ def run(args: argparse.Namespace) -> int:
     if failed and len(rows) > 1:
         out.print(f"{len(failed)} of {len(rows)} volumes failed", markup=False)
     return 1 if failed else 0
+
+
+def needs_tensorflow(args: argparse.Namespace) -> bool:
+    """Tell whether TensorFlow will be loaded, so that it can be loaded without its log lines."""
+    from liverseg_tf.inference.choice import choose
+    from liverseg_tf.shipped import locate_model
+
+    if args.uncertainty or args.variations:
+        return True
+    return args.engine == "embedded" and choose(locate_model(args.model), args.runtime).runtime != "tflite"
 
 
 def _print_rows(rows: list[dict], args: argparse.Namespace) -> None:

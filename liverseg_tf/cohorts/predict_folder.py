@@ -88,7 +88,8 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
         on_start: called once with the number of volumes, and of those among them that an earlier run has done.
         progress: called with the `Job`, its slices done and their total; not with `ray`.
         on_done: called with each new row, once it is in the manifest.
-        predictor_options: `batch_size`, `postprocessing`, `variations`, `max_bytes` of the `Predictor` that is made.
+        predictor_options: `runtime`, `extent`, `batch_size`, `postprocessing`, `variations`, `max_bytes` of the
+            `Predictor` that is made.
 
     Returns:
         A row for each volume, in their order: `input`, `output`, `status` ("done" or "error"), `seconds`, `statistics`,
@@ -140,6 +141,8 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
             raise ConfigError("calibration: was made with uncertainty; expected uncertainty=True too")
     settings = {
         "model": predictor.config.to_dict(),
+        "runtime": predictor.runtime_names,
+        "extent": predictor.extent,
         "postprocessing": _postprocessing_setting(predictor.postprocessing),
         "variations": _variations_setting(predictor.variations),
         "probabilities": probabilities,

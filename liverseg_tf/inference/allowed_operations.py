@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
-
 from liverseg_tf.errors import ModelError
 
 # Arithmetic on tensors, and calls among functions that are checked themselves. Nothing here reads or writes a file,
@@ -59,6 +57,7 @@ def check_operations(folder: str | Path) -> bytes:
     Raises:
         ModelError: if the graph can't be read, is no TensorFlow 2 SavedModel, or has anything that is not allowed.
     """
+    from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
     path = Path(folder) / "saved_model.pb"
@@ -87,6 +86,15 @@ def check_operations(folder: str | Path) -> bytes:
     return model.SerializeToString()
 
 
+def tflite_schema():
+    """The module that reads TFLite files: LiteRT's where it is installed, else TensorFlow's own."""
+    try:
+        from ai_edge_litert import schema_py_generated as schema
+    except ImportError:
+        from tensorflow.lite.python import schema_py_generated as schema
+    return schema
+
+
 def check_tflite_operators(content: bytes) -> None:
     """Check that a TFLite file has builtin operators alone: TensorFlow's interpreter would run any operation of its own
     (`FlexWriteFile`) for one that has not.
@@ -94,8 +102,7 @@ def check_tflite_operators(content: bytes) -> None:
     Raises:
         ModelError: naming one that is not builtin, or if the file can't be read.
     """
-    from tensorflow.lite.python import schema_py_generated as schema
-
+    schema = tflite_schema()
     try:
         model = schema.Model.GetRootAs(content, 0)
         for index in range(min(model.OperatorCodesLength(), len(content))):

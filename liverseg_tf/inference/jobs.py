@@ -6,7 +6,6 @@ import logging
 import re
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from liverseg_tf.data.dicom.formats import PRODUCTS
 from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.data.reading import format_of, is_itk_name
 from liverseg_tf.data.remote import child, fetch, fetch_all, file_name, join, listing, location, parent, starts, store
+from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.errors import (
     DataWarning,
     InputFileError,
@@ -28,6 +28,7 @@ from liverseg_tf.errors import (
 )
 from liverseg_tf.files import is_hidden, staging_folder
 from liverseg_tf.inference.predictor import Prediction, Predictor, manifest_row, side_product
+from liverseg_tf.inference.thread_warnings import routed_warnings, warnings_here
 from liverseg_tf.ownership import Url, carries_our_mark, claim, is_url, publish, refuse_inputs, why_not_ours
 
 UNCERTAINTY = "uncertainty"
@@ -197,6 +198,45 @@ def mask_name(source: str | Path, ending: str = ".nii.gz") -> str:
     return f"{name}_seg{ending}"
 
 
+@dataclass(eq=False)
+class Reading:
+    """A volume that was read, perhaps while another one was predicted, or what went wrong.
+
+    Attributes:
+        volume, error: one of them.
+        warnings: texts.
+        seconds: time taken.
+        local_names: what stands for the path of a temporary copy.
+        copies: ends the temporary copies when it is left.
+    """
+
+    volume: CTVolume | None
+    error: Exception | None
+    warnings: list[str]
+    seconds: float
+    local_names: dict[str, str]
+    copies: ExitStack
+
+
+def read_job(predictor: Predictor, job: Job) -> Reading:
+    """Read a job's volume, in any thread within `routed_warnings`. One behind a URL is copied to a temporary folder."""
+    began, copies = time.perf_counter(), ExitStack()
+    local_names: dict[str, str] = {}
+    volume, error = None, None
+    with warnings_here() as found:
+        try:
+            source = job.source
+            if is_url(source):
+                copy = Path(copies.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")), job.name)
+                local_names[str(copy)] = source
+                fetch_all(source, copy) if job.is_dicom else fetch(source, copy)
+                source = copy
+            volume = predictor.read(source, series=job.series, allow_gaps=job.allow_gaps)
+        except Exception as failed:  # told in the volume's row
+            error = failed
+    return Reading(volume, error, found, time.perf_counter() - began, local_names, copies)
+
+
 def predict_job(
     predictor: Predictor,
     job: Job,
@@ -205,62 +245,63 @@ def predict_job(
     overwrite: bool = False,
     extra: Callable[[Predictor, Prediction, Path], dict[str, Any]] | None = None,
     progress: Callable[[Job, int, int], None] | None = None,
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
     """Predict one volume and write its results: what every engine does with a job.
 
-    A volume behind a URL is copied to a temporary folder. Results are written to a hidden folder first and get their
-    place together, the mask last: where one fails, none is left beside the error.
+    Results are written to a hidden folder first and get their place together, the mask last: where one fails, none is
+    left beside the error.
+
+    Args:
+        reading: of `read_job`, where the volume was read ahead.
 
     Returns:
         The volume's row, of an error too.
     """
-    began = time.perf_counter()
-    local_names: dict[str, str] = {}
-    with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
-        warnings.simplefilter("always")
-        try:
-            source, target = job.source, job.target
-            if is_url(source):
-                copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")), job.name)
-                local_names[str(copy)] = source
-                fetch_all(source, copy) if job.is_dicom else fetch(source, copy)
-                source = copy
-            report = (lambda done, total: progress(job, done, total)) if progress else None
-            if job.is_dicom:
-                volume = predictor.read(source, series=job.series, allow_gaps=job.allow_gaps)
-                prediction = predictor.predict(volume, probabilities=probabilities, progress=report)
-            else:
-                prediction = predictor.predict(source, probabilities=probabilities, progress=report)
-            if is_url(target):
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")))
-            else:
-                folder = stack.enter_context(staging_folder(target))
-            local_names[str(folder)] = parent(target) if is_url(target) else str(target.parent)
-            staged = folder / Path(target).name
-            if is_nifti_name(staged):  # else `extra` writes it
-                prediction.save(staged)
-            if probabilities:
-                prediction.save_probabilities(staged)
-            more = extra(predictor, prediction, staged) if extra is not None else {}
-            if is_url(target):
-                for path in sorted(folder.iterdir(), key=lambda path: path == staged):
-                    store(path, child(parent(target), path.name))
-            else:
-                publish(folder, target.parent, inputs=prediction.volume.files, overwrite=overwrite, last=staged.name)
-            row = {**manifest_row(job.source, job.target, prediction, None), **more}
-        except LiverSegError as failed:
-            row = manifest_row(job.source, None, None, str(failed))
-        except MemoryError as failed:
-            text = f"{job.source}: needs more memory than there is to be written ({failed})"
-            row = manifest_row(job.source, None, None, text)
-        except Exception as failed:  # nothing that one volume does ends a run over thousands
-            _log.info("%s", without_secrets(str(job.source)), exc_info=True)
-            text = f"{job.source}: failed unexpectedly ({type(failed).__name__}: {failed})"
-            row = manifest_row(job.source, None, None, " ".join(text.split()))
+    began = time.perf_counter() - (reading.seconds if reading else 0.0)
+    with routed_warnings(), ExitStack() as stack:
+        reading = reading or read_job(predictor, job)
+        stack.enter_context(reading.copies)
+        local_names = reading.local_names
+        with warnings_here() as found:
+            try:
+                if reading.volume is None:
+                    raise reading.error or InputFileError(f"{job.source}: could not be read")
+                target = job.target
+                report = (lambda done, total: progress(job, done, total)) if progress else None
+                prediction = predictor.predict(reading.volume, probabilities=probabilities, progress=report)
+                prediction.seconds += reading.seconds
+                if is_url(target):
+                    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="liverseg-")))
+                else:
+                    folder = stack.enter_context(staging_folder(target))
+                local_names[str(folder)] = parent(target) if is_url(target) else str(target.parent)
+                staged = folder / Path(target).name
+                if is_nifti_name(staged):  # else `extra` writes it
+                    prediction.save(staged)
+                if probabilities:
+                    prediction.save_probabilities(staged)
+                more = extra(predictor, prediction, staged) if extra is not None else {}
+                if is_url(target):
+                    for path in sorted(folder.iterdir(), key=lambda path: path == staged):
+                        store(path, child(parent(target), path.name))
+                else:
+                    files = prediction.volume.files
+                    publish(folder, target.parent, inputs=files, overwrite=overwrite, last=staged.name)
+                row = {**manifest_row(job.source, job.target, prediction, None), **more}
+            except LiverSegError as failed:
+                row = manifest_row(job.source, None, None, str(failed))
+            except MemoryError as failed:
+                text = f"{job.source}: needs more memory than there is to be written ({failed})"
+                row = manifest_row(job.source, None, None, text)
+            except Exception as failed:  # nothing that one volume does ends a run over thousands
+                _log.info("%s", without_secrets(str(job.source)), exc_info=True)
+                text = f"{job.source}: failed unexpectedly ({type(failed).__name__}: {failed})"
+                row = manifest_row(job.source, None, None, " ".join(text.split()))
     if job.series:
         row["series"] = job.series
     row["seconds"] = round(time.perf_counter() - began, 3)
-    row["warnings"] = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    row["warnings"] = [*reading.warnings, *found]
     return _renamed(row, local_names)
 
 

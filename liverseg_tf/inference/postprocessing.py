@@ -122,6 +122,9 @@ class SliceSmoother:
     Args:
         sigma: of the Gaussian, in slices, above 0. It is cut at three sigma, and at the volume's ends.
 
+    Attributes:
+        radius: how many slices away still count.
+
     Examples:
         >>> smoother = SliceSmoother(1.0)
         >>> parts = smoother.add(np.zeros((2, 4, 4, 3), "float32")), smoother.add(np.zeros((9, 4, 4, 3), "float32"))
@@ -130,37 +133,40 @@ class SliceSmoother:
     """
 
     def __init__(self, sigma: float):
-        self._sigma, self._radius = sigma, math.ceil(3 * sigma)
-        self._window = np.empty(0, np.float32)  # slices that are still needed, the first `_done` of them smoothed
+        self._sigma, self.radius = sigma, math.ceil(3 * sigma)
+        self._window: list[np.ndarray] = []  # slices that are still needed, the first `_done` of them smoothed
         self._done = 0
 
     def add(self, values: np.ndarray) -> np.ndarray:
         """Take further slices (n, ...) float32; gives those, in order, whose neighbours are all there."""
-        self._window = np.concatenate([self._window, values]) if self._window.size else values
-        return self._smoothed(max(len(self._window) - self._radius, self._done))
+        self._window.extend(values)
+        return self._smoothed(max(len(self._window) - self.radius, self._done), values)
 
     def rest(self) -> np.ndarray:
         """The last slices."""
-        return self._smoothed(len(self._window))
+        return self._smoothed(len(self._window), np.empty((0, *self._window[0].shape), np.float32))
 
-    def _smoothed(self, end: int) -> np.ndarray:
-        distances = np.arange(self._done, end)[:, None] - np.arange(len(self._window))
-        weights = np.exp(-0.5 * (distances / self._sigma) ** 2) * (np.abs(distances) <= self._radius)
-        weights /= weights.sum(1, keepdims=True)
-        smoothed = np.tensordot(weights.astype(np.float32), self._window, 1)
-        first = max(end - self._radius, 0)
+    def _smoothed(self, end: int, like: np.ndarray) -> np.ndarray:
+        smoothed = np.zeros((end - self._done, *like.shape[1:]), np.float32)
+        for place, total in enumerate(smoothed, start=self._done):
+            first = max(place - self.radius, 0)
+            distances = np.arange(first, min(place + self.radius + 1, len(self._window))) - place
+            weights = np.exp(-0.5 * (distances / self._sigma) ** 2)
+            for weight, values in zip((weights / weights.sum()).astype(np.float32), self._window[first:], strict=False):
+                total += weight * values
+        first = max(end - self.radius, 0)
         self._window, self._done = self._window[first:], end - first
         return smoothed
 
 
 def _occupied(labels: np.ndarray) -> np.ndarray | None:
     """The part of the volume that holds labels, as a view."""
-    boxes = [box for box in ndimage.find_objects(labels) if box]
-    if not boxes:
-        return None
-    return labels[
-        tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
-    ]
+    for axis in (2, 0, 1):  # most slices are empty, and lie apart in memory
+        there = np.flatnonzero(labels.any(tuple({0, 1, 2} - {axis})))
+        if not len(there):
+            return None
+        labels = labels[(slice(None),) * axis + (slice(there[0], there[-1] + 1),)]
+    return labels
 
 
 def _keep_largest(labels: np.ndarray) -> None:

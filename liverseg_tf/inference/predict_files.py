@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.inference.jobs import Job, predict_job
+from liverseg_tf.inference.jobs import Job, predict_job, read_job
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.ray_engine import RayOptions, predict_on_ray
+from liverseg_tf.inference.segment import read_ahead
+from liverseg_tf.inference.thread_warnings import routed_warnings
+from liverseg_tf.ownership import is_url
 
+# Of a compressed file: two or three times as much in memory.
+_LARGEST_AHEAD_BYTES = 128 * 1024**2
 ENGINES = ("embedded", "ray")
 
 
@@ -54,12 +59,36 @@ def predict_files(
     if options_of_ray is not None:
         results = predict_on_ray(predictor, todo, options, options_of_ray)
     else:
-        results = ((index, predict_job(predictor, job, **options, progress=progress)) for index, job in todo.items())
+        results = _in_this_process(predictor, todo, options | {"progress": progress})
     for index, row in results:
         rows[index] = row
         if on_done is not None:
             on_done(row)
     return [rows[index] for index in range(len(jobs))]
+
+
+def _in_this_process(
+    predictor: Predictor, jobs: Mapping[int, Job], options: Mapping[str, Any]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows, as they are done. A volume is read while the one before it is predicted and written."""
+
+    def readings():
+        for index, job in jobs.items():
+            yield index, job, read_job(predictor, job) if _may_be_read_ahead(job) else None
+
+    with routed_warnings():
+        for index, job, reading in read_ahead(readings()):
+            row = predict_job(predictor, job, reading=reading, **options)
+            del reading  # the volume, before the next but one is read
+            yield index, row
+
+
+def _may_be_read_ahead(job: Job) -> bool:
+    """Not a large one: two of them would lie in memory at a time."""
+    try:
+        return is_url(job.source) or job.is_dicom or job.source.stat().st_size <= _LARGEST_AHEAD_BYTES
+    except OSError:
+        return False
 
 
 def check_engine(engine: str, ray_options: Mapping[str, Any]) -> RayOptions | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +12,8 @@ from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import keras
 import nibabel as nib
 import numpy as np
-import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.nifti import stem
@@ -22,16 +21,19 @@ from liverseg_tf.data.volume import CTVolume, grid_in_words
 from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSegError, ModelError, warn
 from liverseg_tf.evaluation.measure import SMALLEST_LIVER_ML
 from liverseg_tf.files import sha256_of
+from liverseg_tf.inference.choice import choose
 from liverseg_tf.inference.postprocessing import DEFAULT, OTHER_ORGANS, PostProcessing, SliceSmoother
-from liverseg_tf.inference.runtimes import Runtime, keras_runtime, open_runtime
+from liverseg_tf.inference.runtimes import Runtime, TFLiteRuntime, keras_runtime, open_keras, open_runtime
+from liverseg_tf.inference.segment import LabelScoring, NetworkScoring, Scoring, Segmenter
 from liverseg_tf.inference.test_time_augmentation import Variations
-from liverseg_tf.labels import BACKGROUND, LIVER_CLASSES, ClassSet
+from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, folds_of, version_folder
-from liverseg_tf.models.saving import weights_sha256
 from liverseg_tf.ownership import save_image, sign
 from liverseg_tf.shipped import locate_model, shipped_models
 
 if TYPE_CHECKING:
+    import keras
+
     from liverseg_tf.evaluation.statistics import MaskStatistics
 
 # Slices of a batch hold about this many pixels together: enough to keep two cores busy, little memory.
@@ -40,6 +42,8 @@ _PIXELS_A_BATCH = 4 * 512 * 512
 _MOST_PIXELS_A_SLICE = 4096 * 4096
 
 Progress = Callable[[int, int], None]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -150,6 +154,11 @@ class Predictor:
         batch_size: slices at a time; by default as many as fit a fixed budget of pixels.
         postprocessing: 3-D clean-up; None for none. By default `PostProcessing()` for a liver, and for other organs
             what of it holds for them: smoothing and holes.
+        runtime: what runs a model that was exported in several ways, see `choose`: `auto`, `tflite`, `savedmodel` or
+            `keras`.
+        extent: look where the liver lies first, and segment only the slices that can hold it (`Segmenter`); False for
+            all slices. All are taken anyway for probabilities and variations, without the post-processing that keeps
+            one piece, and by servers and SavedModels.
         variations: average the probabilities of slices a little shifted, turned, scaled and denser, this many, the
             unchanged ones among them; or `Variations`. It takes as many times as long. By default none.
         max_bytes: most bytes that a volume may take; see `CTVolume.load`.
@@ -169,24 +178,45 @@ class Predictor:
         batch_size: int | None = None,
         postprocessing: PostProcessing | None = DEFAULT,
         variations: int | Variations | None = None,
+        runtime: str = "auto",
+        extent: bool = True,
         max_bytes: int | None = None,
     ):
-        self._model = model
+        self._model, self.runtime, self.extent = model, runtime, extent
         self.variations = Variations(count=variations) if isinstance(variations, int) else variations
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch size: expected at least 1. Received: {batch_size}")
         models = list(model) if isinstance(model, (list, tuple)) else folds_of(locate_model(model))
-        self.runtimes = [open_runtime(locate_model(m)) for m in models]
+        self.runtimes = [self._open(locate_model(m)) for m in models]
         self.config: ModelConfig = self.runtimes[0].config
-        for runtime in self.runtimes[1:]:
-            if runtime.config.classes != self.config.classes:
+        for other in self.runtimes[1:]:
+            if other.config.classes != self.config.classes:
                 raise ModelError(
                     f"an ensemble needs models of the same classes: expected {self.config.class_names}, "
-                    f"got {runtime.config.class_names}"
+                    f"got {other.config.class_names}"
                 )
         if postprocessing is DEFAULT and not self.config.classes.is_liver:
             postprocessing = OTHER_ORGANS
         self.batch_size, self.postprocessing, self.max_bytes = batch_size, postprocessing, max_bytes
+
+    def _open(self, model) -> Runtime:
+        if isinstance(model, (str, os.PathLike)):
+            choice = choose(model, self.runtime)
+            _log.info("%s runs as %s: %s", model, choice.runtime, choice.reason)
+            if self.runtime == "keras":
+                return open_keras(choice.path)
+            runtime = open_runtime(choice.path)
+            if isinstance(runtime, TFLiteRuntime):
+                runtime.weights = choice.weights
+            return runtime
+        if self.runtime != "auto":
+            raise ConfigError(f"runtime={self.runtime!r}: expected with a model's path, got {type(model).__name__}")
+        return open_runtime(model)
+
+    @property
+    def runtime_names(self) -> str:
+        """What runs the models: `tflite`, `savedmodel`, `keras`, or another runtime's class."""
+        return ", ".join(getattr(runtime, "name", type(runtime).__name__) for runtime in self.runtimes)
 
     def __repr__(self) -> str:
         variations = f"{self.variations.count} variations" if self.variations else "no variations"
@@ -240,6 +270,8 @@ class Predictor:
             batch_size=self.batch_size,
             postprocessing=self.postprocessing,
             variations=self.variations,
+            runtime=self.runtime,
+            extent=self.extent,
             max_bytes=self.max_bytes,
         )
         return made, (paths if isinstance(self._model, (list, tuple)) else paths[0],)
@@ -277,14 +309,17 @@ class Predictor:
         batch = self.slices_at_once(volume)
         try:
             labels, kept = self._segment(volume, batch, probabilities, progress)
-        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        except Exception as error:
+            # TensorFlow's kind is told by its name: it may not be loaded
+            if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
+                raise
             raise LiverSegError(
                 f"{volume.name}: {rows} x {columns} x {slices} voxels, {batch} slices at a time, need more memory than "
                 f"there is{' with probabilities' if probabilities else ''}; "
                 f"{'take a smaller batch_size=' if batch > 1 else 'take a smaller volume'}, "
                 "close other programs, or leave the GPU out with CUDA_VISIBLE_DEVICES=-1"
             ) from error
-        liver_ml = np.count_nonzero(labels != BACKGROUND) * volume.voxel_volume_ml
+        liver_ml = np.count_nonzero(np.moveaxis(labels, 2, 0)) * volume.voxel_volume_ml
         if self.config.classes.is_liver and liver_ml < SMALLEST_LIVER_ML:
             warn(
                 f"{volume.name}: only {liver_ml:.0f} ml of liver found (expected {SMALLEST_LIVER_ML:.0f} ml and more); "
@@ -296,48 +331,64 @@ class Predictor:
         return Prediction(volume, labels, self.config.class_names, kept, seconds, self.name, lesion_is_2)
 
     def _segment(self, volume: CTVolume, batch: int, probabilities: bool, progress: Progress | None):
-        labels = np.zeros(volume.shape, np.uint8)
-        names, slices = self.config.class_names, volume.shape[2]
+        names, count = self.config.class_names, volume.shape[2]
         kept = {name: np.zeros(volume.shape, np.uint8) for name in names[1:]} if probabilities else {}
-        smoother = self._smoother(volume)
-        labelled = 0
+        sigma = self._smoothing_slices(volume)
+        scoring = self._scoring(volume, needs_probabilities=probabilities or bool(sigma))
+        segmenter = Segmenter(volume, scoring, batch, partial(SliceSmoother, sigma) if sigma else None)
 
-        def label(found: np.ndarray) -> None:
-            nonlocal labelled
-            labels[..., labelled : labelled + len(found)] = np.moveaxis(found, 0, 2)
-            labelled += len(found)
+        def keep(index: int, scores: np.ndarray) -> None:
+            for name, values in zip(names[1:], scoring.probabilities(scores)[1:], strict=True):
+                kept[name][..., index] = np.rint(values * 255)
 
-        for first in range(0, slices, batch):
-            last = min(first + batch, slices)
-            hu = volume.slices(first, last)
-            if probabilities or smoother or self.variations or len(self.runtimes) > 1:
-                if self.variations:
-                    varied = self.variations.probabilities(self.network_probabilities, hu, volume.spacing_mm)
-                    scores = reduce(np.add, varied) / self.variations.count
-                else:
-                    scores = self.network_probabilities(hu)
-                for name, values in kept.items():
-                    values[..., first:last] = np.moveaxis(np.rint(scores[..., names.index(name)] * 255), 0, 2)
-                label((smoother.add(scores) if smoother else scores).argmax(-1))
-            else:
-                label(self.runtimes[0].labels(hu))
-            if progress is not None:
-                progress(last, slices)
-        if smoother:
-            label(smoother.rest().argmax(-1))
+        def tell(done: int) -> None:
+            if progress is not None and (done % batch == 0 or done == count):
+                progress(done, count)
+
+        keeps_one_piece = self.postprocessing is not None and self.postprocessing.largest_liver
+        if self.extent and keeps_one_piece and not kept and isinstance(scoring, NetworkScoring):
+            labels = segmenter.liver_slices(tell)
+        else:
+            labels = segmenter.all_slices(tell, keep if kept else None)
         if self.postprocessing is not None:
             labels = self.postprocessing(labels, volume.spacing_mm, volume.voxel_volume_ml, self.config.classes)
         return labels, kept
 
+    def _scoring(self, volume: CTVolume, needs_probabilities: bool) -> Scoring:
+        """How the models' slices are scored: at the network's size where all of them can, and have the same."""
+        if variations := self.variations:
+
+            def varied(hu: np.ndarray) -> np.ndarray:
+                found = variations.probabilities(self.network_probabilities, hu, volume.spacing_mm)
+                return reduce(np.add, found) / variations.count
+
+            return Scoring(varied)
+        if (scoring := self._scoring_at_network_size(*volume.shape[:2])) is not None:
+            return scoring
+        if needs_probabilities or len(self.runtimes) > 1:
+            return Scoring(self.network_probabilities)
+        return LabelScoring(self.runtimes[0].labels)
+
+    def _scoring_at_network_size(self, rows: int, columns: int) -> NetworkScoring | None:
+        """None where a model doesn't give what its network gave, or they differ in their network's size."""
+        scores = [f for runtime in self.runtimes if (f := getattr(runtime, "at_network_size", None)) is not None]
+        if len(scores) < len(self.runtimes) or len({runtime.config.image_size for runtime in self.runtimes}) > 1:
+            return None
+        return NetworkScoring(lambda hu: reduce(np.add, (score(hu) for score in scores)) / len(scores), (rows, columns))
+
     def network_probabilities(self, hu: np.ndarray) -> np.ndarray:
         """(B, rows, columns) HU -> (B, rows, columns, classes) float32, the mean of all models."""
-        return reduce(np.add, (runtime.probabilities(hu) for runtime in self.runtimes)) / len(self.runtimes)
+        scoring = self._scoring_at_network_size(*hu.shape[1:])
+        if scoring is None:
+            return reduce(np.add, (runtime.probabilities(hu) for runtime in self.runtimes)) / len(self.runtimes)
+        return np.stack([np.moveaxis(scoring.probabilities(scores), 0, -1) for scores in scoring.score(hu)])
 
-    def _smoother(self, volume: CTVolume) -> SliceSmoother | None:
+    def _smoothing_slices(self, volume: CTVolume) -> float:
+        """Standard deviation of the smoothing from slice to slice, in slices; 0 for none."""
         smoothing_mm = self.postprocessing.smoothing_mm if self.postprocessing is not None else 0.0
         if smoothing_mm <= 0 or volume.shape[2] == 1 or any(r.is_remote for r in self.runtimes):
-            return None
-        return SliceSmoother(smoothing_mm / volume.spacing_mm[2])
+            return 0.0
+        return smoothing_mm / volume.spacing_mm[2]
 
     def slices_at_once(self, volume: CTVolume) -> int:
         """How many slices of a volume go through the network together."""
@@ -381,6 +432,8 @@ def side_product(target: Path, name: str) -> Path:
 
 def _model_digest(model, runtime: Runtime) -> str | None:
     model = locate_model(model)
+    if isinstance(runtime, TFLiteRuntime):
+        return sha256_of(runtime.path)
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
         if path.is_file():
@@ -392,6 +445,8 @@ def _model_digest(model, runtime: Runtime) -> str | None:
         return None
     if (network := keras_runtime(runtime)) is None:
         return None
+    from liverseg_tf.models.saving import weights_sha256
+
     return weights_sha256(network.slice_function.model)
 
 

@@ -101,6 +101,7 @@ class _Worker:
     def __init__(self, folder: str, threads: int):
         with contextlib.suppress(OSError):
             os.chdir(folder)  # relative paths mean the same as in the process that asks
+        os.environ["LIVERSEG_THREADS"] = str(threads)
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)

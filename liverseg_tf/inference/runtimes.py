@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import os
+import queue
+import struct
+import sys
 import tempfile
-import threading
 from abc import ABC, abstractmethod
-from functools import cached_property
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import keras
 import numpy as np
-import tensorflow as tf
 
+from liverseg_tf import channels_numpy
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import GeometryError, ModelError, first_line
-from liverseg_tf.inference.allowed_operations import check_operations, check_tflite_operators
-from liverseg_tf.inference.slice_function import SliceFunction
+from liverseg_tf.inference.allowed_operations import check_operations, check_tflite_operators, tflite_schema
+from liverseg_tf.inference.threads import usable_threads
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
-from liverseg_tf.models.saving import config_of, load_model, restore_weights
 from liverseg_tf.native_logs import without_log_lines
+
+if TYPE_CHECKING:  # a TFLite file runs without either
+    import keras
+    import tensorflow as tf
+
+# Each interpreter keeps the weights in a layout of its own, tens of megabytes.
+_MOST_INTERPRETERS = 4
 
 
 @runtime_checkable
@@ -103,19 +113,31 @@ class KerasRuntime(_LocalRuntime):
         (2, 40, 36)
     """
 
+    name = "keras"
+
     def __init__(self, model: keras.Model, config: ModelConfig | None = None):
+        import tensorflow as tf
+
+        from liverseg_tf.inference.slice_function import SliceFunction
+        from liverseg_tf.models.saving import config_of
+
         config = config_of(model, config)
         self.config = config
         self.slice_function = SliceFunction(model, config)
         signature = [tf.TensorSpec((None, None, None), tf.float32, "hu")]
         self._labels = tf.function(self.slice_function.labels, signature)
         self._probabilities = tf.function(self.slice_function.probabilities, signature)
+        self._at_network_size = tf.function(self.slice_function.at_network_size, signature)
+
+    def at_network_size(self, hu: np.ndarray) -> np.ndarray:
+        """As `TFLiteRuntime.at_network_size`."""
+        return self._at_network_size(_tensor(_slices(hu))).numpy()
 
     def _labels_of(self, hu: np.ndarray) -> np.ndarray:
-        return self._labels(tf.convert_to_tensor(hu, tf.float32)).numpy()
+        return self._labels(_tensor(hu)).numpy()
 
     def _probabilities_of(self, hu: np.ndarray) -> np.ndarray:
-        return self._probabilities(tf.convert_to_tensor(hu, tf.float32)).numpy()
+        return self._probabilities(_tensor(hu)).numpy()
 
 
 class SavedModelRuntime(_LocalRuntime):
@@ -128,7 +150,11 @@ class SavedModelRuntime(_LocalRuntime):
         ModelError: if it is missing, cut, not one of this library's, or has operations that are not allowed.
     """
 
+    name = "savedmodel"
+
     def __init__(self, path: str | os.PathLike):
+        from liverseg_tf.models.saving import restore_weights
+
         folder = version_folder(Path(path))
         manifest = Manifest.load(folder / SAVEDMODEL_MANIFEST)
         manifest.check_files(folder)
@@ -145,25 +171,30 @@ class SavedModelRuntime(_LocalRuntime):
             raise ModelError(f"{folder}: gives {classes} classes, its configuration names {self.config.class_names}")
 
     def _labels_of(self, hu: np.ndarray) -> np.ndarray:
-        return self._signatures["serving_default"](hu=tf.convert_to_tensor(hu, tf.float32))["labels"].numpy()
+        return self._signatures["serving_default"](hu=_tensor(hu))["labels"].numpy()
 
     def _probabilities_of(self, hu: np.ndarray) -> np.ndarray:
-        return self._signatures["probabilities"](hu=tf.convert_to_tensor(hu, tf.float32))["probabilities"].numpy()
+        return self._signatures["probabilities"](hu=_tensor(hu))["probabilities"].numpy()
 
 
 class TFLiteRuntime(_LocalRuntime):
-    """Runs a TFLite file that `export` wrote.
+    """Runs a TFLite file that `export` wrote, without TensorFlow where ai-edge-litert is installed.
 
-    Slices of the file's own size go through the file as it is. For other sizes only the network is the file's:
-    padding and scaling a slice to the file's size beforehand, as a device without TensorFlow does, would give slightly
-    other masks; `SliceFunction` around the network gives the same as every other runtime.
+    Slices of the file's own size go through the file as it is. For other sizes, and for `at_network_size`, only the
+    network is the file's, and what lies around it is `liverseg_tf.channels_numpy`: padding and scaling a slice to the
+    file's size beforehand, as a device without Python does, would give slightly other masks.
 
     Args:
         path: the `.tflite` file; its JSON lies beside it.
 
+    Attributes:
+        weights: the SavedModel of the same weights, if there is one: for what must look into the network's layers.
+
     Raises:
         ModelError: if it is missing, cut, or not one of this library's.
     """
+
+    name = "tflite"
 
     def __init__(self, path: str | os.PathLike):
         path = Path(path)
@@ -180,54 +211,101 @@ class TFLiteRuntime(_LocalRuntime):
             )
         manifest.check_files(path.parent)
         self.config, self.card, self.path = manifest.config, manifest.card, path
-        # what this process may use, which in a container is less than what the machine has
-        self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._lock = threading.Lock()  # an interpreter works for one thread at a time
+        self.weights: Path | None = None
+        # an interpreter works for one slice at a time; several of one thread each waste less than one of several
+        threads = usable_threads()
+        self._workers = min(threads, _MOST_INTERPRETERS)
+        self._threads = max(1, threads // self._workers)
+        self.slices_at_once = 2 * self._workers
         # read, not mapped by its path: only then is the content verified, and a cut file crashes the process otherwise
-        self._whole = self._signature_runner(path.read_bytes())
-        outputs = self._whole.get_output_details()
-        self.slice_shape = tuple(int(n) for n in self._whole.get_input_details()["hu"]["shape"][1:])
-        if not {"labels", "probabilities"} <= set(outputs):
-            raise ModelError(f"{path}: expected the outputs labels and probabilities, got {', '.join(outputs)}")
-        if outputs["probabilities"]["shape"][-1] != len(self.config.class_names):
-            raise ModelError(
-                f"{path}: its number of classes is not that of its configuration: {self.config.class_names}"
-            )
+        content = path.read_bytes()
+        with _told_as(path):
+            check_tflite_operators(content)
+            whole = self._interpreter(content)  # which verifies all that Python reads of it below
+            outputs = {entry["name"]: entry["shape"] for entry in whole.get_output_details()}
+            if not {"labels", "probabilities"} <= set(outputs):
+                raise ModelError(f"expected the outputs labels and probabilities, got {', '.join(outputs)}")
+            if outputs["probabilities"][-1] != len(self.config.class_names):
+                raise ModelError(f"its number of classes is not that of its configuration: {self.config.class_names}")
+            self.slice_shape = tuple(int(n) for n in whole.get_input_details()[0]["shape"][1:])
+            content, self._ends = _network_of(content)
+            interpreters = [self._interpreter(content) for _ in range(self._workers)]
+            for interpreter in interpreters:
+                interpreter.allocate_tensors()
+        self._idle: queue.SimpleQueue = queue.SimpleQueue()
+        for interpreter in interpreters:
+            self._idle.put(interpreter)
+
+    def at_network_size(self, hu: np.ndarray) -> np.ndarray:
+        """(B, H, W) HU -> (B, classes, S, S) float32 probabilities of the padded square, as the network gives them.
+
+        `channels_numpy.restore` and `restore_labels` bring them back to the slices' own size.
+        """
+        return np.stack(list(self._pool.map(self._network, _slices(hu))))
 
     def _labels_of(self, hu: np.ndarray) -> np.ndarray:
         if hu.shape[1:] == self.slice_shape:
             return self._run_whole(hu, "labels")
-        return self._probabilities_of(hu).argmax(-1).astype(np.uint8)
+        return np.stack([channels_numpy.restore_labels(found, *hu.shape[1:]) for found in self.at_network_size(hu)])
 
     def _probabilities_of(self, hu: np.ndarray) -> np.ndarray:
         if hu.shape[1:] == self.slice_shape:
             return self._run_whole(hu, "probabilities")
-        channels = self._around.network_input(tf.convert_to_tensor(hu, tf.float32)).numpy()
-        with self._lock:
-            logits = [self._network(channels=slice_channels[None])["logits"] for slice_channels in channels]
-        return self._around.from_logits(np.concatenate(logits), *hu.shape[1:]).numpy()
+        found = [channels_numpy.restore(found, *hu.shape[1:]) for found in self.at_network_size(hu)]
+        return np.ascontiguousarray(np.moveaxis(np.stack(found), 1, -1))
 
-    def _run_whole(self, hu, output):
-        with self._lock:
-            return np.concatenate([self._whole(hu=slice_hu[None])[output] for slice_hu in hu])
-
-    @cached_property
-    def _around(self) -> SliceFunction:
-        return SliceFunction(None, self.config)
-
-    @cached_property
-    def _network(self):
-        return self._signature_runner(_network_of(self.path.read_bytes()))
-
-    def _signature_runner(self, content: bytes):
+    def _network(self, hu: np.ndarray) -> np.ndarray:
+        channels = channels_numpy.network_input(hu, self.config.channels, self.config.image_size)
+        interpreter = self._idle.get()
         try:
-            check_tflite_operators(content)
-            with without_log_lines():  # it tells which delegate it takes
-                interpreter = _interpreter_class()(model_content=content, num_threads=self._threads)
-                interpreter.allocate_tensors()
-                return interpreter.get_signature_runner("serving_default")
-        except (ModelError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{self.path}: expected a TFLite file that can be run ({first_line(error)})") from error
+            interpreter.set_tensor(self._ends[0], channels[None])
+            interpreter.invoke()
+            logits = interpreter.get_tensor(self._ends[1])[0]
+        finally:
+            self._idle.put(interpreter)
+        return channels_numpy.softmax(logits)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._workers, "liverseg-network")
+
+    def _run_whole(self, hu: np.ndarray, output: str) -> np.ndarray:
+        return np.concatenate(list(self._pool.map(partial(self._whole, output), hu)))
+
+    def _whole(self, output: str, hu: np.ndarray) -> np.ndarray:
+        runner = self._whole_runners.get()
+        try:
+            return runner(hu=hu[None])[output]
+        finally:
+            self._whole_runners.put(runner)
+
+    @cached_property
+    def _whole_runners(self) -> queue.SimpleQueue:
+        runners: queue.SimpleQueue = queue.SimpleQueue()
+        with _told_as(self.path):
+            interpreter = self._interpreter(self.path.read_bytes(), usable_threads())
+            interpreter.allocate_tensors()
+            runners.put(interpreter.get_signature_runner("serving_default"))
+        return runners
+
+    def _interpreter(self, content: bytes, threads: int | None = None) -> Any:
+        return _interpreter_class()(model_content=content, num_threads=threads or self._threads)
+
+
+@contextmanager
+def _told_as(path: Path) -> Iterator[None]:
+    """What LiteRT raises for a file that it can't run, as an error that names it; without the lines that it logs."""
+    try:
+        with without_log_lines():  # it tells which delegate it takes
+            yield
+    except (ModelError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: expected a TFLite file that can be run ({first_line(error)})") from error
+
+
+def _tensor(hu: np.ndarray) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(hu, tf.float32)
 
 
 def open_runtime(model: str | os.PathLike | keras.Model | Runtime) -> Runtime:
@@ -240,7 +318,7 @@ def open_runtime(model: str | os.PathLike | keras.Model | Runtime) -> Runtime:
     Raises:
         ModelError: if it is missing, truncated, or something else.
     """
-    if isinstance(model, keras.Model):
+    if "keras" in sys.modules and isinstance(model, sys.modules["keras"].Model):
         return KerasRuntime(model)
     if not isinstance(model, (str, os.PathLike)):
         if isinstance(model, Runtime):
@@ -251,21 +329,32 @@ def open_runtime(model: str | os.PathLike | keras.Model | Runtime) -> Runtime:
         return TFLiteRuntime(path)
     if path.is_dir() and not (path / "model.keras").is_file() and looks_like_savedmodel(path):
         return SavedModelRuntime(path)
-    return KerasRuntime(load_model(path))
+    return open_keras(path)
 
 
 def keras_runtime(runtime: Runtime) -> KerasRuntime | None:
     """The runtime with a network whose layers can be looked at: itself, or rebuilt from a SavedModel's weights.
 
-    None for what keeps no such network: a TFLite file, a server.
+    None for what keeps no such network: a TFLite file that stands alone, a server.
     """
     if isinstance(runtime, SavedModelRuntime):
-        return KerasRuntime(load_model(runtime.path))
+        return open_keras(runtime.path)
+    if isinstance(runtime, TFLiteRuntime):
+        return open_keras(runtime.weights) if runtime.weights else None
     return runtime if isinstance(runtime, KerasRuntime) else None
+
+
+def open_keras(path: Path) -> KerasRuntime:
+    """A run folder, a `.keras` file, or a SavedModel, whose network is rebuilt."""
+    from liverseg_tf.models.saving import load_model
+
+    return KerasRuntime(load_model(path))
 
 
 def _load_graph(content: bytes):
     """Load the very bytes that were checked, alone in a folder: no asset, no checkpoint, no other file is looked at."""
+    import tensorflow as tf
+
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "saved_model.pb").write_bytes(content)
         return tf.saved_model.load(folder, options=tf.saved_model.LoadOptions(experimental_skip_checkpoint=True))
@@ -280,21 +369,42 @@ def _interpreter_class():
     return Interpreter
 
 
-def _network_of(content: bytes) -> bytes:
-    """Cut the network, from `channels` to `logits`, out of a TFLite file."""
-    from tensorflow.lite.tools import flatbuffer_utils
+def _network_of(content: bytes) -> tuple[bytes, tuple[int, int]]:
+    """Cut the network, from `channels` to `logits`, out of a TFLite file that was verified.
 
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    graph, signature = model.subgraphs[0], model.signatureDefs[0]
-    names = [tensor.name for tensor in graph.tensors]
-    ends = [names.index(name) for name in (b"channels", b"logits")]
-    needed, kept = {ends[1]}, []
-    for operator in reversed(graph.operators):
-        if needed.intersection(operator.outputs):
-            kept.append(operator)
-            needed.update(i for i in operator.inputs if i != ends[0])
-    graph.operators, graph.inputs, graph.outputs = kept[::-1], ends[:1], ends[1:]
-    signature.outputs = signature.outputs[:1]
-    for entry, name, index in zip((*signature.inputs, *signature.outputs), ("channels", "logits"), ends, strict=True):
-        entry.name, entry.tensorIndex = name, index
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    `export` wrote the network's operators behind one another. So the file's list of them is shortened where it stands,
+    and its ends are renamed; nothing is moved, for weights of tens of megabytes would be copied by Python.
+
+    Returns:
+        The file, and the numbers of the tensors `channels` and `logits`.
+    """
+    graph = (model := tflite_schema().Model.GetRootAs(content, 0)).Subgraphs(0)
+    names = [graph.Tensors(index).Name() for index in range(graph.TensorsLength())]
+    if not {b"channels", b"logits"} <= set(names):
+        raise ModelError("expected the tensors channels and logits between its parts, it has none of these names")
+    ends = (names.index(b"channels"), names.index(b"logits"))
+    operators = [graph.Operators(index) for index in range(graph.OperatorsLength())]
+    made_by = {
+        operator.Outputs(i): index for index, operator in enumerate(operators) for i in range(operator.OutputsLength())
+    }
+    first, last = made_by.get(ends[0], -1) + 1, made_by.get(ends[1], -1) + 1
+    if not first < last:
+        raise ModelError("expected a network between its tensors channels and logits")
+    cut = bytearray(content)
+
+    def field(table, slot: int) -> int:
+        """Where a table keeps the way to its vector, in the slots of the schema."""
+        return table._tab.Pos + table._tab.Offset(slot)
+
+    def vector(at: int) -> int:
+        return at + struct.unpack_from("<I", cut, at)[0]
+
+    # a vector is its length and its elements, and elements of tables are ways from where they stand themselves
+    operators_at = field(graph, 10)
+    start = vector(operators_at) + 4 * first
+    struct.pack_into("<I", cut, start, last - first)
+    struct.pack_into("<I", cut, operators_at, start - operators_at)
+    for slot, end in zip((6, 8), ends, strict=True):  # the graph's inputs and outputs
+        struct.pack_into("<Ii", cut, vector(field(graph, slot)), 1, end)
+    struct.pack_into("<I", cut, vector(field(model, 18)), 0)  # no signatures: they name the whole file's ends
+    return bytes(cut), ends

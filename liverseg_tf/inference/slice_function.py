@@ -36,6 +36,11 @@ class SliceFunction(tf.Module):
         """(B, S, S, K) logits -> (B, rows, columns, K) float32 probabilities."""
         return self.restore(tf.nn.softmax(tf.cast(logits, tf.float32)), rows_columns=(rows, columns))
 
+    def at_network_size(self, hu: tf.Tensor) -> tf.Tensor:
+        """(B, H, W) HU -> (B, K, S, S) float32 probabilities of the padded square, before they are brought back."""
+        logits = self.model(self.network_input(hu), training=False)
+        return tf.transpose(tf.nn.softmax(tf.cast(logits, tf.float32)), [0, 3, 1, 2])
+
     def probabilities(self, hu: tf.Tensor) -> tf.Tensor:
         """(B, H, W) HU -> (B, H, W, K) float32 probabilities."""
         rows, columns = hu.shape[1:3]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 
 from liverseg_tf.config import Config
 from liverseg_tf.errors import ConfigError
@@ -94,6 +93,8 @@ def _pixel_matrix(parameters: np.ndarray, size: tuple[int, int], spacing_mm: tup
 
 def _warp(images: np.ndarray, matrix: np.ndarray, fill: float) -> np.ndarray:
     """(B, rows, columns, C) float32, bilinear, `fill` outside."""
+    import tensorflow as tf
+
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.convert_to_tensor(images, tf.float32),
         transforms=tf.constant(matrix.ravel()[None, :8] / matrix[2, 2], tf.float32),

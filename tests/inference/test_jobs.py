@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import threading
+import warnings
 
 import numpy as np
 import pytest
 
 import liverseg_tf as ls
-from liverseg_tf.errors import ConfigError, OutputError
+from liverseg_tf.errors import ConfigError, DataWarning, OutputError
 from liverseg_tf.inference.jobs import plan
 from liverseg_tf.inference.predict_files import predict_files
 from liverseg_tf.inference.run_manifest import RunManifest
@@ -83,3 +85,34 @@ def test_a_predictor_goes_to_another_process_by_its_models_path(predictor, small
 def test_file_urls_are_paths(data, tmp_path):
     jobs = plan([f"file://{data}"], f"file://{tmp_path}/out")
     assert jobs == plan([data], tmp_path / "out")
+
+
+def test_a_volume_is_read_while_the_one_before_is_predicted(tmp_path, write_nifti, monkeypatch):
+    """Warnings stay with the volume that they are about, whoever reads it when."""
+
+    class Waiting:
+        config, is_remote, slices_at_once = ls.ModelConfig(image_size=32), False, 1
+
+        def labels(self, hu):
+            if not hu.any():  # the first volume: it ends only if the second one is being read
+                assert second_is_read.wait(20)
+            return np.zeros(hu.shape, np.uint8)
+
+        probabilities = labels
+
+    second_is_read, read = threading.Event(), ls.Predictor.read
+
+    def slow(self, source, *args, **options):
+        if "volume-2" in str(source):
+            second_is_read.set()
+            warnings.warn("about the second", DataWarning, 2)
+        return read(self, source, *args, **options)
+
+    monkeypatch.setattr(ls.Predictor, "read", slow)
+    for number in (1, 2, 3):
+        write_nifti(tmp_path / "ct" / f"volume-{number}.nii", np.full((40, 36, 2), 1 - number, np.int16))
+    (tmp_path / "ct" / "volume-3.nii").write_bytes(b"no volume")
+    rows = predict_files(ls.Predictor(Waiting(), postprocessing=None), plan([tmp_path / "ct"], tmp_path / "out"))
+    assert [row["status"] for row in rows] == ["done", "done", "error"]
+    assert ["about the second" in row["warnings"] for row in rows] == [False, True, False]
+    assert "volume-3" in rows[2]["error"]

@@ -1,0 +1,130 @@
+"""What each runtime takes on this machine, each in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from liverseg_tf.errors import LiverSegError, ModelError
+from liverseg_tf.inference.choice import RUNTIMES, choose
+from liverseg_tf.shipped import locate_model
+
+# Slices of the middle of the CT that go through the network for the time of one.
+_SLICES = 16
+_PHANTOM_SHAPE = (512, 512, 60)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one runtime takes.
+
+    Attributes:
+        runtime: as `choose` names it.
+        milliseconds_a_slice: HU in memory to a mask, smoothing and post-processing included; the faster of two runs
+            after one to warm up, of 16 slices of the middle of the CT.
+        command_s: `liverseg predict` from its start to the mask on disk.
+        peak_memory_mb: of that command; None where the system doesn't tell.
+        is_default: whether `auto` takes it here.
+    """
+
+    runtime: str
+    milliseconds_a_slice: float
+    command_s: float
+    peak_memory_mb: float | None
+    is_default: bool
+
+
+def benchmark(
+    ct: str | Path | None = None,
+    model: str | Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Measurement]:
+    """Measure every runtime that a model has, the default one first.
+
+    Args:
+        ct: what to segment; by default a phantom of 512 x 512 x 60.
+        model: as `Predictor` takes it, as a path; by default the shipped one.
+        progress: called with the runtimes done, their total, and the next one's name.
+
+    Raises:
+        LiverSegError: for a model or a CT that can't be used.
+    """
+    model = locate_model(model)
+    default = choose(model).runtime
+    runtimes = [default]
+    for runtime in RUNTIMES[1:]:
+        try:
+            choose(model, runtime)
+        except ModelError:
+            continue
+        runtimes += [runtime] * (runtime not in runtimes)
+    with tempfile.TemporaryDirectory(prefix="liverseg-") as folder:
+        if ct is None:
+            from liverseg_tf.data.phantom import write_phantoms
+
+            write_phantoms(folder, cases=1, seed=0, shape=_PHANTOM_SHAPE)
+            ct = next(Path(folder).glob("volume-*"))
+        found = []
+        for done, runtime in enumerate(runtimes):
+            if progress:
+                progress(done, len(runtimes), runtime)
+            slices, _, _ = _run("-m", "liverseg_tf.inference.benchmark", str(model), runtime, str(ct))
+            words = ["--model", str(model), "--runtime", runtime, "-o", str(Path(folder, f"{runtime}.nii.gz"))]
+            _, seconds, memory = _run("-m", "liverseg_tf", "predict", *words, "--", str(ct))
+            found.append(Measurement(runtime, json.loads(slices), seconds, memory, runtime == default))
+    return found
+
+
+def _run(*words: str) -> tuple[str, float, float | None]:
+    """Run Python on some words; gives its stdout, seconds, and peak memory in MB."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(
+            [sys.executable, *words], stdout=out, stderr=err, env={**os.environ, "PYTHONPATH": path}
+        )
+        memory_mb = None
+        if hasattr(os, "wait4"):
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            memory_mb = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        else:
+            process.wait()
+        seconds = time.perf_counter() - began
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            last = (err.read().decode("utf-8", "replace").strip().splitlines() or [f"status {process.returncode}"])[-1]
+            raise LiverSegError(f"could not be measured: {last:.300}")
+        return out.read().decode("utf-8", "replace"), seconds, memory_mb
+
+
+def _milliseconds_a_slice(model: str, runtime: str, ct: str) -> float:
+    from liverseg_tf.data.volume import CTVolume
+    from liverseg_tf.inference.predictor import Predictor
+
+    predictor = Predictor(model, runtime=runtime, extent=False)
+    volume = predictor.read(ct)
+    count = min(_SLICES, volume.shape[2])
+    first = (volume.shape[2] - count) // 2
+    part = CTVolume.from_array(volume.slices(first, first + count).transpose(1, 2, 0), volume.spacing_mm)
+    return 1e3 * min([predictor.predict(part).seconds for _ in range(3)][1:]) / count
+
+
+if __name__ == "__main__":
+    import warnings
+
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        print(json.dumps(_milliseconds_a_slice(*sys.argv[1:])))  # noqa: T201 (what the process was started for)
+    except LiverSegError as error:
+        sys.exit(str(error))

@@ -1,0 +1,120 @@
+"""Which of a model's artefacts runs on this machine, and why. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from liverseg_tf.errors import ConfigError, ModelError
+from liverseg_tf.models.artefacts import (
+    SAVEDMODEL_MANIFEST,
+    Manifest,
+    looks_like_savedmodel,
+    version_folder,
+    version_folders,
+)
+
+RUNTIMES = ("auto", "keras", "savedmodel", "tflite")
+_GPU = Path("/dev/nvidiactl")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs.
+
+    Attributes:
+        runtime: `keras`, `savedmodel` or `tflite`.
+        path: what of the model it opens.
+        reason: why this one, in words.
+        weights: of a TFLite file, the SavedModel of the same weights beside it, or None.
+    """
+
+    runtime: str
+    path: Path
+    reason: str
+    weights: Path | None = None
+
+
+def choose(model: str | os.PathLike, runtime: str = "auto") -> Choice:
+    """Choose what runs a model.
+
+    A folder that `export` filled may hold a SavedModel and TFLite files. `auto` takes the int8 file on a CPU, where it
+    was measured to take a quarter of the time for masks as good (`liverseg benchmark` measures it on any machine), and
+    the SavedModel where there is a GPU. A model of one kind runs as what it is.
+
+    Args:
+        model: path of a run folder, a `.keras` file, a SavedModel or the folder around it, or a `.tflite` file.
+        runtime: one of `RUNTIMES`.
+
+    Raises:
+        ConfigError: for another name.
+        ModelError: if the model has nothing that this runtime runs.
+    """
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"runtime: expected one of {', '.join(RUNTIMES)}. Received: {runtime!r}")
+    path = Path(model)
+    if path.suffix == ".tflite":
+        return _only("tflite", path, runtime)
+    if not path.is_dir() or (path / "model.keras").is_file() or not looks_like_savedmodel(path):
+        return _only("keras", path, runtime)
+    if runtime == "keras":
+        return Choice("keras", path, "asked for: the network is rebuilt from the SavedModel's weights")
+    if runtime == "savedmodel":
+        return Choice("savedmodel", path, "asked for")
+    files = _tflite_files(path)
+    if runtime == "tflite":
+        if not files:
+            raise ModelError(f"{path}: has no .tflite file for runtime='tflite'; write one with liverseg export")
+        return Choice("tflite", files[0], "asked for", _same_weights(files[0], path))
+    small = [file for file in files if file.stem.endswith("-int8")]
+    if not small:
+        return Choice("savedmodel", path, "there is no int8 .tflite file beside it")
+    weights = _same_weights(small[0], path)
+    if weights is None:
+        return Choice("savedmodel", path, f"{small[0].name} is of other weights")
+    if has_gpu():
+        return Choice("savedmodel", path, "there is a GPU")
+    if not has_litert():
+        return Choice("savedmodel", path, "ai-edge-litert, which runs the faster .tflite file, can't be imported")
+    return Choice("tflite", small[0], "the int8 file is the fastest on a CPU", weights)
+
+
+def has_gpu() -> bool:
+    """Tell whether an NVIDIA GPU may be used, without asking TensorFlow."""
+    return _GPU.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+
+
+def has_litert() -> bool:
+    """Tell whether LiteRT's interpreter can be imported."""
+    try:
+        import ai_edge_litert.interpreter  # noqa: F401
+    except Exception:  # a shared library that doesn't load raises what it likes
+        return False
+    return True
+
+
+def _only(kind: str, path: Path, runtime: str) -> Choice:
+    if runtime not in ("auto", kind):
+        raise ModelError(f"{path}: runs as {kind}, not as {runtime}; liverseg export makes others of it")
+    return Choice(kind, path, "the only one that runs such a file")
+
+
+def _tflite_files(folder: Path) -> list[Path]:
+    """The TFLite files beside a model's versions, int8 first."""
+    if not version_folders(folder):
+        return []
+    order = ("int8", "float16", "float32")
+    ranks = {file: file.stem.rpartition("-")[2] for file in sorted(folder.glob("*.tflite"))}
+    return sorted(ranks, key=lambda file: order.index(ranks[file]) if ranks[file] in order else len(order))
+
+
+def _same_weights(file: Path, folder: Path) -> Path | None:
+    """The newest SavedModel of a folder, if a TFLite file there was made of the same weights."""
+    newest = version_folder(folder)
+    manifests = (file.with_suffix(".json"), newest / SAVEDMODEL_MANIFEST)
+    try:
+        digests = {Manifest.load(path).card.get("weights_sha256") for path in manifests}
+    except ModelError:
+        return None
+    return newest if len(digests) == 1 and None not in digests else None

@@ -1,0 +1,47 @@
+"""Where along the body the liver lies, by every n-th slice: what lies elsewhere need not be segmented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# An adult's liver is 10 to 20 cm high, so that several of these steps meet it.
+_STEP_MM = 20.0
+# Findings elsewhere that are larger than this share of the liver make the pass unsure.
+_MOST_ELSEWHERE = 0.25
+
+
+def coarse_slices(count: int, spacing_mm: float) -> range:
+    """The slices to look at first: one every 20 mm."""
+    step = max(1, round(_STEP_MM / spacing_mm))
+    return range(step // 2, count, step)
+
+
+def likely_extent(areas: Sequence[int]) -> tuple[int, int] | None:
+    """Which of the coarse slices show the liver.
+
+    Args:
+        areas: what was found in each, in pixels.
+
+    Returns:
+        The first and the last one; None where it is not sure: nothing was found, or in one slice alone; or at an end
+        of the volume; or elsewhere too, more than a quarter of the largest piece (a liver cut in two by a gap).
+
+    Examples:
+        >>> likely_extent([0, 0, 40, 90, 70, 0, 3, 0])
+        (2, 4)
+        >>> likely_extent([0, 40, 0, 0, 70, 20, 0]) is None
+        True
+    """
+    found = np.asarray(areas) > 0
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], found, [False]]).astype(np.int8)))
+    pieces = [(int(first), int(after) - 1) for first, after in edges.reshape(-1, 2)]
+    if not pieces:
+        return None
+    sizes = [sum(areas[first : last + 1]) for first, last in pieces]
+    first, last = pieces[int(np.argmax(sizes))]
+    elsewhere = sum(sizes) - max(sizes)
+    if first == last or first == 0 or last == len(areas) - 1 or elsewhere > _MOST_ELSEWHERE * max(sizes):
+        return None
+    return first, last

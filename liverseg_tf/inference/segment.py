@@ -1,0 +1,205 @@
+"""A volume's labels from its slices' scores: in batches, the next one computed while this one is put in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from liverseg_tf.channels_numpy import restore, restore_labels
+from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.inference.extent import coarse_slices, likely_extent
+from liverseg_tf.inference.postprocessing import SliceSmoother
+from liverseg_tf.labels import BACKGROUND
+
+Item = TypeVar("Item")
+
+# Slices at a time where it is not known how many are wanted.
+_BATCH_OF_A_WALK = 8
+# Slices' scores that are kept rather than computed again: 0.8 MB each at 256 x 256.
+_MOST_KEPT = 64
+
+
+class Scoring:
+    """What a network gives of slices, and what it means: here probabilities at the slices' own size.
+
+    Args:
+        score: (B, rows, columns) HU -> (B, ...) float32, first axis slices.
+    """
+
+    def __init__(self, score: Callable[[np.ndarray], np.ndarray]):
+        self.score = score
+
+    def labels(self, scores: np.ndarray) -> np.ndarray:
+        """One slice's labels (rows, columns) uint8."""
+        return scores.argmax(-1).astype(np.uint8)
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """One slice's probabilities (classes, rows, columns) float32."""
+        return np.moveaxis(scores, -1, 0)
+
+
+class LabelScoring(Scoring):
+    """Labels and nothing else."""
+
+    def labels(self, scores: np.ndarray) -> np.ndarray:
+        return scores
+
+
+class NetworkScoring(Scoring):
+    """Probabilities as the network gives them, (B, classes, S, S).
+
+    Smoothing from slice to slice and the way back to the slices' own size are both linear, in different directions: so
+    the former comes first, on a quarter of the pixels of a CT of 512 x 512, and the latter only where liver can be.
+
+    Args:
+        size: rows and columns of the slices.
+    """
+
+    def __init__(self, score: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]):
+        super().__init__(score)
+        self._size = size
+
+    def labels(self, scores: np.ndarray) -> np.ndarray:
+        return restore_labels(scores, *self._size)
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        return restore(scores, *self._size)
+
+    def found(self, scores: np.ndarray) -> int:
+        """How many of one slice's pixels, at the network's size, are not background."""
+        return int(np.count_nonzero(scores[1:].max(0) > scores[BACKGROUND]))
+
+
+class Segmenter:
+    """Segments one volume.
+
+    Args:
+        volume: the CT.
+        scoring: of its slices.
+        batch: slices at a time.
+        smoother: makes what smooths from slice to slice; None for none.
+    """
+
+    def __init__(
+        self, volume: CTVolume, scoring: Scoring, batch: int, smoother: Callable[[], SliceSmoother] | None = None
+    ):
+        self._volume, self._scoring, self._batch, self._smoother = volume, scoring, batch, smoother
+        self._known: dict[int, np.ndarray] = {}
+
+    def all_slices(
+        self, progress: Callable[[int], None], each: Callable[[int, np.ndarray], None] | None = None
+    ) -> np.ndarray:
+        """Labels of all slices, (rows, columns, slices) uint8.
+
+        Args:
+            progress: called with the number of slices done.
+            each: called with a slice's index and its scores, before they are smoothed.
+        """
+        labels = _no_labels(self._volume)
+        for index, scores in self._smoothed(range(self._volume.shape[2]), progress, each):
+            labels[..., index] = self._scoring.labels(scores)
+        return labels
+
+    def liver_slices(self, progress: Callable[[int], None]) -> np.ndarray:
+        """Labels of the slices that can hold the liver; of all where it is not sure which those are.
+
+        A slice every 20 mm tells where it is. From there on slices are segmented downwards and upwards up to one
+        without any finding, once smoothed: beyond it nothing can hang on the liver. So `PostProcessing`, which keeps
+        the largest piece, gives the same mask as on all slices, if the largest piece is where the first pass saw it.
+
+        Args:
+            progress: called with the number of slices done.
+        """
+        scoring, count = self._scoring, self._volume.shape[2]
+        assert isinstance(scoring, NetworkScoring)
+        coarse, areas = coarse_slices(count, self._volume.spacing_mm[2]), []
+        whole, self._batch = self._batch, min(self._batch, _BATCH_OF_A_WALK)
+        for index, scores in self._scores(coarse):
+            areas.append(scoring.found(scores))
+            if areas[-1]:
+                self._known[index] = scores
+        extent = likely_extent(areas)
+        if extent is None:
+            self._batch = whole
+            return self.all_slices(progress)
+        lowest, highest = coarse[extent[0]], coarse[extent[1]]
+        self._known = {index: scores for index, scores in self._known.items() if lowest <= index <= highest}
+        empty, radius = -1, self._smoother().radius if self._smoother else 0
+        keep = partial(_keep_some, self._known)  # they are wanted again on the way up
+        for index, scores in self._smoothed(range(lowest, -1, -1), lambda _: None, keep):
+            # the first ones lack the slices above that belong to their neighbourhood
+            if lowest - index > radius and not scoring.found(scores):
+                empty = index
+                break
+        labels = _no_labels(self._volume)
+        for index, scores in self._smoothed(range(max(empty - radius, 0), count), progress):
+            if index > empty:
+                labels[..., index] = scoring.labels(scores)
+            if index > highest and not scoring.found(scores):
+                break
+        progress(count)
+        return labels
+
+    def _smoothed(
+        self,
+        indices: range,
+        progress: Callable[[int], None],
+        each: Callable[[int, np.ndarray], None] | None = None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Slices' indices and their smoothed scores, in order."""
+        smoother, places = self._smoother() if self._smoother else None, iter(indices)
+        for index, scores in self._scores(indices):
+            if each:
+                each(index, scores)
+            for smoothed in smoother.add(scores[None]) if smoother else scores[None]:
+                yield next(places), smoothed
+            progress(index + 1)
+        if smoother:
+            yield from zip(places, smoother.rest(), strict=True)
+
+    def _scores(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Slices' indices and their scores, in order; the next batch is computed while this one is used."""
+
+        def batches():
+            for first in range(0, len(indices), self._batch):
+                chunk = indices[first : first + self._batch]
+                unknown = [index for index in chunk if index not in self._known]
+                if unknown:
+                    hu = np.concatenate([self._volume.slices(index, index + 1) for index in unknown])
+                    found = dict(zip(unknown, self._scoring.score(hu), strict=True))
+                yield [(index, found[index] if index in unknown else self._known.pop(index)) for index in chunk]
+
+        for batch in read_ahead(batches()):
+            yield from batch
+
+
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each taken in another thread while the one before it is worked on.
+
+    Examples:
+        >>> list(read_ahead(range(3)))
+        [0, 1, 2]
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, "liverseg-ahead") as pool:
+        coming: Any = pool.submit(next, iterator, end)
+        while True:
+            found = [coming.result()]
+            if found[0] is end:
+                return
+            coming = pool.submit(next, iterator, end)
+            yield found.pop()  # which may be large, and is not kept here while it is worked on
+
+
+def _keep_some(known: dict[int, np.ndarray], index: int, scores: np.ndarray) -> None:
+    if len(known) < _MOST_KEPT:
+        known[index] = scores
+
+
+def _no_labels(volume: CTVolume) -> np.ndarray:
+    """Background everywhere. Each slice lies in one piece, so that those without a finding take no memory."""
+    return np.moveaxis(np.zeros((volume.shape[2], *volume.shape[:2]), np.uint8), 0, 2)
