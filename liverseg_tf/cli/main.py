@@ -11,7 +11,7 @@ import warnings
 from liverseg_tf import __version__
 from liverseg_tf.cli.options import as_flags, flags_of
 from liverseg_tf.cli.quiet import load_tensorflow_quietly
-from liverseg_tf.errors import LiverSegError, LiverSegWarning
+from liverseg_tf.errors import LiverSegError, LiverSegWarning, require
 
 COMMANDS = (
     "demo",
@@ -50,6 +50,15 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
 
+class _PrintCompletion(argparse.Action):
+    """`--print-completion`: what a shell completes the command line by."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        shtab = require("shtab", "completion", "shell completion")
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = Parser(
@@ -57,6 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="Liver and liver tumours in CT: train, segment, score, serve, explain. Not a medical device.",
     )
     parser.add_argument("--version", action="version", version=f"liverseg_tf {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print the shell's completion script (extra [completion])",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:

@@ -152,3 +152,11 @@ def test_train_hands_the_encoder_on(monkeypatch, tmp_path):
 def test_the_parser_knows_all_commands_of_the_interface():
     choices = next(a for a in build_parser()._actions if a.dest == "command").choices
     assert {"demo", "phantom", "train", "find-lr", "predict", "evaluate", "info"} <= set(choices)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_and_options(shell, capsys):
+    pytest.importorskip("shtab", reason="needs the extra [completion]")
+    assert main(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "find-lr" in script and "--no-postprocessing" in script
