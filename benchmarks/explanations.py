@@ -44,7 +44,7 @@ from liverseg_tf.explanation.uncertainty import expected_calibration_error, meas
 from liverseg_tf.files import write_text
 from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.inference.runtimes import keras_runtime
-from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 from liverseg_tf.labels import LIVER, TUMOUR
 
 log = logging.getLogger("explanations")
@@ -138,7 +138,7 @@ def _summary(rows: list[dict]) -> dict:
 def _calibration(args: argparse.Namespace, predictor: Predictor) -> dict:
     rows = []
     for name, volume, truth in _cases(args):
-        found = measure_uncertainty(volume, predictor, Variations())
+        found = measure_uncertainty(volume, predictor, TestTimeAugmentation())
         wrong = predictor.predict(volume).canonical_labels != truth
         near = truth >= LIVER
         sure = found.entropy.astype(float) / 255

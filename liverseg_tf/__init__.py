@@ -4,8 +4,21 @@ The public names stand in `__init__.pyi`. They load what they need on first use:
 TensorFlow nor NumPy.
 """
 
+from typing import Any
+
 import lazy_loader
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+# Old name -> new name; see `deprecation.py`.
+_RENAMED = {"Variations": "TestTimeAugmentation"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        from liverseg_tf.deprecation import deprecated
+
+        deprecated(f"liverseg_tf.{name}", _RENAMED[name], "0.3")
+        name = _RENAMED[name]
+    return _load(name)

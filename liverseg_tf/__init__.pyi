@@ -47,7 +47,7 @@ from .inference.postprocessing import PostProcessing as PostProcessing
 from .inference.predictor import Prediction as Prediction
 from .inference.predictor import Predictor as Predictor
 from .inference.serving_client import ServingClient as ServingClient
-from .inference.test_time_augmentation import Variations as Variations
+from .inference.test_time_augmentation import TestTimeAugmentation as TestTimeAugmentation
 from .labels import CLASS_NAMES as CLASS_NAMES
 from .labels import CLASSES as CLASSES
 from .labels import ClassSet as ClassSet

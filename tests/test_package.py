@@ -76,3 +76,11 @@ def test_imports_run_one_way():
         others.discard(room)
     assert len(imports) > 10
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the rooms
+
+
+def test_an_old_name_works_and_tells_the_new_one():
+    from liverseg_tf.deprecation import LiverSegDeprecationWarning
+
+    with pytest.warns(LiverSegDeprecationWarning, match="liverseg_tf.Variations goes in .* use TestTimeAugmentation"):
+        assert ls.Variations is ls.TestTimeAugmentation
+    assert "Variations" not in dir(ls)

@@ -18,7 +18,7 @@ from liverseg_tf.explanation.regions import find_regions
 from liverseg_tf.explanation.uncertainty import measure_uncertainty
 from liverseg_tf.inference.postprocessing import PostProcessing
 from liverseg_tf.inference.predictor import Predictor
-from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 from liverseg_tf.reporting.case_table import describe_cases
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
@@ -103,7 +103,7 @@ def test_every_volume_is_the_determinants(labels, tmp_path, write_nifti):
     ]
     (row,) = describe_cases([Case(1, "1", *files)])
     assert (row["liver_ml"], row["tumour_ml"]) == pytest.approx((liver, tumour), abs=0.006)
-    uncertain = measure_uncertainty(CTVolume.load(files[0]), Thresholds(), Variations(count=3))
+    uncertain = measure_uncertainty(CTVolume.load(files[0]), Thresholds(), TestTimeAugmentation(count=3))
     assert uncertain.liver_volumes_ml[0] == pytest.approx(liver)
     assert uncertain.tumour_volumes_ml[0] == pytest.approx(tumour)
 

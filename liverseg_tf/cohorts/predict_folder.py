@@ -23,7 +23,7 @@ from liverseg_tf.inference.predict_files import check_engine, predict_files
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
 from liverseg_tf.inference.serving_client import ServingClient
-from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 from liverseg_tf.labels import LIVER_CLASSES
 from liverseg_tf.ownership import refuse_inputs
 
@@ -220,11 +220,11 @@ def _postprocessing_setting(postprocessing: PostProcessing | None) -> bool | dic
     return postprocessing is not None if postprocessing in (None, PostProcessing()) else asdict(postprocessing)
 
 
-def _variations_setting(variations: Variations | None) -> int | dict[str, Any] | None:
+def _variations_setting(variations: TestTimeAugmentation | None) -> int | dict[str, Any] | None:
     """As the manifest has it: how many, and all of it where they aren't the default's."""
     if variations is None:
         return None
-    return variations.count if variations == Variations(count=variations.count) else variations.to_dict()
+    return variations.count if variations == TestTimeAugmentation(count=variations.count) else variations.to_dict()
 
 
 def _model_name(model: Any, predictor: Predictor, resume: bool) -> str:

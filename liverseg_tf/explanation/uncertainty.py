@@ -13,7 +13,7 @@ import numpy as np
 
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.inference.predictor import Prediction, Predictor
-from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 from liverseg_tf.labels import BACKGROUND, LIVER_CLASSES, TUMOUR, ClassSet
 from liverseg_tf.ownership import save_image, sign
 
@@ -35,7 +35,7 @@ class Uncertainty:
     entropy: np.ndarray
     liver_volumes_ml: np.ndarray
     tumour_volumes_ml: np.ndarray
-    variations: Variations
+    variations: TestTimeAugmentation
     classes: ClassSet = LIVER_CLASSES
 
     @property
@@ -80,7 +80,7 @@ class Uncertainty:
 def measure_uncertainty(
     source: Any,
     model: Any = None,
-    variations: Variations | None = None,
+    variations: TestTimeAugmentation | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Uncertainty:
@@ -92,7 +92,7 @@ def measure_uncertainty(
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction`.
         model: as `Predictor` takes it, or a `Predictor`.
-        variations: how far to vary; by default `Variations()`.
+        variations: how far to vary; by default `TestTimeAugmentation()`.
         progress: called with the number of slices done and their total.
 
     Returns:
@@ -108,7 +108,7 @@ def measure_uncertainty(
     """
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
-    variations = variations or Variations()
+    variations = variations or TestTimeAugmentation()
     slices, classes = volume.shape[2], predictor.config.classes
     entropy = np.zeros(volume.shape, np.uint8)
     counts = np.zeros((2, variations.count), np.int64)

@@ -25,7 +25,7 @@ from liverseg_tf.inference.choice import choose
 from liverseg_tf.inference.postprocessing import DEFAULT, OTHER_ORGANS, PostProcessing, SliceSmoother
 from liverseg_tf.inference.runtimes import Runtime, TFLiteRuntime, keras_runtime, open_keras, open_runtime
 from liverseg_tf.inference.segment import LabelScoring, NetworkScoring, Scoring, Segmenter
-from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, folds_of, version_folder
 from liverseg_tf.ownership import save_image, sign
@@ -160,7 +160,7 @@ class Predictor:
             all slices. All are taken anyway for probabilities and variations, without the post-processing that keeps
             one piece, and by servers and SavedModels.
         variations: average the probabilities of slices a little shifted, turned, scaled and denser, this many, the
-            unchanged ones among them; or `Variations`. It takes as many times as long. By default none.
+            unchanged ones among them; or `TestTimeAugmentation`. It takes as many times as long. By default none.
         max_bytes: most bytes that a volume may take; see `CTVolume.load`.
 
     Raises:
@@ -177,13 +177,13 @@ class Predictor:
         *,
         batch_size: int | None = None,
         postprocessing: PostProcessing | None = DEFAULT,
-        variations: int | Variations | None = None,
+        variations: int | TestTimeAugmentation | None = None,
         runtime: str = "auto",
         extent: bool = True,
         max_bytes: int | None = None,
     ):
         self._model, self.runtime, self.extent = model, runtime, extent
-        self.variations = Variations(count=variations) if isinstance(variations, int) else variations
+        self.variations = TestTimeAugmentation(count=variations) if isinstance(variations, int) else variations
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch size: expected at least 1. Received: {batch_size}")
         models = list(model) if isinstance(model, (list, tuple)) else folds_of(locate_model(model))

@@ -97,7 +97,7 @@ def test_what_is_done_is_not_done_again_unless_something_changed(model, scans, t
         {"postprocessing": ls.PostProcessing()},
         {"postprocessing": ls.PostProcessing(smallest_lesion_ml=0)},
         {"variations": 3},
-        {"variations": ls.Variations(count=3, hu_shift=1)},
+        {"variations": ls.TestTimeAugmentation(count=3, hu_shift=1)},
         {"probabilities": True},
     ):
         assert run(**options)[0] == (3, 0)

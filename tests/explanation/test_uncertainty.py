@@ -10,7 +10,7 @@ import pytest
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.explanation.uncertainty import expected_calibration_error, measure_uncertainty
 from liverseg_tf.inference.predictor import Predictor
-from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_first_variation_is_the_unchanged_volume(uncertain, bright_is_tumour
 
 
 def test_variations_are_moved_back_to_where_they_were(bright_is_tumour, volume):
-    far = Variations(count=3, shift_mm=20, rotation_degrees=0, scale=0, hu_shift=0, hu_scale=0)
+    far = TestTimeAugmentation(count=3, shift_mm=20, rotation_degrees=0, scale=0, hu_shift=0, hu_scale=0)
     found = measure_uncertainty(volume, bright_is_tumour, far)
     # 20 mm are 10 pixels: were they not moved back, the lesions' centers would be uncertain
     assert found.entropy[20:28, 12:20, 3].mean() < 40
@@ -61,7 +61,7 @@ def test_variations_are_moved_back_to_where_they_were(bright_is_tumour, volume):
 
 
 def test_no_variation_is_no_doubt_about_volumes(bright_is_tumour, volume):
-    none = Variations(count=3, shift_mm=0, rotation_degrees=0, scale=0, hu_shift=0, hu_scale=0)
+    none = TestTimeAugmentation(count=3, shift_mm=0, rotation_degrees=0, scale=0, hu_shift=0, hu_scale=0)
     found = measure_uncertainty(volume, bright_is_tumour, none)
     low, high = found.tumour_range_ml
     assert high - low == pytest.approx(0, abs=0.2)

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 import liverseg_tf as ls
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 
 SPACING = (0.8, 1.1, 3.0)
 
@@ -29,7 +29,7 @@ def test_a_disk_is_found_where_it_was(seed, size, center):
     y, x = np.indices(size)
     disk = ((y - center[0] * size[0]) * SPACING[0]) ** 2 + ((x - center[1] * size[1]) * SPACING[1]) ** 2 < 9**2
     hu = np.where(disk, 120.0, 0.0).astype(np.float32)[None]
-    found = list(Variations(count=4, shift_mm=4, seed=seed).probabilities(bright_is_class_1, hu, SPACING))
+    found = list(TestTimeAugmentation(count=4, shift_mm=4, seed=seed).probabilities(bright_is_class_1, hu, SPACING))
     np.testing.assert_array_equal(found[0], bright_is_class_1(hu))
     edge = ndimage.binary_dilation(disk, iterations=2) & ~ndimage.binary_erosion(disk, iterations=2)
     for one in found:
@@ -40,7 +40,7 @@ def test_a_disk_is_found_where_it_was(seed, size, center):
 def test_the_predictor_averages_the_variations(small_model):
     rng = np.random.default_rng(0)
     hu = np.kron(rng.normal(0, 400, (10, 9, 3)), np.ones((4, 4, 1))).astype(np.int16)
-    none = Variations(count=3, shift_mm=0, rotation_degrees=0, scale=0, hu_shift=0, hu_scale=0)
+    none = TestTimeAugmentation(count=3, shift_mm=0, rotation_degrees=0, scale=0, hu_shift=0, hu_scale=0)
     plain, unmoved, moved = (
         ls.Predictor(small_model, postprocessing=None, variations=v).predict(hu, spacing_mm=SPACING, probabilities=True)
         for v in (None, none, 5)
@@ -55,15 +55,15 @@ def test_the_predictor_averages_the_variations(small_model):
 def test_another_process_varies_too(tmp_path, small_model):
     ls.save_model(small_model, small_model.liverseg_config, tmp_path / "model.keras")
     there = pickle.loads(pickle.dumps(ls.Predictor(tmp_path / "model.keras", variations=4)))
-    assert there.variations == Variations(count=4)
+    assert there.variations == TestTimeAugmentation(count=4)
 
 
 def test_wrong_amounts_are_errors():
     with pytest.raises(ConfigError, match="at least 3"):
-        Variations(count=2)
+        TestTimeAugmentation(count=2)
     for name in ("shift_mm", "rotation_degrees", "scale", "hu_shift", "hu_scale"):
         with pytest.raises(ConfigError, match="at least 0"):
-            Variations(**{name: -0.5})
+            TestTimeAugmentation(**{name: -0.5})
     with pytest.raises(ConfigError, match=r"scale below 0\.5"):
-        Variations(scale=0.5)
-    assert Variations(scale=0.49, shift_mm=0).scale == 0.49
+        TestTimeAugmentation(scale=0.5)
+    assert TestTimeAugmentation(scale=0.49, shift_mm=0).scale == 0.49

@@ -20,7 +20,7 @@ from liverseg_tf.errors import ConfigError, GeometryError, InputFileError, Outpu
 from liverseg_tf.explanation.explain import explain
 from liverseg_tf.explanation.uncertainty import measure_uncertainty
 from liverseg_tf.inference.predictor import Predictor
-from liverseg_tf.inference.test_time_augmentation import Variations
+from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 from liverseg_tf.reporting import page as page_module
 from liverseg_tf.reporting import page_data
 from liverseg_tf.reporting.report import report
@@ -40,7 +40,7 @@ def page(threshold_model, scan, tmp_path_factory):
     prediction.canonical_labels[36:44, 24:32, 5:8] = 1
     truth = MaskVolume(volume.geometry.to_file(labels), volume.geometry)
     with pytest.MonkeyPatch.context() as patch:
-        quick = Variations(count=3)
+        quick = TestTimeAugmentation(count=3)
         patch.setattr(
             "liverseg_tf.explanation.uncertainty.measure_uncertainty",
             lambda source, model, progress: measure_uncertainty(source, model, quick, progress=progress),
