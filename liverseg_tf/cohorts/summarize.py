@@ -300,14 +300,18 @@ def _histogram(rows: Sequence[dict[str, Any]], name: str, words: str, is_log: bo
     )
     ends = [10**e if is_log else e for e in (edges[0], (edges[0] + edges[-1]) / 2, edges[-1])]
     ticks = "".join(
-        f'<text x="{x}" y="{high - 5}" text-anchor="{anchor}">{end:.3g}</text>'
+        f'<text x="{x}" y="{high - 5}" text-anchor="{anchor}">{_short(end)}</text>'
         for x, end, anchor in zip((left, wide / 2, wide - left), ends, ("start", "middle", "end"), strict=True)
     )
     zeros = len(values) - len(shown)
     note = f", {zeros} of 0" if zeros else ""
     median = float(np.median(values))
     return (
-        f"<figure><figcaption>{html.escape(words)}: median {median:.3g}{note}{', logarithmic' if is_log else ''}"
+        f"<figure><figcaption>{html.escape(words)}: median {_short(median)}{note}{', logarithmic' if is_log else ''}"
         f'</figcaption><svg viewBox="0 0 {wide} {high}" role="img" aria-label="Distribution of {html.escape(words)}">'
         f"{bars}{ticks}</svg></figure>"
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

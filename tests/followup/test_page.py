@@ -1,0 +1,41 @@
+"""The page of a comparison: self-contained, its places right, and no script from a file's name."""
+
+import base64
+import gzip
+import json
+
+import numpy as np
+
+import liverseg_tf as ls
+from liverseg_tf.followup.page import build_page
+
+
+def data_of(text):
+    start = text.index('<script type="application/json" id="page-data">')
+    return json.loads(text[text.index(">", start) + 1 : text.index("</script>", start)])
+
+
+def test_both_cts_their_places_and_the_curve(scene, tmp_path):
+    mask = scene.mask()
+    ct = scene.ct(mask)
+    found = ls.compare(ct, ct, ct, masks=[mask] * 3, days=[0, 30, 60])
+    text = build_page(found, "</title><script>alert(1)</script>")
+    assert "<script>alert" not in text and "default-src 'none'" in text and "http" not in text.split("<main>")[1]
+    data = data_of(text)
+    assert len(data["scans"]) == 3 and len(data["lesions"]) == len(found.lesions)
+    first = data["scans"][0]
+    start = text.index('id="blob-mask-0">') + len('id="blob-mask-0">')
+    shown = np.frombuffer(gzip.decompress(base64.b64decode(text[start : text.index("</script>", start)])), np.uint8)
+    shown = np.cumsum(shown.reshape(first["shape"][2], *first["shape"][:2]), axis=2, dtype=np.uint8)
+    # where the page says that a lesion lies, its mask shows one
+    for lesion in data["lesions"]:
+        row, column, number = np.rint(np.array(first["to_index"]) @ [*lesion["place"], 1])[:3].astype(int)
+        assert shown[number, row, column] == 2
+    assert text.count("<polyline") == 5 and "days since the first scan" in text
+    assert text.count('<tr data-lesion="0">') == 3
+
+
+def test_masks_alone_give_figures_without_a_viewer(scene):
+    mask = scene.mask()
+    text = build_page(ls.compare(mask, mask), "two masks")
+    assert 'id="viewer"' not in text and 'id="lesions"' in text and data_of(text)["scans"] == []
