@@ -19,6 +19,8 @@ def test_scores_of_two_folders(folders):
     assert scores["lits"]["lesion_dice_per_case"] == pytest.approx((2 * 2 * 48 / 163 + 1) / 3)
     half = scores["detection"]["overlap_above_0.5"]
     assert half["all"]["f1"] == pytest.approx(2 * 4 / (2 * 4 + 2 + 2))
+    assert (half["all"]["true_positives"], half["all"]["false_positives"]) == (4, 2)
+    assert half["all"]["precision"] == half["all"]["recall"] == pytest.approx(4 / 6)
     assert half["large"]["f1"] is None and half["large"]["f1_ci95"] is None
     assert scores["detection"]["overlap_above_0"]["small"]["true_positives"] == 4
     dice = scores["summary"]["lesion_dice"]
