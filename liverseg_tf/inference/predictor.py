@@ -159,8 +159,9 @@ class Predictor:
         extent: look where the liver lies first, and segment only the slices that can hold it (`Segmenter`); False for
             all slices. All are taken anyway for probabilities and variations, without the post-processing that keeps
             one piece, and by servers and SavedModels.
-        variations: average the probabilities of slices a little shifted, turned, scaled and denser, this many, the
-            unchanged ones among them; or `TestTimeAugmentation`. It takes as many times as long. By default none.
+        variations: test-time augmentation: average the probabilities over so many copies of the slices, shifted,
+            turned, scaled and brightened a little, the unchanged ones among them; or `TestTimeAugmentation`. Takes
+            as many times as long. By default none.
         max_bytes: most bytes that a volume may take; see `CTVolume.load`.
 
     Raises:
