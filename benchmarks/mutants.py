@@ -61,6 +61,9 @@ EQUIVALENT = {
     ("data/dicom/series.py", "return self.images[0].orientation", "0 -> -1"): (
         "images of a series are grouped by their orientation"
     ),
+    ("data/dicom/series.py", "return float(np.degrees(np.arccos(np.clip(", "1 -> 2"): (
+        "images are ordered along their normal: no cosine is near -1 (the other bound is tested)"
+    ),
     ("data/dicom/series.py", "tuple(np.round(image.orientation, 3) + 0.0),", "0.0 -> 1.0"): (
         "part of a key that is only compared"
     ),
