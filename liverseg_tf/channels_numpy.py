@@ -10,6 +10,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+from scipy import sparse
 
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.hounsfield import AIR_HU
@@ -153,7 +154,7 @@ def _square(rows: int, columns: int) -> tuple[int, int, int]:
 
 def _average_rows(planes: np.ndarray, size: int) -> np.ndarray:
     """Area averaging of rows: (C, N, M) float32 -> (C, size, M); see `liverseg_tf.channels`."""
-    channels, count, columns = planes.shape
+    count = planes.shape[1]
     if count % size == 0:
         factor = count // size
         total = planes[:, ::factor].copy()
@@ -163,18 +164,15 @@ def _average_rows(planes: np.ndarray, size: int) -> np.ndarray:
             total *= np.float32(1 / factor)
         return total
     weights = _area_weights(count, size)
-    blocked = np.ascontiguousarray(planes).reshape(-1, weights.shape[1], columns)
-    return np.matmul(weights, blocked).reshape(channels, size, columns)
+    return np.stack([weights @ np.ascontiguousarray(plane) for plane in planes])
 
 
 @lru_cache(maxsize=8)
-def _area_weights(count: int, size: int) -> np.ndarray:
-    """How much of each row of a block lies in each new row of it."""
-    blocks = math.gcd(count, size)
-    old, new = count // blocks, size // blocks
-    starts, new_starts = np.arange(old) * new, np.arange(new)[:, None] * old
-    shared = np.minimum(starts + new, new_starts + old) - np.maximum(starts, new_starts)
-    return (np.maximum(shared, 0) / old).astype(np.float32)
+def _area_weights(count: int, size: int) -> sparse.csr_array:
+    """How much of each row lies in each new one: sparse, since BLAS would start threads beside the network's."""
+    starts, new_starts = np.arange(count) * size, np.arange(size)[:, None] * count
+    shared = np.minimum(starts + size, new_starts + count) - np.maximum(starts, new_starts)
+    return sparse.csr_array((np.maximum(shared, 0) / count).astype(np.float32))
 
 
 def _interpolate(values: np.ndarray, breaks: np.ndarray) -> np.ndarray:
