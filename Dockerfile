@@ -11,7 +11,7 @@ RUN useradd --create-home --uid 1000 liverseg
 COPY --from=build /opt/liverseg /opt/liverseg
 ENV PATH=/opt/liverseg/bin:$PATH \
     PYTHONUNBUFFERED=1
-USER liverseg
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["liverseg"]
 CMD ["--help"]
