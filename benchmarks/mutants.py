@@ -45,6 +45,7 @@ TESTS = {
     "evaluation/figure.py": ["evaluation/test_evaluate.py"],
     "data/nifti.py": ["data/test_nifti.py", "data/test_volume.py"],
     "inference/jobs.py": ["inference/test_jobs.py", "inference/test_dicom_jobs.py", "data/test_remote.py"],
+    "inference/predict_files.py": ["inference/test_jobs.py"],
     "inference/run_manifest.py": ["inference/test_jobs.py", "test_limits.py"],
     "inference/slice_function.py": ["inference/test_runtimes.py"],
 }
