@@ -191,7 +191,7 @@ class Comparison:
 
         Args:
             folder: made if missing.
-            inputs: files that are never written over; the scans' own always are.
+            inputs: files that must not be replaced; the scans' own never are.
             overwrite: replace files that this library did not make.
 
         Returns:

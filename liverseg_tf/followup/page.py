@@ -263,7 +263,7 @@ def _lesions(found: Comparison) -> str:
         '<section aria-labelledby="h-lesions"><h2 id="h-lesions">Lesions</h2>'
         '<p class="note">A click goes there in both scans. *: target. In brackets: from the scan before that shows it.'
         "</p>"
-        f"{_table('Lesions', heads, rows, attributes)}</section>"
+        f"{_table('Changes', heads, rows, attributes)}</section>"
     )
 
 

@@ -187,6 +187,8 @@ class Predictor:
         self.variations = TestTimeAugmentation(count=variations) if isinstance(variations, int) else variations
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch size: expected at least 1. Received: {batch_size}")
+        if postprocessing is not None and not isinstance(postprocessing, PostProcessing):
+            raise ConfigError(f"postprocessing: expected PostProcessing(), or None for none. Got: {postprocessing!r}")
         models = list(model) if isinstance(model, (list, tuple)) else folds_of(locate_model(model))
         self.runtimes = [self._open(locate_model(m)) for m in models]
         self.config: ModelConfig = self.runtimes[0].config

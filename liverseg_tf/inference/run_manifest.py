@@ -186,7 +186,7 @@ class RunManifest:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a manifest of any run, done or failed, in their order; of a volume that stands twice the last one.
+    """The rows of a manifest of any run, done or failed, in their order; of a volume with several rows the last one.
 
     Raises:
         InputFileError: if it can't be read, or is none.

@@ -349,7 +349,7 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
             f"Heatmap: {settings['method']}{where}: which places raise the network's tumour score within each lesion, "
             "on the lesion's largest slice; brighter is more, scaled to that slice, air left out. It is supported if "
             f"it beats {100 * needed['share_beaten']:.0f} % of at least {needed['random_maps']} random maps over the "
-            "body on deletion (taking out what it marks) and on insertion (leaving that alone in), if its rank "
+            "body on deletion (taking out what it marks) and on insertion (putting back only that), if its rank "
             "correlation with maps of networks whose decoder was drawn anew is below "
             f"{needed['rank_correlation_below']}, and if more than {100 * needed['heat_in_liver_above']:.0f} % of its "
             "heat is within the liver. Heat that is not supported is off until it is asked for. Filled: the "

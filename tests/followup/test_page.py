@@ -38,4 +38,4 @@ def test_both_cts_their_places_and_the_curve(scene, tmp_path):
 def test_masks_alone_give_figures_without_a_viewer(scene):
     mask = scene.mask()
     text = build_page(ls.compare(mask, mask), "two masks")
-    assert 'id="viewer"' not in text and 'id="lesions"' in text and data_of(text)["scans"] == []
+    assert 'id="viewer"' not in text and 'id="changes"' in text and data_of(text)["scans"] == []

@@ -95,6 +95,8 @@ def test_batches_change_nothing(small_model, hu, expected):
         np.testing.assert_array_equal(one.predict(hu, spacing_mm=SPACING).canonical_labels, expected)
     with pytest.raises(ConfigError, match="batch size"):
         ls.Predictor(small_model, batch_size=0)
+    with pytest.raises(ConfigError, match="or None for none. Got: False"):
+        ls.Predictor(small_model, postprocessing=False)
 
 
 def test_header_fields_survive(predictor, hu, tmp_path, write_nifti):

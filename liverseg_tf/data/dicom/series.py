@@ -80,7 +80,7 @@ class DicomSeries:
 
     @cached_property
     def places(self) -> list[list[DicomImage]]:
-        """Images by place; more than one where a slice stands twice."""
+        """Images by place; more than one where a slice has a duplicate."""
         return _by_place(self.images)
 
     @property
