@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from liverseg_tf.errors import ConfigError, LabelError
+from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:  # the command line's help needs the names alone
     import numpy as np
@@ -156,7 +157,7 @@ class ClassSet:
 
     def to_json(self) -> str:
         """One line, for a mask's header."""
-        return json.dumps({"classes": list(self.names), "lesion": self.lesion})
+        return to_json({"classes": list(self.names), "lesion": self.lesion})
 
     @classmethod
     def from_json(cls, text: str) -> ClassSet | None:

@@ -82,7 +82,7 @@ class Quality(Config):
 
 @dataclass(frozen=True)
 class Calibration(Config):
-    """What `calibrate` found; `predict --calibration` takes its file.
+    """What `calibrate` found; `predict_folder(calibration=FILE)` takes it.
 
     Attributes:
         model, model_sha256: what predicted the cases; None where that is unknown.

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,27 @@ from pathlib import Path
 from liverseg_tf.errors import LiverSegError, ModelError
 from liverseg_tf.inference.choice import RUNTIMES, choose
 from liverseg_tf.shipped import locate_model
+from liverseg_tf.strict_json import to_json
 
 # Slices of the middle of the CT that go through the network for the time of one.
 _SLICES = 16
 _PHANTOM_SHAPE = (512, 512, 60)
+# Runs a command and writes its seconds and peak memory. A process that is started by a large one counts that one's
+# memory as its own, so a small one has to start it.
+_WAITER = """
+import subprocess, sys, time
+began = time.perf_counter()
+status = subprocess.call(sys.argv[2:])
+seconds = time.perf_counter() - began
+try:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+except ImportError:
+    peak = 0
+with open(sys.argv[1], "w") as file:
+    file.write(f"{seconds} {peak}")
+sys.exit(status if status >= 0 else 1)
+"""
 
 
 @dataclass(frozen=True)
@@ -86,25 +102,21 @@ def _run(*words: str) -> tuple[str, float, float | None]:
     """Run Python on some words; gives its stdout, seconds, and peak memory in MB."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen(
-            [sys.executable, *words], stdout=out, stderr=err, env={**os.environ, "PYTHONPATH": path}
+    with tempfile.TemporaryDirectory(prefix="liverseg-") as folder:
+        figures = Path(folder, "figures")
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", _WAITER, str(figures), sys.executable, *words],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "PYTHONPATH": path},
         )
-        memory_mb = None
-        if hasattr(os, "wait4"):
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            memory_mb = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-        else:
-            process.wait()
-        seconds = time.perf_counter() - began
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            last = (err.read().decode("utf-8", "replace").strip().splitlines() or [f"status {process.returncode}"])[-1]
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
             raise LiverSegError(f"could not be measured: {last:.300}")
-        return out.read().decode("utf-8", "replace"), seconds, memory_mb
+        seconds, peak = map(float, figures.read_text().split())
+    memory_mb = peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return done.stdout, seconds, memory_mb or None
 
 
 def _milliseconds_a_slice(model: str, runtime: str, ct: str) -> float:
@@ -125,6 +137,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        print(json.dumps(_milliseconds_a_slice(*sys.argv[1:])))  # noqa: T201 (what the process was started for)
+        print(to_json(_milliseconds_a_slice(*sys.argv[1:])))  # noqa: T201 (what the process was started for)
     except LiverSegError as error:
         sys.exit(str(error))

@@ -44,7 +44,7 @@ def surfaces(mask: MaskVolume) -> list[Surface]:
         >>> labels = np.zeros((30, 30, 30), np.uint8)
         >>> labels[5:25, 5:25, 5:25] = 1
         >>> [liver] = surfaces(MaskVolume(labels, Geometry.from_spacing(labels.shape, (2, 2, 2))))
-        >>> liver.lesion, abs(liver.corners_mm).max().round() <= 20
+        >>> liver.lesion, bool(abs(liver.corners_mm).max().round() <= 20)
         (0, True)
     """
     box = bounding_box(mask.organ_labels != BACKGROUND)

@@ -215,7 +215,7 @@ def test_the_command(data, capsys):
     assert main(["verify", str(data)]) == 1
     captured = capsys.readouterr()
     assert "volume-5.nii.gz" in captured.out
-    assert "1 errors, 1 warnings" in captured.out
+    assert "1 error, 1 warning" in captured.out
     assert captured.err == ""
 
 
