@@ -42,7 +42,7 @@ def test_a_model_of_one_kind_is_measured_as_it(ran, tmp_path):
 
 
 def test_processes_tell_seconds_memory_and_failures():
-    out, seconds, memory_mb = module._run("-c", "import time; x = b"1" * 60_000_000; time.sleep(0.2); print(len(x))")
+    out, seconds, memory_mb = module._run("-c", "import time; x = b'1' * 60_000_000; time.sleep(0.2); print(len(x))")
     assert out.strip() == "60000000" and 0.2 < seconds < 60
     assert memory_mb is None or 60 < memory_mb < 200
     with pytest.raises(LiverSegError, match="no such scan"):
