@@ -154,7 +154,7 @@ def test_memory_does_not_grow_with_the_number_of_volumes(predictor, tmp_path, wr
         pytest.skip("needs Linux")
     predict_files(predictor, jobs, on_done=on_done)
     assert len(held) == 50
-    assert held[-1] - held[9] < 40, held  # forty volumes' HU and channels would take 80 MB
+    assert held[-1] - held[9] < 60, held  # forty volumes' HU and channels would take 80 MB
 
 
 def test_a_killed_run_goes_on_where_it_stopped(predictor, tmp_path, write_nifti):
