@@ -67,7 +67,7 @@ def test_slices_far_from_the_liver_are_not_segmented():
     smoothing_mm=st.sampled_from([0.0, 2.0, 6.0]),
 )
 def test_masks_are_those_of_all_slices(pieces, above, smoothing_mm):
-    """Wherever pieces that the first pass sees (20 mm and more) lie: at the ends, with gaps, several of them; also where neighbours decide."""
+    """Wherever pieces of 20 mm and more lie: at the ends, with gaps, several; also where neighbours decide."""
     heights = [h for gap, slices, height in pieces for h in [0] * gap + [height] * slices] + [0] * above
     clean = PostProcessing(smoothing_mm=smoothing_mm)
     (found, expected), _ = masks(volume(heights), postprocessing=clean, batch_size=3)
