@@ -11,6 +11,7 @@ import numpy as np
 
 from liverseg_tf.channels_numpy import restore, restore_labels
 from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.evaluation.measure import SMALLEST_LIVER_ML
 from liverseg_tf.inference.extent import coarse_slices, likely_extent
 from liverseg_tf.inference.postprocessing import SliceSmoother
 from liverseg_tf.labels import BACKGROUND
@@ -109,7 +110,8 @@ class Segmenter:
 
         A slice every 20 mm tells where it is. From there on slices are segmented downwards and upwards up to one
         without any finding, once smoothed: beyond it nothing can hang on the liver. So `PostProcessing`, which keeps
-        the largest piece, gives the same mask as on all slices, if the largest piece is where the first pass saw it.
+        the largest piece, gives the same mask as on all slices. Where less than 200 ml come out, a larger piece may lie
+        between the slices of the first pass: then all slices follow.
 
         Args:
             progress: called with the number of slices done.
@@ -135,12 +137,16 @@ class Segmenter:
             if lowest - index > radius and not scoring.found(scores):
                 empty = index
                 break
-        labels = _no_labels(self._volume)
+        labels, voxels = _no_labels(self._volume), 0
         for index, scores in self._smoothed(range(max(empty - radius, 0), count), progress):
             if index > empty:
                 labels[..., index] = scoring.labels(scores)
+                voxels += np.count_nonzero(labels[..., index])
             if index > highest and not scoring.found(scores):
                 break
+        if voxels * self._volume.voxel_volume_ml < SMALLEST_LIVER_ML:  # larger ones can't hide between two slices
+            self._batch = whole
+            return self.all_slices(progress)
         progress(count)
         return labels
 

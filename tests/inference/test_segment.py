@@ -62,12 +62,15 @@ def test_slices_far_from_the_liver_are_not_segmented():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    pieces=st.lists(st.tuples(st.integers(0, 12), st.integers(5, 16), st.integers(1, 40)), min_size=1, max_size=4),
+    pieces=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 16), st.integers(1, 39)), min_size=1, max_size=3),
+    liver=st.none() | st.tuples(st.integers(0, 12), st.integers(9, 16), st.just(39)),
+    place=st.integers(0, 3),
     above=st.integers(0, 20),
     smoothing_mm=st.sampled_from([0.0, 2.0, 6.0]),
 )
-def test_masks_are_those_of_all_slices(pieces, above, smoothing_mm):
-    """Wherever pieces of 20 mm and more lie: at the ends, with gaps, several; also where neighbours decide."""
+def test_masks_are_those_of_all_slices(pieces, liver, place, above, smoothing_mm):
+    """Wherever pieces lie: at the ends, with gaps, several of them, a liver among them or none."""
+    pieces = [*pieces[:place], *([liver] if liver else []), *pieces[place:]]
     heights = [h for gap, slices, height in pieces for h in [0] * gap + [height] * slices] + [0] * above
     clean = PostProcessing(smoothing_mm=smoothing_mm)
     (found, expected), _ = masks(volume(heights), postprocessing=clean, batch_size=3)
