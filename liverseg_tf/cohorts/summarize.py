@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import html
-import importlib.resources
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from liverseg_tf.files import csv_cell
 from liverseg_tf.inference.run_manifest import MANIFEST, read_rows
 from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, SOFTWARE
-from liverseg_tf.strict_json import to_json
+from liverseg_tf.reporting.assets import asset, fill, script_data
 
 # What has a distribution: column, words, and whether it is spread over magnitudes.
 FIGURES = (
@@ -254,20 +253,14 @@ def build_page(found: Summary, beside: Path) -> str:
     data = {"columns": table, "words": {name: words for name, words, _ in FIGURES}}
     values = {
         "title": html.escape(f"{len(found.rows)} cases"),
-        "style": _asset("liverseg_tf.reporting", "style.css") + "\n" + _asset("liverseg_tf.cohorts", "summary.css"),
+        "style": asset("liverseg_tf.reporting", "style.css") + "\n" + asset("liverseg_tf.cohorts", "summary.css"),
         "overview": _overview(found),
         "distributions": "".join(_histogram(found.rows, *figure) for figure in FIGURES),
         "footer": html.escape(SOFTWARE),
-        # "</script>" in a text must not end the element it stands in
-        "data": to_json(data, separators=(",", ":")).replace("<", "\\u003c"),
-        "script": _asset("liverseg_tf.cohorts", "summary.js"),
+        "data": script_data(data),
+        "script": asset("liverseg_tf.cohorts", "summary.js"),
     }
-    first, *parts = _asset("liverseg_tf.cohorts", "summary.html").split("{{")
-    return first + "".join(values[name] + rest for name, rest in (part.split("}}", 1) for part in parts)) + "\n"
-
-
-def _asset(package: str, name: str) -> str:
-    return importlib.resources.files(package).joinpath("viewer", name).read_text("utf-8").strip()
+    return fill("liverseg_tf.cohorts", "summary.html", values)
 
 
 def _overview(found: Summary) -> str:

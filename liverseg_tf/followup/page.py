@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import html
-import importlib.resources
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume, Geometry
+from liverseg_tf.evaluation.measure import FLAGS
 from liverseg_tf.evaluation.surface import bounding_box
 from liverseg_tf.hounsfield import AIR_HU
 from liverseg_tf.labels import BACKGROUND, CLASSES
 from liverseg_tf.provenance import SOFTWARE
+from liverseg_tf.reporting.assets import asset, fill, script_data
 from liverseg_tf.reporting.page_data import VOLUME_BYTES, encode_layers
-from liverseg_tf.strict_json import to_json
 from liverseg_tf.windows import resolve_window
 
 if TYPE_CHECKING:
@@ -60,17 +60,15 @@ def build_page(found: Comparison, title: str) -> str:
     sections = [_scans(found), _lesions(found), _growth(found) if len(found.scans) > 2 else "", _method()]
     values = {
         "title": html.escape(title),
-        "style": _asset("liverseg_tf.reporting", "style.css") + "\n" + _asset("liverseg_tf.followup", "style.css"),
-        "viewer": _asset("liverseg_tf.followup", "viewer.html") if with_pictures else "",
+        "style": asset("liverseg_tf.reporting", "style.css") + "\n" + asset("liverseg_tf.followup", "style.css"),
+        "viewer": asset("liverseg_tf.followup", "viewer.html") if with_pictures else "",
         "sections": "\n".join(filter(None, sections)),
         "footer": html.escape(SOFTWARE),
-        # "</script>" in a text must not end the element it stands in
-        "data": to_json(data, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": script_data(data),
         "blobs": "\n".join(f'<script type="text/plain" id="blob-{k}">{text}</script>' for k, text in blobs.items()),
-        "script": _asset("liverseg_tf.followup", "viewer.js"),
+        "script": asset("liverseg_tf.reporting", "voxels.js") + "\n" + asset("liverseg_tf.followup", "viewer.js"),
     }
-    first, *parts = _asset("liverseg_tf.followup", "page.html").split("{{")
-    return first + "".join(values[name] + rest for name, rest in (part.split("}}", 1) for part in parts)) + "\n"
+    return fill("liverseg_tf.followup", "page.html", values)
 
 
 def _windows(found: Comparison) -> list[dict[str, Any]]:
@@ -81,10 +79,6 @@ def _windows(found: Comparison) -> list[dict[str, Any]]:
     own = liver_window(first.ct, first.mask.labels) if first.ct is not None else resolve_window("liver")
     named = [("liver, measured", *own), *((name, *resolve_window(name)) for name in _WINDOWS)]
     return [{"name": name, "width": width, "level": level} for name, width, level in named]
-
-
-def _asset(package: str, name: str) -> str:
-    return importlib.resources.files(package).joinpath("viewer", name).read_text("utf-8").strip()
 
 
 # --- Pictures ---
@@ -222,11 +216,11 @@ def _scans(found: Comparison) -> str:
                 html.escape(response.category or ""),
                 html.escape(response.reason),
                 _number(None if fit is None else fit.residual_mm),
-                html.escape(", ".join(scan.measurement.flags)),
+                html.escape("; ".join(FLAGS[flag] for flag in scan.measurement.flags)),
             ]
         )
     heads = ["Scan", "Name", "Day", "Liver (ml)", "Tumours (ml)", "Lesions", "Sum (mm)", "Response", "Why"]
-    heads += ["Residual (mm)", "Flags"]
+    heads += ["Residual (mm)", "Look twice"]
     return (
         f'<section aria-labelledby="h-scans"><h2 id="h-scans">Scans</h2>{_table("Scans", heads, rows)}'
         '<p class="note">Sum: long axes of at most two targets (*) of 10 mm or more, as RECIST 1.1 counts in one '

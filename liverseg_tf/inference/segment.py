@@ -141,7 +141,7 @@ class Segmenter:
         for index, scores in self._smoothed(range(max(empty - radius, 0), count), progress):
             if index > empty:
                 labels[..., index] = scoring.labels(scores)
-                voxels += np.count_nonzero(labels[..., index])
+                voxels += int(np.count_nonzero(labels[..., index]))
             if index > highest and not scoring.found(scores):
                 break
         if voxels * self._volume.voxel_volume_ml < SMALLEST_LIVER_ML:  # larger ones can't hide between two slices

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.inference.predictor import Prediction
 from liverseg_tf.labels import TUMOUR
 from liverseg_tf.provenance import SOFTWARE, versions
+from liverseg_tf.reporting.assets import asset, script_data
 from liverseg_tf.reporting.page_data import (
     PICTURE_BYTES,
     Grid,
@@ -30,7 +30,6 @@ from liverseg_tf.reporting.page_data import (
 )
 from liverseg_tf.reporting.plan import encode_plan
 from liverseg_tf.reporting.surfaces import encode_surfaces, surfaces
-from liverseg_tf.strict_json import to_json
 from liverseg_tf.windows import resolve_window
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ SIGNATURE = '<meta name="generator" content="liverseg_tf'
 _OFFERED_WINDOWS = ("liver", "custom", "abdomen_soft", "mediastinum", "lungs", "spine_soft", "spine_bone")
 # Key, name, letter; heat that is not supported is off until asked for
 _HEAT_LAYERS = (("heatmap", "Heatmap", "h", True), ("heatmap-unsupported", "Unsupported heat", "k", False))
+# In their order: each uses those before it.
+_SCRIPTS = ("three.min.js", "solid.js", "plan.js", "voxels.js", "viewer.js")
 _VIEWS = (
     ("axial", "Axial", "from the feet"),
     ("coronal", "Coronal", "from the front"),
@@ -153,8 +154,8 @@ def build_page(
         organ=classes.organ,
         has_lesion=classes.lesion is not None,
         signature=Markup(f'{SIGNATURE} {__version__}">'),
-        style=Markup(_asset("style.css")),
-        scripts=[Markup(_asset(name)) for name in ("three.min.js", "solid.js", "plan.js", "viewer.js")],
+        style=Markup(asset("liverseg_tf.reporting", "style.css")),
+        scripts=[Markup(asset("liverseg_tf.reporting", name)) for name in _SCRIPTS],
         plan=resection is not None,
         caveat=content.explanation.settings["can_show"] if content.explanation is not None and explained else "",
         quality=_quality(content),
@@ -171,7 +172,7 @@ def build_page(
         versions=[(name, version) for name, version in versions().items() if version],
         model_card=content.model_card,
         footer=SOFTWARE,
-        data=Markup(_json(data)),
+        data=Markup(script_data(data)),
         blobs=[(name, Markup(text)) for name, text in blobs.items()],
     )
 
@@ -485,11 +486,6 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in parts)
 
 
-def _json(value: Any) -> str:
-    # "</script>" in a text must not end the element it stands in
-    return to_json(value, separators=(",", ":")).replace("<", "\\u003c")
-
-
 def _template() -> Any:
     import jinja2
 
@@ -501,7 +497,3 @@ def _template() -> Any:
         undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("page.html.j2")
-
-
-def _asset(name: str) -> str:
-    return importlib.resources.files("liverseg_tf.reporting").joinpath("viewer", name).read_text("utf-8").strip()

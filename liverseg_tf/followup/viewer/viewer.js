@@ -8,42 +8,15 @@
     $("failure").hidden = false;
     $("status").textContent = "";
   }
-  if (typeof DecompressionStream === "undefined") {
+  if (!Voxels.can) {
     fail("This browser is too old for the pictures (it lacks DecompressionStream); the figures below are complete.");
     return;
   }
 
-  // --- Data, coded as in the report's page ---
-
-  async function inflate(id) {
-    const text = atob($(id).textContent.trim());
-    $(id).remove();
-    const packed = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Uint8Array(await new Response(stream).arrayBuffer());
-  }
-  async function loadSteps(id, [rows, columns, slices]) {
-    const raw = await inflate(id), size = rows * columns, steps = new Int16Array(slices * size);
-    for (let s = 0, i = 0; s < slices; s++) {
-      const low = 2 * s * size, high = low + size;
-      for (let r = 0, k = 0; r < rows; r++) for (let c = 0, value = 0; c < columns; c++, k++, i++) {
-        const z = raw[low + k] | (raw[high + k] << 8);
-        value += (z >>> 1) ^ -(z & 1);
-        steps[i] = value;
-      }
-    }
-    return steps;
-  }
-  async function loadLabels(id, columns) {
-    const values = await inflate(id);
-    for (let i = 0; i < values.length; i++) if (i % columns) values[i] = (values[i] + values[i - 1]) & 255;
-    return values;
-  }
   try {
     for (const [i, scan] of page.scans.entries()) {
-      scan.hu = await loadSteps("blob-hu-" + i, scan.shape);
-      scan.mask = await loadLabels("blob-mask-" + i, scan.shape[1]);
+      scan.hu = await Voxels.steps("blob-hu-" + i, scan.shape[2], scan.shape[0], scan.shape[1]);
+      scan.mask = await Voxels.bytes("blob-mask-" + i, scan.shape[1]);
     }
   } catch (error) {
     fail("The pictures in this file are damaged (" + error.message + "); the figures below are complete.");

@@ -10,43 +10,9 @@
     $("failure").hidden = false;
     $("status").textContent = "";
   }
-  if (typeof DecompressionStream === "undefined") {
+  if (!Voxels.can) {
     fail("This browser is too old for the pictures (it lacks DecompressionStream); the figures are complete.");
     return;
-  }
-
-  // --- Data: base64 of gzip of what differs from the pixel to the left ---
-
-  async function inflate(id) {
-    const text = atob($(id).textContent.trim());
-    $(id).remove();
-    const packed = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Uint8Array(await new Response(stream).arrayBuffer());
-  }
-
-  // Each slice: the low bytes of its differences, then the high bytes; zigzag-coded, each row from 0.
-  async function loadSteps(id, count, rows, columns) {
-    const raw = await inflate(id);
-    const size = rows * columns, steps = new Int16Array(count * size);
-    for (let s = 0, i = 0; s < count; s++) {
-      const low = 2 * s * size, high = low + size;
-      for (let r = 0, k = 0; r < rows; r++) {
-        for (let c = 0, value = 0; c < columns; c++, k++, i++) {
-          const z = raw[low + k] | (raw[high + k] << 8);
-          value += (z >>> 1) ^ -(z & 1);
-          steps[i] = value;
-        }
-      }
-    }
-    return steps;
-  }
-
-  async function loadBytes(id, columns) {
-    const values = await inflate(id);
-    for (let i = 0; i < values.length; i++) if (i % columns) values[i] = (values[i] + values[i - 1]) & 255;
-    return values;
   }
 
   const grid = page.grid;
@@ -57,16 +23,16 @@
   const arrays = {}, full = new Map();
   let meshes = null, shares = null;
   try {
-    arrays.hu = await loadSteps("blob-hu", slices, coarse.rows, coarse.columns);
-    for (const layer of page.layers) arrays[layer.key] = await loadBytes("blob-" + layer.key, coarse.columns);
-    arrays.lesions = await loadBytes("blob-lesions", coarse.columns);
-    if (page.surfaces.length) meshes = await inflate("blob-surfaces");
-    if (page.plan) shares = await inflate("blob-plan");
+    arrays.hu = await Voxels.steps("blob-hu", slices, coarse.rows, coarse.columns);
+    for (const layer of page.layers) arrays[layer.key] = await Voxels.bytes("blob-" + layer.key, coarse.columns);
+    arrays.lesions = await Voxels.bytes("blob-lesions", coarse.columns);
+    if (page.surfaces.length) meshes = await Voxels.inflate("blob-surfaces");
+    if (page.plan) shares = await Voxels.inflate("blob-plan");
     if (page.full_slices.length) {
       const size = rows * columns, found = {};
-      found.hu = await loadSteps("blob-full-hu", page.full_slices.length, rows, columns);
+      found.hu = await Voxels.steps("blob-full-hu", page.full_slices.length, rows, columns);
       for (const layer of page.layers.filter((l) => l.kind === "labels"))
-        found[layer.key] = await loadBytes("blob-full-" + layer.key, columns);
+        found[layer.key] = await Voxels.bytes("blob-full-" + layer.key, columns);
       page.full_slices.forEach((slice, i) => {
         const part = {};
         for (const key in found) part[key] = found[key].subarray(i * size, (i + 1) * size);
