@@ -7,6 +7,7 @@ from .channels import CTWindow as CTWindow
 from .channels import HistogramScale as HistogramScale
 from .channels import RestoreSize as RestoreSize
 from .channels import SquareResize as SquareResize
+from .cohorts.options import PredictOptions as PredictOptions
 from .cohorts.predict_folder import predict_folder as predict_folder
 from .cohorts.summarize import Summary as Summary
 from .cohorts.summarize import summarize as summarize
@@ -58,6 +59,7 @@ from .models.saving import save_model as save_model
 from .models.unet import build_unet as build_unet
 from .reporting.case_table import describe_cases as describe_cases
 from .reporting.montage import montage as montage
+from .reporting.options import ReportOptions as ReportOptions
 from .reporting.report import report as report
 from .training.find_learning_rate import find_learning_rate as find_learning_rate
 from .training.options import TrainingOptions as TrainingOptions

@@ -6,13 +6,21 @@ import inspect
 import pytest
 
 import liverseg_tf as ls
+from liverseg_tf.cohorts.options import PREDICTOR_OPTIONS, PredictChanges, PredictOptions
 from liverseg_tf.data.slice_options import SliceChanges, SliceOptions
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.explanation.options import ExplainChanges, ExplainOptions
 from liverseg_tf.keyword_options import with_changes
+from liverseg_tf.reporting.options import ReportChanges, ReportOptions
 from liverseg_tf.training.options import TrainingChanges, TrainingOptions
 
-PAIRS = [(TrainingOptions, TrainingChanges), (SliceOptions, SliceChanges), (ExplainOptions, ExplainChanges)]
+PAIRS = [
+    (TrainingOptions, TrainingChanges),
+    (SliceOptions, SliceChanges),
+    (PredictOptions, PredictChanges),
+    (ExplainOptions, ExplainChanges),
+    (ReportOptions, ReportChanges),
+]
 
 
 @pytest.mark.parametrize(("options", "changes"), PAIRS)
@@ -29,7 +37,13 @@ def test_each_field_is_described(options):
 
 @pytest.mark.parametrize(
     ("function", "options"),
-    [(ls.train, TrainingOptions), (ls.slice_dataset, SliceOptions), (ls.explain, ExplainOptions)],
+    [
+        (ls.train, TrainingOptions),
+        (ls.slice_dataset, SliceOptions),
+        (ls.predict_folder, PredictOptions),
+        (ls.explain, ExplainOptions),
+        (ls.report, ReportOptions),
+    ],
 )
 def test_help_shows_each_option_with_its_default(function, options):
     shown = inspect.signature(function).parameters
@@ -42,7 +56,12 @@ def test_help_shows_each_option_with_its_default(function, options):
     [
         (lambda: ls.train([], "r", epoch=3), "train: has no option 'epoch'; did you mean 'epochs'"),
         (lambda: ls.slice_dataset([], banana=1), "slice_dataset: has no option 'banana'; it has classes, channels"),
+        (
+            lambda: ls.predict_folder("ct.nii", "out", format="seg"),
+            "predict_folder: has no option 'format'; did you mean",
+        ),
         (lambda: ls.explain("ct.nii", seeds=1), "explain: has no option 'seeds'; did you mean 'seed'"),
+        (lambda: ls.report("ct.nii", "p.html", titel="A"), "report: has no option 'titel'; did you mean 'title'"),
     ],
 )
 def test_an_unknown_keyword_names_what_was_meant(call, words):
@@ -60,3 +79,9 @@ def test_a_keyword_counts_before_the_options():
         with_changes(SliceOptions(), TrainingOptions, {}, "train")
     with pytest.raises(ConfigError, match="split: expected 'patients' or 'slices'"):
         with_changes(given, TrainingOptions, {"split": "voxels"}, "train")
+
+
+def test_a_predictors_options_have_its_defaults():
+    own = {n: p.default for n, p in inspect.signature(ls.Predictor).parameters.items() if n != "model"}
+    assert own == {name: getattr(PredictOptions(), name) for name in PREDICTOR_OPTIONS}
+    assert own["postprocessing"] is PredictOptions().postprocessing  # which `Predictor` looks at

@@ -6,6 +6,7 @@ import argparse
 
 from liverseg_tf.cli.options import add_json, add_model, add_output, add_overwrite, add_series, ct_of
 from liverseg_tf.explanation.options import DEFAULT_METHOD, METHODS
+from liverseg_tf.reporting.options import ReportOptions
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -27,7 +28,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--uncertainty", action="store_true", help="add test-time variation: about eight times as long as predicting"
     )
-    parser.add_argument("--most-lesions", type=int, default=3, metavar="N", help="with a heatmap (default: 3)")
+    parser.add_argument(
+        "--most-lesions",
+        type=int,
+        default=ReportOptions.most_lesions,
+        metavar="N",
+        help="with a heatmap (default: %(default)s)",
+    )
     parser.add_argument(
         "--safe-colors",
         action=argparse.BooleanOptionalAction,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from liverseg_tf.calibration.calibrate import Calibration
-from liverseg_tf.data.dicom.formats import PRODUCTS, SEGMENTATION_TYPES, parse_formats
+from liverseg_tf.cohorts.options import PREDICTOR_OPTIONS, PredictChanges, PredictOptions
+from liverseg_tf.data.dicom.formats import PRODUCTS, parse_formats
 from liverseg_tf.data.nifti import is_nifti_name
 from liverseg_tf.data.remote import join, location
 from liverseg_tf.data.volume import MaskVolume
@@ -24,34 +24,21 @@ from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.run_manifest import MANIFEST, RunManifest
 from liverseg_tf.inference.serving_client import ServingClient
 from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
+from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import LIVER_CLASSES
 from liverseg_tf.ownership import refuse_inputs
 
 Row = dict[str, Any]
 
 
-def predict_folder(  # long, for each option is a choice of its own and stands here alone
+@takes_options(PredictOptions)
+def predict_folder(
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     model: Any = None,
     *,
-    formats: str | Sequence[str] | None = None,
-    segmentation_type: str = "BINARY",
-    lesion_segments: bool = False,
-    series: str | None = None,
-    allow_gaps: bool = False,
-    probabilities: bool = False,
-    uncertainty: bool = False,
-    preview: bool = False,
-    calibration: str | Path | Calibration | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    engine: str = "embedded",
-    ray_options: Mapping[str, Any] | None = None,
-    on_start: Callable[[int, int], None] | None = None,
-    progress: Callable[[Job, int, int], None] | None = None,
-    on_done: Callable[[Row], None] | None = None,
-    **predictor_options: Any,
+    options: PredictOptions | None = None,
+    **changes: Unpack[PredictChanges],
 ) -> list[Row]:
     """Segment CTs and write their masks: all that `liverseg predict` does.
 
@@ -67,29 +54,9 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
         inputs: volumes, or folders that are searched recursively (masks are passed over): NIfTI, NRRD, MetaImage,
             DICOM, .zip archives of DICOM; paths or URLs (`s3://`, `gs://`).
         output: file or folder, path or URL; a folder is made if missing.
-        model: as `Predictor` takes it, by default the shipped one; or a `Predictor`.
-        formats: some of `nifti`, `seg`, `sr`, `rtstruct`, `pdf`, as a sequence or separated by commas; by default
-            `nifti`, and `seg` too of DICOM series. What is written as DICOM is read again, and kept only if it
-            agrees with the mask.
-        segmentation_type: of DICOM SEG: `BINARY` or `LABELMAP`.
-        lesion_segments: one segment a lesion in DICOM SEG.
-        series: UID of the one DICOM series that is meant.
-        allow_gaps: resample DICOM series with missing slices or uneven steps.
-        probabilities: write each class's probabilities too: `x_seg_liver.nii.gz`, `x_seg_tumour.nii.gz`.
-        uncertainty: segment varied copies too (`measure_uncertainty`, 8 times as long): the entropy as
-            `x_seg_uncertainty.nii.gz`, and the range of volumes in the row.
-        preview: draw each result on one picture that fits a slide: `x_seg_preview.png`.
-        calibration: of `calibrate`, or its file: intervals of volumes and lesions' probabilities in the row. Without it
-            there are none.
-        resume: keep what an earlier run, perhaps a killed one, did with the same model and settings in this folder.
-        overwrite: replace files of others too, never an input.
-        engine: `embedded`, in this process; or `ray`, by workers on this machine or a cluster.
-        ray_options: for `ray` alone: `address`, `workers` and the other fields of `RayOptions`.
-        on_start: called once with the number of volumes, and of those among them that an earlier run has done.
-        progress: called with the `Job`, its slices done and their total; not with `ray`.
-        on_done: called with each new row, once it is in the manifest.
-        predictor_options: `runtime`, `extent`, `batch_size`, `postprocessing`, `variations`, `max_bytes` of the
-            `Predictor` that is made.
+        model: as `Predictor` takes it, by default the shipped one; or a `Predictor`, which brings its own options.
+        options: what is written and how; see `PredictOptions`.
+        changes: fields of `PredictOptions` as keywords, such as `resume=True`; they count before `options`.
 
     Returns:
         A row for each volume, in their order: `input`, `output`, `status` ("done" or "error"), `seconds`, `statistics`,
@@ -108,102 +75,76 @@ def predict_folder(  # long, for each option is a choice of its own and stands h
         >>> rows[0]["statistics"]["liver_volume_ml"], rows[0]["uncertainty"]["liver_range_ml"]  # doctest: +SKIP
         (1544.0, [1522.3, 1571.9])
     """
-    if isinstance(model, Predictor) and predictor_options:
-        raise ConfigError(f"{', '.join(predictor_options)}: expected with a model's path; this predictor has its own")
-    if segmentation_type not in SEGMENTATION_TYPES:
-        raise ConfigError(
-            f"segmentation_type: expected {' or '.join(SEGMENTATION_TYPES)}. Received: {segmentation_type!r}"
-        )
-    ray_options = ray_options or {}
-    check_engine(engine, ray_options)
-    chosen = _formats(formats, output)
-    objects = tuple(name for name in chosen if name != "nifti")
-    ending = ".nii.gz" if "nifti" in chosen else PRODUCTS[chosen[0]][0]
-    inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
-    jobs = plan(inputs, output, overwrite, resume, series=series, allow_gaps=allow_gaps, ending=ending)
-    predictor = model if isinstance(model, Predictor) else Predictor(model, **predictor_options)
-    if objects and predictor.config.classes != LIVER_CLASSES:
-        if formats is not None:
-            raise ConfigError(
-                f"formats: DICOM objects tell of livers and their tumours; expected nifti alone for "
-                f"{', '.join(predictor.config.class_names[1:])}. Received: {', '.join(objects)}"
-            )
-        objects = ()
-    of_objects: dict[str, Any] = {"segmentation_type": segmentation_type, "lesion_segments": lesion_segments}
-    calibrated = Calibration.load(calibration) if isinstance(calibration, (str, Path)) else calibration
-    if calibrated is not None:
-        if predictor.config.classes != LIVER_CLASSES:
-            raise ConfigError(
-                f"calibration: is of livers; got a model of {', '.join(predictor.config.class_names[1:])}"
-            )
-        calibrated.warn_if_of_another(predictor.sha256)
-        if calibrated.with_uncertainty and not uncertainty:
-            raise ConfigError("calibration: was made with uncertainty; expected uncertainty=True too")
-    settings = {
-        "model": predictor.config.to_dict(),
-        "runtime": predictor.runtime_names,
-        "extent": predictor.extent,
-        "postprocessing": _postprocessing_setting(predictor.postprocessing),
-        "variations": _variations_setting(predictor.variations),
-        "probabilities": probabilities,
-        "uncertainty": uncertainty,
-        "preview": preview,
-        "formats": chosen,
-        **of_objects,
-        **({} if calibrated is None else {"calibration": calibrated.to_dict()}),
-    }
-    extra = partial(
-        _extra,
-        uncertainty=uncertainty,
-        preview=preview,
-        calibration=calibrated,
-        formats=objects,
-        is_default=formats is None,
-        **of_objects,
+    options = with_changes(options, PredictOptions, changes, "predict_folder")
+    if isinstance(model, Predictor):
+        _check_predictor_options(options, changes)
+    check_engine(options.engine, options.ray_options or {})
+    formats = _formats(options.formats, output)
+    jobs = plan(
+        [inputs] if isinstance(inputs, (str, Path)) else inputs,
+        output,
+        options.overwrite,
+        options.resume,
+        series=options.series,
+        allow_gaps=options.allow_gaps,
+        ending=_ending(formats),
     )
-    sources = [job.source for job in jobs]
+    predictor = model if isinstance(model, Predictor) else _new_predictor(model, options)
+    extras = _Extras(
+        options.uncertainty,
+        options.preview,
+        _calibration(options, predictor),
+        _objects(formats, options, predictor),
+        options.formats is None,
+        options.segmentation_type,
+        options.lesion_segments,
+    )
     with ExitStack() as stack:
         manifest, finished = None, {}
         if jobs[0].target != location(output):  # a folder
-            where = join(location(output), MANIFEST)
-            name = _model_name(model, predictor, resume)
-            manifest = stack.enter_context(RunManifest(where, name, settings, predictor.sha256, overwrite))
-            refuse_inputs([manifest.where], sources)
-            finished = manifest.finished(jobs) if resume else {}
-        todo = [job for job in jobs if job.target not in finished]
-        products = {"": "mask"} if resume else {}
-        products |= dict.fromkeys(predictor.config.class_names[1:], "probabilities") if probabilities else {}
-        products |= {UNCERTAINTY: "uncertainty"} if uncertainty else {}
-        products |= {PREVIEW: "figure"} if preview else {}
-        of_dicom = products | dict(PRODUCTS[name] for name in objects if PRODUCTS[name][0] != ending)
-        check_outputs([job for job in todo if not job.is_dicom], products, overwrite, sources)
-        check_outputs([job for job in todo if job.is_dicom], of_dicom, overwrite, sources)
+            settings = _settings(options, formats, predictor, extras)
+            manifest = stack.enter_context(_manifest(output, model, predictor, options, settings))
+            refuse_inputs([manifest.where], [job.source for job in jobs])
+            finished = manifest.finished(jobs) if options.resume else {}
+        _check_products(jobs, finished, formats, options, extras, predictor)
         if manifest is not None:
             manifest.write(finished.values())
-        if on_start is not None:
-            on_start(len(jobs), len(finished))
+        if options.on_start is not None:
+            options.on_start(len(jobs), len(finished))
 
         def tell(row: Row) -> None:
             if manifest is not None:
                 manifest.add(row)
-            if on_done is not None:
-                on_done(row)
+            if options.on_done is not None:
+                options.on_done(row)
 
         rows = predict_files(
             predictor,
             jobs,
-            probabilities=probabilities,
-            overwrite=overwrite,
+            probabilities=options.probabilities,
+            overwrite=options.overwrite,
             finished=finished,
-            extra=extra,
-            progress=progress,
+            extra=extras,
+            progress=options.progress,
             on_done=tell,
-            engine=engine,
-            **ray_options,
+            engine=options.engine,
+            **(options.ray_options or {}),
         )
         if manifest is not None:
             manifest.write(rows)
     return rows
+
+
+def _check_predictor_options(options: PredictOptions, changes: Mapping[str, Any]) -> None:
+    """Refuse options that a `Predictor` which is there already can't take up."""
+    default = PredictOptions()
+    given = [n for n in PREDICTOR_OPTIONS if n in changes or getattr(options, n) != getattr(default, n)]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: expected with a model's path; this predictor has its own")
+
+
+def _new_predictor(model: Any, options: PredictOptions) -> Predictor:
+    return Predictor(model, **{name: getattr(options, name) for name in PREDICTOR_OPTIONS})
 
 
 def _formats(formats: str | Sequence[str] | None, output: str | Path) -> tuple[str, ...]:
@@ -213,6 +154,85 @@ def _formats(formats: str | Sequence[str] | None, output: str | Path) -> tuple[s
     if str(output).lower().endswith(".dcm"):
         return ("seg",)
     return ("nifti",) if is_nifti_name(output) else ("nifti", "seg")
+
+
+def _ending(formats: Sequence[str]) -> str:
+    """End of the name of the file that a volume's row is about: the mask, or the DICOM object in its place."""
+    return ".nii.gz" if "nifti" in formats else PRODUCTS[formats[0]][0]
+
+
+def _objects(formats: Sequence[str], options: PredictOptions, predictor: Predictor) -> tuple[str, ...]:
+    """Formats of DICOM objects to write, which tell of livers alone."""
+    objects = tuple(name for name in formats if name != "nifti")
+    if not objects or predictor.config.classes == LIVER_CLASSES:
+        return objects
+    if options.formats is not None:
+        raise ConfigError(
+            f"formats: DICOM objects tell of livers and their tumours; expected nifti alone for "
+            f"{', '.join(predictor.config.class_names[1:])}. Received: {', '.join(objects)}"
+        )
+    return ()
+
+
+def _calibration(options: PredictOptions, predictor: Predictor) -> Calibration | None:
+    """The calibration, once it is known to fit the model and the options."""
+    given = options.calibration
+    calibration = Calibration.load(given) if isinstance(given, (str, Path)) else given
+    if calibration is None:
+        return None
+    if predictor.config.classes != LIVER_CLASSES:
+        raise ConfigError(f"calibration: is of livers; got a model of {', '.join(predictor.config.class_names[1:])}")
+    calibration.warn_if_of_another(predictor.sha256)
+    if calibration.with_uncertainty and not options.uncertainty:
+        raise ConfigError("calibration: was made with uncertainty; expected uncertainty=True too")
+    return calibration
+
+
+def _settings(options: PredictOptions, formats: Sequence[str], predictor: Predictor, extras: _Extras) -> dict[str, Any]:
+    """What the manifest tells of a run. A run with others of these is another, which `resume` doesn't go on with."""
+    return {
+        "model": predictor.config.to_dict(),
+        "runtime": predictor.runtime_names,
+        "extent": predictor.extent,
+        "postprocessing": _postprocessing_setting(predictor.postprocessing),
+        "variations": _variations_setting(predictor.variations),
+        "probabilities": options.probabilities,
+        "uncertainty": options.uncertainty,
+        "preview": options.preview,
+        "formats": formats,
+        "segmentation_type": options.segmentation_type,
+        "lesion_segments": options.lesion_segments,
+        **({} if extras.calibration is None else {"calibration": extras.calibration.to_dict()}),
+    }
+
+
+def _manifest(
+    output: str | Path, model: Any, predictor: Predictor, options: PredictOptions, settings: dict[str, Any]
+) -> RunManifest:
+    name = _model_name(model, predictor, options.resume)
+    return RunManifest(join(location(output), MANIFEST), name, settings, predictor.sha256, options.overwrite)
+
+
+def _check_products(
+    jobs: Sequence[Job],
+    finished: Mapping[str | Path, Row],
+    formats: Sequence[str],
+    options: PredictOptions,
+    extras: _Extras,
+    predictor: Predictor,
+) -> None:
+    """Check that everything which is still to be written may be."""
+    products = {"": "mask"} if options.resume else {}
+    products |= dict.fromkeys(predictor.config.class_names[1:], "probabilities") if options.probabilities else {}
+    products |= {UNCERTAINTY: "uncertainty"} if extras.uncertainty else {}
+    products |= {PREVIEW: "figure"} if extras.preview else {}
+    # an object that stands in the mask's place has its name checked by `plan`
+    beside = [name for name in extras.formats if PRODUCTS[name][0] != _ending(formats)]
+    of_dicom = products | dict(PRODUCTS[name] for name in beside)
+    sources = [job.source for job in jobs]
+    todo = [job for job in jobs if job.target not in finished]
+    check_outputs([job for job in todo if not job.is_dicom], products, options.overwrite, sources)
+    check_outputs([job for job in todo if job.is_dicom], of_dicom, options.overwrite, sources)
 
 
 def _postprocessing_setting(postprocessing: PostProcessing | None) -> bool | dict[str, Any]:
@@ -235,24 +255,60 @@ def _model_name(model: Any, predictor: Predictor, resume: bool) -> str:
     return ", ".join(urls) or (str(model) if isinstance(model, (str, os.PathLike)) else predictor.name)
 
 
-def _extra(
-    predictor: Predictor,
-    prediction: Prediction,
-    target: Path,
-    *,
-    uncertainty: bool,
-    preview: bool,
-    calibration: Calibration | None,
-    **objects: Any,
-) -> Row:
-    """Everything that is written beside the mask."""
-    row = _uncertainty(predictor, prediction, target) if uncertainty else {}
-    if preview:
-        row |= _preview(prediction, target)
-    if calibration is not None:
-        found = measure(MaskVolume(prediction.labels, prediction.volume.geometry), prediction.volume)
-        row["calibrated"] = calibration.judge(found, row.get("uncertainty"))
-    return row | _objects(predictor, prediction, target, **objects)
+@dataclass(frozen=True)
+class _Extras:
+    """Everything that is written beside a mask. Ray's workers get it, so it holds no function of the caller's.
+
+    Attributes:
+        uncertainty, preview, calibration, segmentation_type, lesion_segments: as `PredictOptions` has them.
+        formats: of DICOM objects.
+        are_defaults: nobody asked for `formats`: a DICOM series gets them if it can.
+    """
+
+    uncertainty: bool
+    preview: bool
+    calibration: Calibration | None
+    formats: tuple[str, ...]
+    are_defaults: bool
+    segmentation_type: str
+    lesion_segments: bool
+
+    def __call__(self, predictor: Predictor, prediction: Prediction, target: Path) -> Row:
+        """Write beside `target`; returns what joins the volume's row."""
+        row = _uncertainty(predictor, prediction, target) if self.uncertainty else {}
+        if self.preview:
+            row |= _preview(prediction, target)
+        if self.calibration is not None:
+            found = measure(MaskVolume(prediction.labels, prediction.volume.geometry), prediction.volume)
+            row["calibrated"] = self.calibration.judge(found, row.get("uncertainty"))
+        return row | self._objects(predictor, prediction, target)
+
+    def _objects(self, predictor: Predictor, prediction: Prediction, target: Path) -> Row:
+        """DICOM objects of a prediction; by default of a DICOM series that can have them."""
+        beside_mask = is_nifti_name(target)
+        may_lack = beside_mask and self.are_defaults
+        if not self.formats or (may_lack and prediction.volume.series is None):
+            return {}
+        from liverseg_tf.dicom_objects.findings import Findings
+        from liverseg_tf.dicom_objects.objects import write_objects
+
+        try:
+            findings = Findings(prediction.canonical_labels, prediction.volume, predictor.name, predictor.sha256)
+        except OutputError as error:
+            if not may_lack:
+                raise
+            warn(f"no DICOM was written: {error}", DataWarning)
+            return {}
+        if beside_mask and not prediction.canonical_labels.any():
+            warn(f"{prediction.volume.name}: no liver was found, so no DICOM object was written", DataWarning)
+            return {}
+        written = write_objects(
+            findings,
+            {name: product(target, PRODUCTS[name][0]) for name in self.formats},
+            segmentation_type=self.segmentation_type,
+            lesion_segments=self.lesion_segments,
+        )
+        return {"objects": written}
 
 
 def _uncertainty(predictor: Predictor, prediction: Prediction, target: Path) -> Row:
@@ -273,33 +329,3 @@ def _preview(prediction: Prediction, target: Path) -> Row:
     path = product(target, PREVIEW)
     save_figure(preview(prediction.volume, mask, prediction.statistics()), path)
     return {"preview": str(path)}
-
-
-def _objects(
-    predictor, prediction, target, *, formats: tuple[str, ...], is_default: bool, segmentation_type: str, **options
-) -> dict:
-    """DICOM objects of a prediction; by default of a DICOM series that can have them."""
-    if not formats or (is_default and prediction.volume.series is None and is_nifti_name(target)):
-        return {}
-    from liverseg_tf.dicom_objects.findings import Findings
-    from liverseg_tf.dicom_objects.objects import write_objects
-
-    may_lack = is_nifti_name(target) and is_default
-    try:
-        findings = Findings(prediction.canonical_labels, prediction.volume, predictor.name, predictor.sha256)
-    except OutputError as error:
-        if not may_lack:
-            raise
-        warn(
-            f"no DICOM was written: {error}",
-            DataWarning,
-        )
-        return {}
-    if not prediction.canonical_labels.any() and is_nifti_name(target):
-        warn(
-            f"{prediction.volume.name}: no liver was found, so no DICOM object was written",
-            DataWarning,
-        )
-        return {}
-    paths = {name: product(target, PRODUCTS[name][0]) for name in formats}
-    return {"objects": write_objects(findings, paths, segmentation_type=segmentation_type, **options)}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
 from liverseg_tf.errors import ConfigError, ModelError, OutputError
 from liverseg_tf.evaluation.case_scores import score_case
 from liverseg_tf.evaluation.measure import measure
 from liverseg_tf.inference.predictor import Prediction, Predictor
+from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import TUMOUR
 from liverseg_tf.ownership import claim, write_text
+from liverseg_tf.reporting.options import Progress, ReportChanges, ReportOptions
 from liverseg_tf.reporting.page import ReportContent, build_page
 from liverseg_tf.strict_json import to_json
 from liverseg_tf.windows import window_name
@@ -21,25 +23,16 @@ from liverseg_tf.windows import window_name
 if TYPE_CHECKING:
     from liverseg_tf.explanation.explain import Explanation
 
-Progress = Callable[[int, int, str], None]
 
-
+@takes_options(ReportOptions)
 def report(
     source: Any,
     output: str | Path,
     model: Any = None,
     truth: str | Path | MaskVolume | None = None,
     *,
-    title: str | None = None,
-    explanations: bool = True,
-    uncertainty: bool = False,
-    method: str = "integrated-gradients",
-    layer: str = "bottleneck",
-    most_lesions: int = 3,
-    safe_colors: bool = True,
-    plan: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    options: ReportOptions | None = None,
+    **changes: Unpack[ReportChanges],
 ) -> Path:
     """Segment a CT and write one page about it: slices to scroll through, overlays, lesions, figures.
 
@@ -52,16 +45,8 @@ def report(
         model: as `Predictor` takes it, or a `Predictor`; by default the shipped one. With a `Prediction`, the model
             that made it.
         truth: a reference mask on the same grid: scores and a further overlay.
-        title: heading; by default the file's name.
-        explanations: add heatmaps and their verdicts, if the network can be looked into. Heat that is not supported
-            is not shown until asked for.
-        uncertainty: add test-time variation: takes about eight times as long as predicting.
-        method, layer: of the heatmaps; see `explain`.
-        most_lesions: explain at most so many, the largest.
-        safe_colors: begin with colors that any color vision tells apart; the page can switch.
-        plan: let the reader try a resection: a plane, or a ball around a lesion. Not for planning treatment.
-        overwrite: replace a file that this library did not make.
-        progress: called with steps done, their number, and what is being done.
+        options: what the page shows; see `ReportOptions`.
+        changes: fields of `ReportOptions` as keywords, such as `explanations=False`; they count before `options`.
 
     Returns:
         The page's path.
@@ -72,71 +57,80 @@ def report(
     Examples:
         >>> report("volume-7.nii.gz", "volume-7.html", truth="segmentation-7.nii.gz")  # doctest: +SKIP
     """
+    options = with_changes(options, ReportOptions, changes, "report")
     output = Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"{output}: expected a page's name ending in .html")
     inputs = [path for given in (source, truth) if (path := _path_of(given))]
-    claim(output, "page", inputs=inputs, overwrite=overwrite)
-    report_progress = progress or (lambda done, total, what: None)
+    claim(output, "page", inputs=inputs, overwrite=options.overwrite)
     if model is None and isinstance(source, Prediction) and source.model_name not in (None, "shipped"):
         raise ConfigError(f"this prediction was made by {source.model_name}: give that model too (model=)")
     predictor = model if isinstance(model, Predictor) else Predictor(model)
-    classes = predictor.config.classes
+    tell = options.progress or (lambda done, total, what: None)
+
+    def telling(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: tell(done, total, what)
+
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
-    reference = truth
-    if reference is not None and not isinstance(reference, MaskVolume):
-        reference = MaskVolume.load(reference, classes=classes, like=volume)
-    if reference is not None:
-        check_same_grid(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
-    if isinstance(source, Prediction):
-        prediction = source
-    else:
-        prediction = predictor.predict(volume, progress=lambda done, total: report_progress(done, total, "predicting"))
+    reference = _reference(truth, volume, predictor)
+    prediction = source if isinstance(source, Prediction) else predictor.predict(volume, progress=telling("predicting"))
+    content = _content(prediction, predictor, reference, options, tell)
+    page = build_page(content, options.title or _title(volume), options.safe_colors, telling("pictures"), options.plan)
+    tell(0, 1, "writing the page")
+    write_text(output, page, "page", inputs=inputs, overwrite=options.overwrite)
+    tell(1, 1, "writing the page")
+    return output
+
+
+def _reference(truth: str | Path | MaskVolume | None, volume: CTVolume, predictor: Predictor) -> MaskVolume | None:
+    """The reference mask, once it is known to lie on the CT's grid."""
+    if truth is None:
+        return None
+    classes = predictor.config.classes
+    reference = truth if isinstance(truth, MaskVolume) else MaskVolume.load(truth, classes=classes, like=volume)
+    check_same_grid(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
+    return reference
+
+
+def _content(
+    prediction: Prediction,
+    predictor: Predictor,
+    reference: MaskVolume | None,
+    options: ReportOptions,
+    tell: Progress,
+) -> ReportContent:
+    """All that the page tells of a prediction."""
     notes: list[str] = []
     explanation = uncertain = None
-    if explanations:
-        explanation = _explained(prediction, predictor, method, layer, most_lesions, notes, report_progress)
-    if uncertainty:
+    if options.explanations:
+        explanation = _explained(prediction, predictor, options, notes, tell)
+    if options.uncertainty:
         from liverseg_tf.explanation.uncertainty import measure_uncertainty
 
         uncertain = measure_uncertainty(
-            prediction, predictor, progress=lambda done, total: report_progress(done, total, "uncertainty")
+            prediction, predictor, progress=lambda done, total: tell(done, total, "uncertainty")
         )
-    report_progress(0, 1, "measuring")
-    mask = MaskVolume(prediction.labels, volume.geometry, classes=classes)
-    scores = score_case(reference, mask) if reference is not None else None
-    content = ReportContent(
+    tell(0, 1, "measuring")
+    mask = MaskVolume(prediction.labels, prediction.volume.geometry, classes=predictor.config.classes)
+    return ReportContent(
         prediction,
-        measure(mask, volume),
+        measure(mask, prediction.volume),
         reference,
-        scores,
+        score_case(reference, mask) if reference is not None else None,
         explanation,
         uncertain,
         _model_facts(predictor),
         _model_card(predictor),
         notes,
     )
-    page = build_page(
-        content,
-        title or _title(volume),
-        safe_colors,
-        lambda done, total: report_progress(done, total, "pictures"),
-        plan,
-    )
-    report_progress(0, 1, "writing the page")
-    write_text(output, page, "page", inputs=inputs, overwrite=overwrite)
-    report_progress(1, 1, "writing the page")
-    return output
 
 
 def _explained(
     prediction: Prediction,
     predictor: Predictor,
-    method: str,
-    layer: str,
-    most_lesions: int,
+    options: ReportOptions,
     notes: list[str],
-    progress: Progress,
+    tell: Progress,
 ) -> Explanation | None:
     from liverseg_tf.explanation.explain import explain
 
@@ -146,11 +140,11 @@ def _explained(
         found = explain(
             prediction,
             model=predictor,
-            method=method,
-            layer=layer,
-            most_lesions=most_lesions,
+            method=options.method,
+            layer=options.layer,
+            most_lesions=options.most_lesions,
             randomized_models=2,
-            progress=progress,
+            progress=tell,
         )
     except ModelError as error:
         notes.append(f"No heatmaps: {error}")

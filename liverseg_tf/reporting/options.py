@@ -1,0 +1,56 @@
+"""`ReportOptions`: what a page shows and how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypedDict
+
+from liverseg_tf.explanation.options import DEFAULT_METHOD
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of `report`.
+
+    Attributes:
+        title: heading; by default the file's name.
+        explanations: add heatmaps and their verdicts, if the network can be looked into. Heat that is not supported
+            is not shown until asked for.
+        uncertainty: add test-time variation: takes about eight times as long as predicting.
+        method: of the heatmaps; see `ExplainOptions`.
+        layer: of the heatmaps; see `ExplainOptions`.
+        most_lesions: explain at most so many, the largest.
+        safe_colors: begin with colors that any color vision tells apart; the page can switch.
+        plan: let the reader try a resection: a plane, or a ball around a lesion. Not for planning treatment.
+        overwrite: replace a file that this library did not make.
+        progress: called with steps done, their number, and what is being done.
+    """
+
+    title: str | None = None
+    explanations: bool = True
+    uncertainty: bool = False
+    method: str = DEFAULT_METHOD
+    layer: str = "bottleneck"
+    most_lesions: int = 3
+    safe_colors: bool = True
+    plan: bool = False
+    overwrite: bool = False
+    progress: Progress | None = None
+
+
+class ReportChanges(TypedDict, total=False):
+    """The fields of `ReportOptions` as keywords of `report`."""
+
+    title: str | None
+    explanations: bool
+    uncertainty: bool
+    method: str
+    layer: str
+    most_lesions: int
+    safe_colors: bool
+    plan: bool
+    overwrite: bool
+    progress: Progress | None
