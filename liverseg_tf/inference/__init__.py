@@ -1,1 +1,1 @@
-"""From slices of HU to masks of whole volumes."""
+"""Inference: from slices of HU to masks of whole volumes."""

@@ -1,4 +1,4 @@
-"""A model file is a program: what it would run is looked at before any of it runs."""
+"""Safety check of model files: they are programs, so their operations are checked before any of them runs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _COMPUTING_NAMES = """
     While ZerosLike
 """
 _COMPUTING = frozenset(_COMPUTING_NAMES.split())
-# The two functions that TensorFlow adds to every SavedModel, to save its variables and to restore them. They are held
-# to the exact paths that TensorFlow gives them, and are not loaded.
+# The two functions that TensorFlow adds to every SavedModel, to save its variables and to restore them. They may use
+# only the exact paths that TensorFlow gives them, and they are not loaded.
 _SAVING_NAMES = """
     Const DisableCopyOnRead Identity MergeV2Checkpoints NoOp Pack ReadVariableOp SaveV2 Select ShardedFilename
     StaticRegexFullMatch StringJoin
@@ -37,7 +37,7 @@ _RESTORING_NAMES = """
 """
 _SAVING, _RESTORING = frozenset(_SAVING_NAMES.split()), frozenset(_RESTORING_NAMES.split())
 _PART_PATH = "StringJoin(file_prefix, Select(StaticRegexFullMatch(file_prefix), .part, _temp/part))"
-# Ours are below 5 MB; weights lie in other files.
+# This library's graphs are below 5 MB; the weights are in other files.
 _LARGEST_BYTES = 256 * 1024**2
 
 
@@ -45,17 +45,18 @@ def check_operations(folder: str | Path) -> bytes:
     """Check a SavedModel's graph against what `export` writes, without running any of it.
 
     Every node of the graph and of every function in its library must be an allowed operation, whether or not anything
-    seems to call it; only TensorFlow's own saver may name files, and only as TensorFlow writes it. The object graph
-    may hold the weights and the signatures and nothing else, because some objects run a function when they are loaded.
+    calls it. Only TensorFlow's own saver may name files, and only in the form that TensorFlow writes. The object graph
+    may hold only the weights and the signatures, because some objects run a function when they are loaded.
 
     Args:
-        folder: the one that holds `saved_model.pb`.
+        folder: the folder that holds `saved_model.pb`.
 
     Returns:
-        A `saved_model.pb` to load in its place: what was checked, without the saver.
+        The bytes of a `saved_model.pb` to load instead: the checked graph without the saver.
 
     Raises:
-        ModelError: if the graph can't be read, is no TensorFlow 2 SavedModel, or has anything that is not allowed.
+        ModelError: if the graph can't be read, is not a TensorFlow 2 SavedModel, or has an operation or object that is
+            not allowed.
     """
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
@@ -63,10 +64,10 @@ def check_operations(folder: str | Path) -> bytes:
     path = Path(folder) / "saved_model.pb"
     try:
         if path.stat().st_size > _LARGEST_BYTES:
-            raise ModelError(f"{path}: is larger than {_LARGEST_BYTES >> 20} MiB; that is no model of this library")
+            raise ModelError(f"{path}: is over {_LARGEST_BYTES >> 20} MiB, too large for a model of this library")
         model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     except (OSError, DecodeError) as error:
-        raise ModelError(f"{path}: expected the graph of a SavedModel, it can't be read ({error})") from None
+        raise ModelError(f"{path}: expected the graph of a SavedModel, but it can't be read ({error})") from None
     if len(model.meta_graphs) != 1 or not model.meta_graphs[0].object_graph_def.nodes:
         raise ModelError(f"{path}: expected one TensorFlow 2 graph, got something else or a part of one")
     (meta,) = model.meta_graphs
@@ -74,7 +75,7 @@ def check_operations(folder: str | Path) -> bytes:
     refused = [*_refused_operations(meta, savers), *_refused_references(meta, savers), *_refused_objects(meta, savers)]
     if refused:
         raise ModelError(
-            f"{path}: has what no model of this library needs ({', '.join(dict.fromkeys(refused[:5]))}); it is not "
+            f"{path}: has parts that no model here needs ({', '.join(dict.fromkeys(refused[:5]))}); it is not "
             "loaded, because a SavedModel is a program: use only those you trust"
         )
     kept = [function for function in meta.graph_def.library.function if function.signature.name not in savers]
@@ -96,11 +97,12 @@ def tflite_schema():
 
 
 def check_tflite_operators(content: bytes) -> None:
-    """Check that a TFLite file has builtin operators alone: TensorFlow's interpreter would run any operation of its own
-    (`FlexWriteFile`) for one that has not.
+    """Check that a TFLite file has only builtin operators.
+
+    TensorFlow's interpreter would also run any TensorFlow operation that a file names, such as `FlexWriteFile`.
 
     Raises:
-        ModelError: naming one that is not builtin, or if the file can't be read.
+        ModelError: naming an operator that is not builtin, or if the file can't be read.
     """
     schema = tflite_schema()
     try:
@@ -112,7 +114,7 @@ def check_tflite_operators(content: bytes) -> None:
                 raise ModelError(f"expected TFLite builtin operators only, got {name!r}")
     except ModelError:
         raise
-    except Exception as error:  # the flatbuffers reader looks into whatever the offsets say
+    except Exception as error:  # the flatbuffers reader follows the file's offsets unchecked
         raise ModelError(f"expected a TFLite file that can be read ({type(error).__name__})") from None
 
 
@@ -143,7 +145,7 @@ def _refused_operations(meta, savers: dict[str, frozenset[str]]) -> Iterator[str
                 yield f"a constant of type {types_pb2.DataType.Name(node.attr['dtype'].type)}"
     for function in library:
         if function.signature.name in savers and not _paths_are_tensorflows(function):
-            yield f"{_file_operations(function)} elsewhere than TensorFlow's saver has them"
+            yield f"{_file_operations(function)} outside TensorFlow's saver"
 
 
 def _file_operations(function) -> str:
@@ -157,7 +159,7 @@ def _paths_are_tensorflows(function) -> bool:
     prefix = function.signature.input_arg[0].name if function.signature.input_arg else ""
 
     def path(name: str, depth: int = 0) -> str:
-        """An input as the expression that computes it."""
+        """The expression that computes an input, as text."""
         node = nodes.get(name.partition(":")[0])
         if node is None or depth > 8:
             return "file_prefix" if name == prefix else "unknown"
@@ -183,15 +185,15 @@ def _paths_are_tensorflows(function) -> bool:
 
 
 def _refused_references(meta, savers: Iterable[str]) -> Iterator[str]:
-    """Names by which something else than the saver itself could be called, or run at loading."""
+    """Names through which a function other than the saver could be called, or run at loading."""
     graph, library = meta.graph_def, meta.graph_def.library
     names = Counter(function.signature.name for function in library.function)
     yield from (f"two functions {name!r}" for name, count in names.items() if count > 1)
-    # TensorFlow looks for a function of a name before it looks for an operation
+    # TensorFlow resolves a name to a function before it tries an operation
     yield from (f"a function named as the operation {name!r}" for name in names if name in _COMPUTING)
     nodes = [*graph.node, *(node for function in library.function for node in function.node_def)]
     called = Counter(name for node in nodes for value in node.attr.values() for name in _functions_in(value))
-    yield from (f"a call of {name!r}, which it does not hold" for name in called if name not in names)
+    yield from (f"a call of {name!r}, a function that the file does not hold" for name in called if name not in names)
     yield from (f"a call of the saver {name!r}" for name in savers if called[name] != 1)
     saver = {name.partition(":")[0] for name in (meta.saver_def.filename_tensor_name, meta.saver_def.save_tensor_name)}
     saver.add(meta.saver_def.restore_op_name)
@@ -204,7 +206,7 @@ def _refused_references(meta, savers: Iterable[str]) -> Iterator[str]:
     for what, values in (
         ("assets", meta.asset_file_def),
         ("gradients", [*library.gradient, *library.registered_gradients]),
-        # by `api_implements` and its like one function takes the place of another
+        # attributes such as `api_implements` replace one function by another
         ("function attributes", [key for f in library.function for key in f.attr if not key.startswith("_")]),
     ):
         if values:
@@ -221,10 +223,10 @@ def _functions_in(value) -> Iterator[str]:
 
 
 def _refused_objects(meta, savers: Iterable[str]) -> Iterator[str]:
-    """What the object graph holds beside a root with a list of weights and a map of signatures."""
+    """Objects in the object graph other than the root, its list of weights and its map of signatures."""
     graph = meta.object_graph_def
     functions = {function.signature.name for function in meta.graph_def.library.function} - set(savers)
-    # parent -> {pattern of a child's name: its kind}; loading sets children as attributes, so that names matter
+    # parent -> {pattern of a child's name: its kind}; loading sets children as attributes, so their names matter
     edges = {
         "_generic_user_object": {"weights": "trackable_list_wrapper", "signatures": "signature_map"},
         "trackable_list_wrapper": {"[0-9]+": "variable"},
@@ -257,7 +259,7 @@ def _refused_objects(meta, savers: Iterable[str]) -> Iterator[str]:
     for name, function in graph.concrete_functions.items():
         if name not in functions or any(kind_of(index) != "variable" for index in function.bound_inputs):
             yield f"the captures of {name!r}"
-    # a type that Python code registered is built from what the file says
+    # TensorFlow builds a type registered by Python code from data in the file
     described = [*graph.concrete_functions.values(), *(n.bare_concrete_function for n in graph.nodes)]
     if any("type_spec_value {" in str(message) for message in described):
-        yield "a type of somebody's own"
+        yield "a custom type"

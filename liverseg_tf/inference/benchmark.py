@@ -1,4 +1,4 @@
-"""What each runtime takes on this machine, each in processes of its own."""
+"""Time and memory of each runtime on this machine, each measured in its own processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from liverseg_tf.inference.choice import RUNTIMES, choose
 from liverseg_tf.shipped import locate_model
 from liverseg_tf.strict_json import to_json
 
-# Slices of the middle of the CT that go through the network for the time of one.
+# Number of slices from the middle of the CT over which the time of one slice is averaged.
 _SLICES = 16
 _PHANTOM_SHAPE = (512, 512, 60)
-# Runs a command and writes its seconds and peak memory. A process that is started by a large one counts that one's
-# memory as its own, so a small one has to start it.
+# Runs a command and writes its seconds and peak memory. A child process inherits the peak memory of the process that
+# starts it, so a small process must start it.
 _WAITER = """
 import subprocess, sys, time
 began = time.perf_counter()
@@ -39,15 +39,15 @@ sys.exit(status if status >= 0 else 1)
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one runtime takes.
+    """Time and memory of one runtime.
 
     Attributes:
-        runtime: as `choose` names it.
-        milliseconds_a_slice: HU in memory to a mask, smoothing and post-processing included; the faster of two runs
-            after one to warm up, of 16 slices of the middle of the CT.
-        command_s: `liverseg predict` from its start to the mask on disk.
-        peak_memory_mb: of that command; None where the system doesn't tell.
-        is_default: whether `auto` takes it here.
+        runtime: its name, as in `choose`.
+        milliseconds_a_slice: from HU in memory to a mask, with smoothing and post-processing; the faster of two runs
+            after a warm-up run, on 16 slices from the middle of the CT.
+        command_s: seconds of `liverseg predict`, from its start to the mask on disk.
+        peak_memory_mb: of that command; None where the operating system doesn't report it.
+        is_default: whether `auto` chooses it on this machine.
     """
 
     runtime: str
@@ -67,7 +67,7 @@ def benchmark(
     Args:
         ct: what to segment; by default a phantom of 512 x 512 x 60.
         model: as `Predictor` takes it, as a path; by default the shipped one.
-        progress: called with the runtimes done, their total, and the next one's name.
+        progress: called with the number of runtimes done, their total, and the name of the next.
 
     Raises:
         LiverSegError: for a model or a CT that can't be used.
@@ -99,7 +99,7 @@ def benchmark(
 
 
 def _run(*words: str) -> tuple[str, float, float | None]:
-    """Run Python on some words; gives its stdout, seconds, and peak memory in MB."""
+    """Run Python with the given arguments; returns its stdout, seconds, and peak memory in MB."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     with tempfile.TemporaryDirectory(prefix="liverseg-") as folder:

@@ -1,4 +1,4 @@
-"""Which of a model's artefacts runs on this machine, and why. Loads nothing heavy."""
+"""Chooses which of a model's artefacts runs on this machine. Loads no heavy package."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _GPU = Path("/dev/nvidiactl")
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs.
+    """The chosen runtime and file.
 
     Attributes:
         runtime: `keras`, `savedmodel` or `tflite`.
-        path: what of the model it opens.
-        reason: why this one, in words.
-        weights: of a TFLite file, the SavedModel of the same weights beside it, or None.
+        path: the file or folder that the runtime opens.
+        reason: why it was chosen, in words.
+        weights: for a TFLite file, the SavedModel with the same weights beside it, or None.
     """
 
     runtime: str
@@ -37,19 +37,19 @@ class Choice:
 
 
 def choose(model: str | os.PathLike, runtime: str = "auto") -> Choice:
-    """Choose what runs a model.
+    """Choose the runtime of a model.
 
     A folder that `export` filled may hold a SavedModel and TFLite files. `auto` takes the int8 file on a CPU, where it
-    was measured to take a quarter of the time for masks as good (`liverseg benchmark` measures it on any machine), and
-    the SavedModel where there is a GPU. A model of one kind runs as what it is.
+    took a quarter of the time for masks of the same quality (`liverseg benchmark` measures it on any machine), and the
+    SavedModel where there is a GPU. A model of a single kind runs as that kind.
 
     Args:
         model: path of a run folder, a `.keras` file, a SavedModel or the folder around it, or a `.tflite` file.
         runtime: one of `RUNTIMES`.
 
     Raises:
-        ConfigError: for another name.
-        ModelError: if the model has nothing that this runtime runs.
+        ConfigError: for an unknown runtime.
+        ModelError: if the model has no file for this runtime.
     """
     if runtime not in RUNTIMES:
         raise ConfigError(f"runtime: expected one of {', '.join(RUNTIMES)}. Received: {runtime!r}")
@@ -72,7 +72,7 @@ def choose(model: str | os.PathLike, runtime: str = "auto") -> Choice:
         return Choice("savedmodel", path, "there is no int8 .tflite file beside it")
     weights = _same_weights(small[0], path)
     if weights is None:
-        return Choice("savedmodel", path, f"{small[0].name} is of other weights")
+        return Choice("savedmodel", path, f"{small[0].name} has other weights")
     if has_gpu():
         return Choice("savedmodel", path, "there is a GPU")
     if not has_litert():
@@ -81,23 +81,23 @@ def choose(model: str | os.PathLike, runtime: str = "auto") -> Choice:
 
 
 def has_gpu() -> bool:
-    """Tell whether an NVIDIA GPU may be used, without asking TensorFlow."""
+    """Whether an NVIDIA GPU may be used, without loading TensorFlow."""
     return _GPU.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
 
 
 def has_litert() -> bool:
-    """Tell whether LiteRT's interpreter can be imported."""
+    """Whether LiteRT's interpreter can be imported."""
     try:
         import ai_edge_litert.interpreter  # noqa: F401
-    except Exception:  # a shared library that doesn't load raises what it likes
+    except Exception:  # a shared library that fails to load may raise any error
         return False
     return True
 
 
 def _only(kind: str, path: Path, runtime: str) -> Choice:
     if runtime not in ("auto", kind):
-        raise ModelError(f"{path}: runs as {kind}, not as {runtime}; liverseg export makes others of it")
-    return Choice(kind, path, "the only one that runs such a file")
+        raise ModelError(f"{path}: runs as {kind}, not as {runtime}; liverseg export writes other kinds")
+    return Choice(kind, path, "the only runtime for this kind of file")
 
 
 def _tflite_files(folder: Path) -> list[Path]:
@@ -110,7 +110,7 @@ def _tflite_files(folder: Path) -> list[Path]:
 
 
 def _same_weights(file: Path, folder: Path) -> Path | None:
-    """The newest SavedModel of a folder, if a TFLite file there was made of the same weights."""
+    """The newest SavedModel of a folder, if a TFLite file there has the same weights."""
     newest = version_folder(folder)
     manifests = (file.with_suffix(".json"), newest / SAVEDMODEL_MANIFEST)
     try:

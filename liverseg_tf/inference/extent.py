@@ -1,4 +1,4 @@
-"""Where along the body the liver lies, by every n-th slice: what lies elsewhere need not be segmented."""
+"""Finds the liver along the body from every n-th slice, so that the other slices need not be segmented."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# An adult's liver is 10 to 20 cm high, so that several of these steps meet it.
+# An adult's liver is 10 to 20 cm high, so several of these slices show it.
 _STEP_MM = 20.0
-# Findings elsewhere that are larger than this share of the liver make the pass unsure.
+# If findings elsewhere are larger than this share of the liver, the result of the first pass is uncertain.
 _MOST_ELSEWHERE = 0.25
 
 
@@ -22,11 +22,12 @@ def likely_extent(areas: Sequence[int]) -> tuple[int, int] | None:
     """Which of the coarse slices show the liver.
 
     Args:
-        areas: what was found in each, in pixels.
+        areas: pixels found in each slice.
 
     Returns:
-        The first and the last one; None where it is not sure: nothing was found, or in one slice alone; or at an end
-        of the volume; or elsewhere too, more than a quarter of the largest piece (a liver cut in two by a gap).
+        The first and the last one; None if that is uncertain: if the liver was found in no slice, in a single slice, or
+        at an end of the volume, or if findings elsewhere exceed a quarter of the largest piece (a liver cut in two by a
+        gap).
 
     Examples:
         >>> likely_extent([0, 0, 40, 90, 70, 0, 3, 0])

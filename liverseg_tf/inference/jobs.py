@@ -1,4 +1,4 @@
-"""What is to be predicted and where it goes, and the prediction of one of them: what every engine works on."""
+"""Prediction jobs: which volume gives which mask, and the prediction of one job. All engines use them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNCERTAINTY = "uncertainty"
 PREVIEW = "_preview.png"
 _MASK_NAME = re.compile(r"segmentation-\d+(_[a-z]+)?|.*_seg(_[a-z]+)?", re.IGNORECASE)
 _MASK_FOLDERS = ("labelstr", "labelsts")
-# of a remote file, enough to tell whose it is
+# first bytes of a remote file, enough to see whether this library made it
 _START_BYTES = 2048
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Job:
     Attributes:
         source, target: local paths, or URLs; `source` may be a folder of DICOM files.
         source_time: when a volume behind a URL was last written, in seconds since 1970.
-        series: UID of the DICOM series that is meant; None for another format, or where one alone lies there.
+        series: UID of the DICOM series; None for another format, or if the source holds only one series.
         is_dicom: whether the volume is DICOM.
         allow_gaps: resample a DICOM series with gaps or uneven steps.
     """
@@ -68,7 +68,7 @@ class Job:
 
 @dataclass(frozen=True)
 class _Source:
-    """A volume that was found; `name` is what its mask is named after."""
+    """A volume that was found; its mask is named after `name`."""
 
     path: Path | Url
     name: str
@@ -87,24 +87,24 @@ def plan(
     allow_gaps: bool = False,
     ending: str = ".nii.gz",
 ) -> list[Job]:
-    """Say which file's mask goes where, and check all of it before anything is predicted.
+    """Decide which file's mask goes where, and check all of it before anything is predicted.
 
     One input file and an output ending in .nii or .nii.gz: that file. Otherwise `output` is a folder in which
     `volume-7.nii.gz` gives `segmentation-7.nii.gz` and `x.nii.gz` gives `x_seg.nii.gz`; a DICOM series is named after
-    the folder (or archive) that holds it, with a part of its UID where that holds several.
+    the folder (or archive) that holds it, with a part of its UID if the folder holds several series.
 
     Args:
         inputs: volumes, or folders that are searched recursively: every usable DICOM series in them is a volume; masks
-            are passed over. Paths or URLs.
+            are skipped. Paths or URLs.
         output: file or folder, path or URL.
         overwrite: replace files that this library did not make, or that were changed since.
-        resume: masks that are there may be kept: `check_outputs` asks later whether those that aren't may be replaced.
-        series: UID of the one DICOM series that is meant.
-        allow_gaps: take DICOM series with gaps too.
-        ending: of the mask's name: `.nii.gz`, or that of a DICOM object which is written in its place.
+        resume: existing masks may be kept; `check_outputs` checks later whether the others may be replaced.
+        series: UID of the one DICOM series to take.
+        allow_gaps: also take DICOM series with gaps.
+        ending: ending of the mask's name: `.nii.gz`, or the ending of a DICOM object that is written instead.
 
     Raises:
-        InputFileError: if an input is missing or a folder holds no CT.
+        InputFileError: if an input is missing, or a folder holds no CT.
         OutputError: if two inputs share an output, or an output may not be written.
     """
     sources = _sources(inputs, series, allow_gaps)
@@ -132,17 +132,18 @@ def check_outputs(
     overwrite: bool = False,
     inputs: Iterable[str | Path] | None = None,
 ) -> None:
-    """Check, before anything is predicted, that every output is one job's alone, no input, and new or ours.
+    """Check, before anything is predicted, that no two jobs share an output, and that each may be written.
 
     Args:
-        jobs: of `plan`.
-        products: what is written of each job: the end of its name ("" for the mask itself) and its kind, as
+        jobs: the result of `plan`.
+        products: the files that each job writes: the end of the name ("" for the mask itself) and the kind, as
             `ownership.claim` takes it.
         overwrite: replace any other file too, but never an input.
-        inputs: of the whole run; by default the jobs' volumes.
+        inputs: all inputs of the run; by default the jobs' volumes.
 
     Raises:
-        OutputError: naming the first that may not be written.
+        OutputError: naming the first output that may not be written: an input, or a file that this library did not
+            make.
     """
     inputs = [job.source for job in jobs] if inputs is None else list(inputs)
     of: dict[Path | Url, Path | Url] = {}
@@ -151,7 +152,7 @@ def check_outputs(
         for ending, kind in {"": "mask", **products}.items():
             path = product(job.target, ending)
             if path in of:
-                raise OutputError(f"{path}: both {of[path]} and {job.source} would give it; predict them apart")
+                raise OutputError(f"{path}: both {of[path]} and {job.source} would be written there; name two folders")
             of[path] = job.source
             if ending in products:
                 kinds[path] = kind if ending or is_nifti_name(path) else _object_kind(path)
@@ -175,7 +176,7 @@ def product(target: Path, ending: str) -> Path: ...
 @overload
 def product(target: Path | Url, ending: str) -> Path | Url: ...
 def product(target: Path | Url, ending: str) -> Path | Url:
-    """Where a job's further result goes: `x_seg_liver.nii.gz` or `x_seg.dcm` of `x_seg.nii.gz`; itself without."""
+    """Path of a job's further result: `x_seg_liver.nii.gz` or `x_seg.dcm` for `x_seg.nii.gz`; the same path for ""."""
     if not ending:
         return target
     if not is_url(target):
@@ -186,7 +187,7 @@ def product(target: Path | Url, ending: str) -> Path | Url:
 
 
 def entropy_path(target: Path) -> Path:
-    """Where the entropy of a mask's variations goes."""
+    """Path of the entropy map of a mask's test-time augmentation."""
     return target.with_name(f"{stem(target)}_{UNCERTAINTY}.nii.gz")
 
 
@@ -204,10 +205,10 @@ class Reading:
 
     Attributes:
         volume, error: one of them.
-        warnings: texts.
+        warnings: texts of the warnings.
         seconds: time taken.
-        local_names: what stands for the path of a temporary copy.
-        copies: ends the temporary copies when it is left.
+        local_names: for each temporary copy's path, the name that is shown instead.
+        copies: deletes the temporary copies on exit.
     """
 
     volume: CTVolume | None
@@ -219,7 +220,7 @@ class Reading:
 
 
 def read_job(predictor: Predictor, job: Job) -> Reading:
-    """Read a job's volume, in any thread within `routed_warnings`. One behind a URL is copied to a temporary folder."""
+    """Read a job's volume, in any thread within `routed_warnings`. A remote one is copied to a temporary folder."""
     began, copies = time.perf_counter(), ExitStack()
     local_names: dict[str, str] = {}
     volume, error = None, None
@@ -232,7 +233,7 @@ def read_job(predictor: Predictor, job: Job) -> Reading:
                 fetch_all(source, copy) if job.is_dicom else fetch(source, copy)
                 source = copy
             volume = predictor.read(source, series=job.series, allow_gaps=job.allow_gaps)
-        except Exception as failed:  # told in the volume's row
+        except Exception as failed:  # reported in the volume's row
             error = failed
     return Reading(volume, error, found, time.perf_counter() - began, local_names, copies)
 
@@ -247,16 +248,16 @@ def predict_job(
     progress: Callable[[Job, int, int], None] | None = None,
     reading: Reading | None = None,
 ) -> dict[str, Any]:
-    """Predict one volume and write its results: what every engine does with a job.
+    """Predict one volume and write its results; all engines call this for each job.
 
-    Results are written to a hidden folder first and get their place together, the mask last: where one fails, none is
-    left beside the error.
+    Results are written to a hidden folder first and moved into place together, the mask last: if one fails, none is
+        left.
 
     Args:
-        reading: of `read_job`, where the volume was read ahead.
+        reading: the result of `read_job`, if the volume was read ahead.
 
     Returns:
-        The volume's row, of an error too.
+        The volume's row, also after an error.
     """
     began = time.perf_counter() - (reading.seconds if reading else 0.0)
     with routed_warnings(), ExitStack() as stack:
@@ -292,9 +293,9 @@ def predict_job(
             except LiverSegError as failed:
                 row = manifest_row(job.source, None, None, str(failed))
             except MemoryError as failed:
-                text = f"{job.source}: needs more memory than there is to be written ({failed})"
+                text = f"{job.source}: writing it needs more memory than there is ({failed})"
                 row = manifest_row(job.source, None, None, text)
-            except Exception as failed:  # nothing that one volume does ends a run over thousands
+            except Exception as failed:  # no error of one volume may end a run over thousands
                 _log.info("%s", without_secrets(str(job.source)), exc_info=True)
                 text = f"{job.source}: failed unexpectedly ({type(failed).__name__}: {failed})"
                 row = manifest_row(job.source, None, None, " ".join(text.split()))
@@ -306,18 +307,18 @@ def predict_job(
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """A row with what local copies stand for in place of their paths."""
+    """A row in which the paths of local copies are replaced by the names that users know."""
     if isinstance(value, str):
         for local, url in names.items():
             value = value.replace(local, url)
-        return without_secrets(value)  # rows stand in manifests and on screens
+        return without_secrets(value)  # rows are written to manifests and shown on screens
     if isinstance(value, dict):
         return {key: _renamed(content, names) for key, content in value.items()}
     return [_renamed(content, names) for content in value] if isinstance(value, list) else value
 
 
 def _check_remote_outputs(kinds: Mapping[Url, str]) -> None:
-    """`claim` for URLs of one folder, with few requests: only what carries our mark is read whole."""
+    """`claim` for the URLs of one folder, with few requests: only files with this library's mark are read whole."""
     there = listing(parent(next(iter(kinds))))
     existing = [url for url in kinds if url in there]
     with tempfile.TemporaryDirectory(prefix="liverseg-") as folder:
@@ -353,7 +354,7 @@ def _sources(inputs: Sequence[str | Path], series: str | None, allow_gaps: bool)
 
 
 def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bool) -> list[_Source]:
-    """The DICOM series at a path; what can't be used is told in a warning, or an error where that is all there is."""
+    """The DICOM series at a path. Unusable series cause a warning, or an error if there is no usable one."""
     from liverseg_tf.data.dicom.series import find_series, named_series, pick_series, why_nothing
 
     try:
@@ -380,7 +381,7 @@ def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bo
         if left.problem and left not in usable:
             warn(f"{left.folder}: series {left.number} is left out: {left.problem}", DataWarning)
     if derived := sum(s.left_out.startswith("derived") for s in found.series):
-        warn(f"{given}: {derived} series of derived images are left out; series= picks one", DataWarning)
+        warn(f"{given}: {derived} series of derived images are left out; series= selects one", DataWarning)
     sources = []
     for name, one in named_series(given, usable):
         path = given / Path(one.folder).relative_to(given) if given.is_dir() else given
@@ -389,7 +390,7 @@ def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bo
 
 
 def _remote_sources(given: Url, series: str | None) -> list[_Source]:
-    """Volumes at a URL. DICOM there is told by names alone: a folder with .dcm files is a series, and so is a .zip."""
+    """Volumes at a URL. DICOM is recognised by name only: a folder with .dcm files is a series, and so is a .zip."""
     there = listing(given)
     if given in there:
         is_dicom = Path(file_name(given)).suffix.lower() in (".dcm", ".zip")

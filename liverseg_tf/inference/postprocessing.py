@@ -1,4 +1,4 @@
-"""3-D clean-up of predicted labels."""
+"""3-D post-processing of predicted labels."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from liverseg_tf.errors import ConfigError
 from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet
 
 _ROWS_A_SLAB = 16
-# A ball is seen in the next slice if its radius is one slice spacing; a network may miss its last sliver.
+# A ball whose radius is one slice spacing reaches the next slice. The network may miss its thin end, so twice that is
+# needed.
 _BROAD = 2.0
 
 
 @dataclass(frozen=True)
 class PostProcessing(Config):
-    """What is done to a predicted volume.
+    """Post-processing of a predicted volume.
 
     Attributes:
         smoothing_mm: standard deviation, in mm, of the Gaussian that smooths the network's probabilities from slice to
-            slice, since it sees each slice by itself; 0 for none. A server's labels are taken as they come:
-            probabilities would be twelve times as many bytes.
-        bridge_mm: what hangs on the rest by bridges no wider than this is dropped if most of it is tumour, as contents
-            of the stomach are when they are taken for one; 0 for none.
-        largest_liver: keep the largest connected piece of liver and tumour together; a patient has one liver.
-        fill_holes: make background that liver and tumour enclose in 3-D what most of its surface touches, and liver
-            that tumour encloses tumour.
-        least_liver_contact: a connected piece of tumour is dropped if less of its surface, of what borders on liver or
-            background, borders on liver; 0 for none.
-        drop_single_slices: tumour in one slice alone, so broad that a ball of its area would reach beyond the next
-            slices' middle, becomes liver.
-        smallest_lesion_ml: smaller connected pieces of tumour become liver; 0 keeps all. By default a ball of 5 mm, as
-            small as the synthetic lesions that the shipped model learned from: smaller findings are rarely one.
+            slice, because the network sees each slice by itself; 0 for none. A server's labels are not smoothed:
+            sending probabilities would take twelve times as many bytes.
+        bridge_mm: drop parts that are joined to the rest only by bridges up to this width, if most of the part is
+            tumour (stomach contents mistaken for tumour, for example); 0 for none.
+        largest_liver: keep only the largest connected component of liver and tumour together; a patient has one liver.
+        fill_holes: give background that liver and tumour enclose in 3-D the class that most of its surface touches;
+            liver that tumour encloses becomes tumour.
+        least_liver_contact: drop a connected component of tumour if less than this share of its surface borders on
+            liver rather than on background; 0 for none.
+        drop_single_slices: tumour in a single slice becomes liver if it is so broad that a ball of that area would
+            reach beyond the next slices.
+        smallest_lesion_ml: smaller connected components of tumour become liver; 0 keeps all. The default is a ball of 5
+            mm diameter, the size of the smallest synthetic lesions in the shipped model's training: smaller findings
+            are rarely lesions.
 
     Raises:
         ConfigError: for a negative number, or a share above 1.
@@ -67,13 +69,13 @@ class PostProcessing(Config):
         voxel_volume_ml: float | None = None,
         classes: ClassSet = LIVER_CLASSES,
     ) -> np.ndarray:
-        """Clean labels up; smoothing comes before, where the labels are made.
+        """Post-process labels. Smoothing is not part of it: `Predictor` smooths probabilities before it makes labels.
 
         Args:
             labels: (rows, columns, slices) uint8, changed in place.
             spacing_mm: distances along those axes, in mm.
-            voxel_volume_ml: of the grid, as `Geometry.voxel_volume_ml`; by default that of perpendicular axes.
-            classes: what the labels are; further structures stay as they are.
+            voxel_volume_ml: as `Geometry.voxel_volume_ml`; by default computed for perpendicular axes.
+            classes: the classes of the labels; further structures are not changed.
 
         Returns:
             `labels`.
@@ -97,7 +99,7 @@ class PostProcessing(Config):
             faces = lesions.faces(spacing_mm)
             least = self.least_liver_contact * (faces[:, LIVER] + faces[:, BACKGROUND])
             lesions.relabel(faces[:, LIVER] < least, BACKGROUND)
-        if self.largest_liver:  # what hung on what was dropped
+        if self.largest_liver:  # drop what was connected only through the dropped tumour
             _keep_largest(there)
         lesions = _Pieces(there, lambda slab: slab == TUMOUR)
         voxel_ml = math.prod(spacing_mm) / 1000 if voxel_volume_ml is None else voxel_volume_ml
@@ -110,20 +112,21 @@ class PostProcessing(Config):
 
 
 DEFAULT = PostProcessing()
-# What is left of it for another organ: that there is one, and what its lesions look like, is known of livers alone.
+# For other organs: that a patient has one of them, and what its lesions look like, is known for the liver only.
 OTHER_ORGANS = PostProcessing(
     bridge_mm=0, largest_liver=False, least_liver_contact=0, drop_single_slices=False, smallest_lesion_ml=0
 )
 
 
 class SliceSmoother:
-    """Smooths slices by those above and below, as they come.
+    """Smooths each slice with its neighbours above and below, as slices arrive.
 
     Args:
-        sigma: of the Gaussian, in slices, above 0. It is cut at three sigma, and at the volume's ends.
+        sigma: standard deviation of the Gaussian in slices, above 0. The Gaussian is truncated at three sigma and at
+            the volume's ends.
 
     Attributes:
-        radius: how many slices away still count.
+        radius: how many slices to either side are used.
 
     Examples:
         >>> smoother = SliceSmoother(1.0)
@@ -138,12 +141,12 @@ class SliceSmoother:
         self._done = 0
 
     def add(self, values: np.ndarray) -> np.ndarray:
-        """Take further slices (n, ...) float32; gives those, in order, whose neighbours are all there."""
+        """Add slices (n, ...) float32; returns, in order, the smoothed slices whose neighbours have all arrived."""
         self._window.extend(values)
         return self._smoothed(max(len(self._window) - self.radius, self._done), values)
 
     def rest(self) -> np.ndarray:
-        """The last slices."""
+        """The remaining smoothed slices."""
         return self._smoothed(len(self._window), np.empty((0, *self._window[0].shape), np.float32))
 
     def _smoothed(self, end: int, like: np.ndarray) -> np.ndarray:
@@ -161,7 +164,7 @@ class SliceSmoother:
 
 def _occupied(labels: np.ndarray) -> np.ndarray | None:
     """The part of the volume that holds labels, as a view."""
-    for axis in (2, 0, 1):  # most slices are empty, and lie apart in memory
+    for axis in (2, 0, 1):  # slices first: most are empty
         there = np.flatnonzero(labels.any(tuple({0, 1, 2} - {axis})))
         if not len(there):
             return None
@@ -176,10 +179,10 @@ def _keep_largest(labels: np.ndarray) -> None:
 
 
 def _drop_tumour_on_bridges(labels: np.ndarray, spacing_mm: tuple[float, float, float], width_mm: float) -> None:
-    """Cut bridges through liver and tumour together, and drop the parts that are tumour for the most part.
+    """Cut bridges through liver and tumour together, and drop the parts that are mostly tumour.
 
-    What is deeper than half the width is a part's core. Where cores are dropped, so is what lies nearer to them than to
-    others, up to the width away.
+    Voxels deeper than half the width are a part's core. With a dropped core go the voxels that are nearer to it than to
+    any kept core, up to the width away.
     """
     cores = np.zeros(labels.shape, np.uint8)
     # depths are measured to the background's first voxel, half a voxel beyond the surface
@@ -216,7 +219,7 @@ def _fill_holes(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> N
 
 
 def _overlapping_slabs(count: int, overlap: float) -> Iterator[tuple[slice, slice, slice]]:
-    """Rows of slabs, the same with `overlap` rows more on each side, and where the former lie in the latter."""
+    """For each slab: its rows, those with `overlap` more on each side, and the former's position in the latter."""
     more = math.ceil(overlap) + 1
     step = max(4 * _ROWS_A_SLAB, more)
     for first in range(0, count, step):
@@ -225,19 +228,19 @@ def _overlapping_slabs(count: int, overlap: float) -> Iterator[tuple[slice, slic
 
 
 class _Pieces:
-    """The connected pieces of a class; neighbours share a face.
+    """The connected components of a class; neighbours share a face.
 
-    They are numbered slab by slab and joined across the slabs' faces: numbers take four bytes a voxel, and a CT from
-    head to foot has a quarter of a billion voxels. A slab is numbered anew when its pieces are relabelled.
+    They are numbered slab by slab and joined across slabs to save memory: numbers take four bytes a voxel, and a
+        whole-body CT has a quarter of a billion voxels. A slab is numbered again when its components are relabelled.
 
     Args:
         labels: (rows, columns, slices) uint8.
-        of_class: gives the bool mask of a slab (rows, columns, slices) of labels.
+        of_class: returns the bool mask of a slab (rows, columns, slices) of labels.
 
     Attributes:
-        count: how many pieces there are; they are counted from 0, in the order of their first voxels.
-        voxels: (count,) int, voxels of each.
-        is_outer: (count,) bool, true for pieces that reach the array's border.
+        count: number of components; they are numbered from 0, in the order of their first voxels.
+        voxels: (count,) int, number of voxels of each.
+        is_outer: (count,) bool, true for components that reach the array's border.
     """
 
     def __init__(self, labels: np.ndarray, of_class: Callable[[np.ndarray], np.ndarray]):
@@ -268,14 +271,14 @@ class _Pieces:
         self.is_outer[piece[np.concatenate(outer)]] = True
 
     def relabel(self, chosen: np.ndarray, label: int | np.ndarray) -> None:
-        """Give the voxels of the chosen pieces, (count,) bool, another label, or each piece one of (count,) labels."""
+        """Relabel the chosen components, (count,) bool, with one label, or each with its own of (count,) labels."""
         labels = np.broadcast_to(np.asarray(label, np.uint8), self.count)
         for first, numbers in self._numbered(chosen):
             there = numbers > 0
             self._labels[first : first + len(numbers)][there] = labels[numbers[there] - 1]
 
     def count_where(self, mask: np.ndarray) -> np.ndarray:
-        """(count,) int, voxels of each piece where a mask of the labels' shape is true."""
+        """(count,) int, voxels of each component where a mask of the labels' shape is true."""
         result = np.zeros(self.count, np.int64)
         for first, numbers in self._numbered():
             there = numbers[mask[first : first + len(numbers)]]
@@ -283,9 +286,9 @@ class _Pieces:
         return result
 
     def faces(self, spacing_mm: tuple[float, float, float], chosen: np.ndarray | None = None) -> np.ndarray:
-        """(count, 3) float, mm^2 of each piece's surface that borders on background, liver and tumour.
+        """(count, 3) float, mm^2 of each component's surface that borders on background, liver and tumour.
 
-        The volume's own faces are none. Of other pieces than the chosen ones, zeros.
+        Faces at the volume's border don't count. Rows of components that were not chosen are 0.
         """
         result = np.zeros((self.count, 3))
         for first, numbers in self._numbered(chosen):
@@ -302,7 +305,7 @@ class _Pieces:
         return result
 
     def depth(self) -> np.ndarray:
-        """(count,) int, slices that each piece extends over."""
+        """(count,) int, number of slices that each component spans."""
         first_slice, last_slice = np.full(self.count, self._labels.shape[2]), np.full(self.count, -1)
         for _, numbers in self._numbered():
             places = np.nonzero(numbers)
@@ -312,7 +315,7 @@ class _Pieces:
         return last_slice - first_slice + 1
 
     def _numbered(self, chosen: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Slabs that hold chosen pieces: the first row, and each voxel's piece from 1; 0 in others and outside."""
+        """Slabs with chosen components: the first row, and each voxel's component number from 1, 0 elsewhere."""
         for index, (slab, pieces) in enumerate(zip(self._slabs(), self._pieces_of_slabs, strict=True)):
             numbers_of = pieces + 1 if chosen is None else np.where(chosen[pieces], pieces + 1, 0)
             if numbers_of.any():
@@ -320,11 +323,11 @@ class _Pieces:
                 yield index * _ROWS_A_SLAB, np.concatenate([[0], numbers_of])[numbers]
 
     def _slabs(self) -> list[np.ndarray]:
-        """Views of the labels, a few rows each: rows lie furthest apart in memory."""
+        """Views of the labels, a few rows each."""
         return [self._labels[first : first + _ROWS_A_SLAB] for first in range(0, len(self._labels), _ROWS_A_SLAB)]
 
 
 def _numbers_in(faces: list[np.ndarray]) -> np.ndarray:
-    """Pieces, from 0 within their slab, that the faces show."""
+    """Components, numbered from 0 within their slab, that occur in the faces."""
     numbers = np.unique(np.concatenate([face.ravel() for face in faces]))
     return numbers[numbers > 0] - 1

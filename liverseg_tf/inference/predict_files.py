@@ -1,4 +1,4 @@
-"""Prediction of many files, in this process or by workers on many machines."""
+"""Prediction of many files, in this process or by Ray's workers on many machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from liverseg_tf.inference.segment import read_ahead
 from liverseg_tf.inference.thread_warnings import routed_warnings
 from liverseg_tf.ownership import is_url
 
-# Of a compressed file: two or three times as much in memory.
+# Size of a compressed file; in memory it is two or three times as large.
 _LARGEST_AHEAD_BYTES = 128 * 1024**2
 ENGINES = ("embedded", "ray")
 
@@ -32,22 +32,23 @@ def predict_files(
     engine: str = "embedded",
     **ray_options: Any,
 ) -> list[dict[str, Any]]:
-    """Predict volume after volume; one that fails becomes an error row and the rest go on.
+    """Predict volumes one after another; a volume that fails gives an error row, and the others continue.
 
     Args:
-        finished: rows, by output, that need no second prediction; see `RunManifest.finished`.
-        extra: called with the predictor, each prediction and its mask's path, still in a hidden folder; what it writes
-            into that folder appears with the mask, what it returns joins the row. For Ray it must be picklable.
-        progress: called with the job, the slices done and their total; not with Ray.
-        on_done: called with each new row as it is complete, always in this process.
+        finished: rows by output of volumes that need not be predicted again; see `RunManifest.finished`.
+        extra: called with the predictor, each prediction and its mask's path in a hidden folder. Files that it writes
+            to that folder are moved into place with the mask; what it returns is added to the row. With Ray it must be
+            picklable.
+        progress: called with the job, the number of slices done and their total; not with Ray.
+        on_done: called with each new row when it is complete, always in this process.
         engine: `embedded`, in this process; or `ray`, by workers on this machine or a cluster.
-        ray_options: `address`, `workers` and the other fields of `RayOptions`, for `ray` alone.
+        ray_options: `address`, `workers` and the other fields of `RayOptions`, only with `ray`.
 
     Returns:
         A row for each job, in their order: input, output, status, seconds, statistics, warnings, or the error.
 
     Raises:
-        ConfigError: for another engine, or options that don't fit it.
+        ConfigError: for an unknown engine, or options that don't belong to it.
         MissingDependencyError: if the engine's package is missing.
         LiverSegError: if no worker can be started.
     """
@@ -70,7 +71,7 @@ def predict_files(
 def _in_this_process(
     predictor: Predictor, jobs: Mapping[int, Job], options: Mapping[str, Any]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows, as they are done. A volume is read while the one before it is predicted and written."""
+    """Rows as they are completed. A volume is read while the previous one is predicted and written."""
 
     def readings():
         for index, job in jobs.items():
@@ -79,12 +80,12 @@ def _in_this_process(
     with routed_warnings():
         for index, job, reading in read_ahead(readings()):
             row = predict_job(predictor, job, reading=reading, **options)
-            del reading  # the volume, before the next but one is read
+            del reading  # frees the volume before another one is read
             yield index, row
 
 
 def _may_be_read_ahead(job: Job) -> bool:
-    """Not a large one: two of them would lie in memory at a time."""
+    """Whether a volume is small enough: two are in memory at a time."""
     try:
         return is_url(job.source) or job.is_dicom or job.source.stat().st_size <= _LARGEST_AHEAD_BYTES
     except OSError:
@@ -92,7 +93,7 @@ def _may_be_read_ahead(job: Job) -> bool:
 
 
 def check_engine(engine: str, ray_options: Mapping[str, Any]) -> RayOptions | None:
-    """Check the choice of an engine; gives Ray's options, None for this process.
+    """Check the engine and its options; returns Ray's options, or None for this process.
 
     Raises:
         ConfigError: as `predict_files`.
@@ -100,5 +101,5 @@ def check_engine(engine: str, ray_options: Mapping[str, Any]) -> RayOptions | No
     if engine not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}. Received: {engine!r}")
     if ray_options and engine != "ray":
-        raise ConfigError(f"{', '.join(ray_options)}: for engine='ray' alone")
+        raise ConfigError(f"{', '.join(ray_options)}: only for engine='ray'")
     return RayOptions(**ray_options) if engine == "ray" else None

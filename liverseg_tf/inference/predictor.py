@@ -1,4 +1,4 @@
-"""Masks of whole volumes."""
+"""`Predictor` segments whole volumes and gives a `Prediction` for each."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from liverseg_tf.evaluation.statistics import MaskStatistics
 
-# Slices of a batch hold about this many pixels together: enough to keep two cores busy, little memory.
+# Pixels of a batch: enough to keep two cores busy, in little memory.
 _PIXELS_A_BATCH = 4 * 512 * 512
-# Beyond this a single slice takes gigabytes.
+# A single slice larger than this takes gigabytes.
 _MOST_PIXELS_A_SLICE = 4096 * 4096
 
 Progress = Callable[[int, int], None]
@@ -51,13 +51,13 @@ class Prediction:
     """A predicted mask.
 
     Attributes:
-        volume: the CT it was made from.
+        volume: the CT.
         canonical_labels: (rows A->P, columns R->L, slices I->S) uint8 class indices.
         class_names: the classes' names by index.
-        probabilities: for each class but the background (rows, columns, slices) uint8, probability times 255; empty
-            unless asked for. Of the network, before post-processing.
+        probabilities: for each class except the background (rows, columns, slices) uint8, the network's probability
+            times 255, before post-processing; empty unless requested.
         seconds: time taken, reading included.
-        model_name: what the `Predictor` was made of, as text; None where it is not known.
+        model_name: the `Predictor`'s model, as text; None if unknown.
         lesion_is_2: see `ClassSet`.
     """
 
@@ -99,16 +99,16 @@ class Prediction:
 
     @property
     def classes(self) -> ClassSet:
-        """What the classes are."""
+        """The classes of the labels."""
         return ClassSet(self.class_names, self.lesion_is_2)
 
     @property
     def _comment(self) -> str:
-        """What the mask's header tells of its classes; nothing where they are liver and tumour."""
+        """The class names for the mask's header; empty for liver and tumour."""
         return "" if self.classes == LIVER_CLASSES else self.classes.to_json()
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the mask as .nii or .nii.gz, whole or not at all.
+        """Write the mask as .nii or .nii.gz. After an error there is no partial file.
 
         Args:
             path: replaced if it is an earlier result of this library.
@@ -117,12 +117,12 @@ class Prediction:
         Raises:
             OutputError: if it must not or can't be written.
         """
-        # not `image`, which would be kept
+        # not `image`, whose result stays in memory
         image = self.volume.image_like(self.canonical_labels)
         save_image(image, path, "mask", comment=self._comment, inputs=self._inputs, overwrite=overwrite)
 
     def save_probabilities(self, path: str | Path, overwrite: bool = False) -> list[Path]:
-        """Write one NIfTI file a class beside `path`: `x.nii.gz` gives `x_liver.nii.gz` and `x_tumour.nii.gz`.
+        """Write one NIfTI file for each class beside `path`: `x.nii.gz` gives `x_liver.nii.gz` and `x_tumour.nii.gz`.
 
         Values are stored as uint8 and scaled to 0..1 by the header.
 
@@ -151,21 +151,21 @@ class Predictor:
     Args:
         model: a run folder, a `.keras` file, a SavedModel folder, a `.tflite` file, a Keras model of this library, a
             `Runtime`, or a list of these, whose probabilities are averaged. By default the shipped model.
-        batch_size: slices at a time; by default as many as fit a fixed budget of pixels.
-        postprocessing: 3-D clean-up; None for none. By default `PostProcessing()` for a liver, and for other organs
-            what of it holds for them: smoothing and holes.
-        runtime: what runs a model that was exported in several ways, see `choose`: `auto`, `tflite`, `savedmodel` or
-            `keras`.
-        extent: look where the liver lies first, and segment only the slices that can hold it (`Segmenter`); False for
-            all slices. All are taken anyway for probabilities and variations, without the post-processing that keeps
-            one piece, and by servers and SavedModels.
-        variations: test-time augmentation: average the probabilities over so many copies of the slices, shifted,
-            turned, scaled and brightened a little, the unchanged ones among them; or `TestTimeAugmentation`. Takes
-            as many times as long. By default none.
-        max_bytes: most bytes that a volume may take; see `CTVolume.load`.
+        batch_size: slices in a batch; by default as many as fit a fixed number of pixels.
+        postprocessing: 3-D post-processing; None for none. By default `PostProcessing()` for a liver, and only
+            smoothing and hole filling for other organs.
+        runtime: the runtime for a model that was exported in several formats: `auto`, `tflite`, `savedmodel` or
+            `keras`; see `choose`.
+        extent: locate the liver first, and segment only the slices that can hold it (`Segmenter`); False for all
+            slices. All slices are always segmented for probabilities and test-time augmentation, without the
+            post-processing that keeps the largest component, and with servers and SavedModels.
+        variations: test-time augmentation: the number of slightly shifted, rotated, scaled and brightened copies, the
+            unchanged one included, whose probabilities are averaged; or a `TestTimeAugmentation`. Inference takes that
+            many times as long. By default none.
+        max_bytes: the largest volume to read, in bytes; see `CTVolume.load`.
 
     Raises:
-        ModelError: if there is no such model, or the models of a list differ in their classes.
+        ModelError: if the model does not exist, or the models of a list have different classes.
 
     Examples:
         >>> prediction = Predictor("run/").predict("volume-7.nii.gz")  # doctest: +SKIP
@@ -218,7 +218,7 @@ class Predictor:
 
     @property
     def runtime_names(self) -> str:
-        """What runs the models: `tflite`, `savedmodel`, `keras`, or another runtime's class."""
+        """The runtimes of the models: `tflite`, `savedmodel`, `keras`, or the class name of another runtime."""
         return ", ".join(getattr(runtime, "name", type(runtime).__name__) for runtime in self.runtimes)
 
     def __repr__(self) -> str:
@@ -231,7 +231,7 @@ class Predictor:
 
     @property
     def name(self) -> str:
-        """The model's file or folder, "shipped", or "given in memory"; of several, all."""
+        """The model's file or folder, "shipped", or "given in memory"; all names for several models."""
         models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
         names = [
             Path(m).name if isinstance(m, (str, os.PathLike)) else "given in memory" for m in models if m is not None
@@ -240,9 +240,9 @@ class Predictor:
 
     @cached_property
     def sha256(self) -> str | None:
-        """Digest of the models' files, or of the weights in memory: another one where anything of them was changed.
+        """SHA-256 of the models' files, or of the weights in memory; it changes with any change to them.
 
-        None where a server or another runtime can't be looked into.
+        None for a server or another runtime whose files are not accessible.
         """
         models = self._model if isinstance(self._model, (list, tuple)) else folds_of(locate_model(self._model))
         digests = [_model_digest(model, runtime) for model, runtime in zip(models, self.runtimes, strict=True)]
@@ -251,7 +251,7 @@ class Predictor:
 
     @property
     def folders(self) -> list[Path]:
-        """Where the first model's files lie: its own folder, and the one around it; none for a model in memory."""
+        """Folders of the first model: its own and its parent; empty for a model in memory."""
         first = self._model[0] if isinstance(self._model, (list, tuple)) else self._model
         first = locate_model(first)
         if not isinstance(first, (str, os.PathLike)):
@@ -259,11 +259,11 @@ class Predictor:
         return [Path(first), Path(first).absolute().parent] if Path(first).is_dir() else [Path(first).absolute().parent]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the model's path, not its weights: the other process opens the model itself."""
+        """Pickle the model's path instead of its weights: the other process opens the model itself."""
         models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
         if not all(model is None or isinstance(model, (str, os.PathLike)) for model in models):
-            raise ConfigError("only a predictor made from a model's path can go to another process; save the model")
-        by_name = {None, "shipped", *shipped_models()}  # the other process has them too
+            raise ConfigError("only a predictor made from a path can be sent to another process; save the model")
+        by_name = {None, "shipped", *shipped_models()}  # the other process has the shipped models too
         paths = [
             os.path.abspath(m) if isinstance(m, (str, os.PathLike)) and (m not in by_name or Path(m).exists()) else m
             for m in models
@@ -292,11 +292,11 @@ class Predictor:
         Args:
             source: a file or folder as `CTVolume.load` takes it, a nibabel image, a `CTVolume`, or HU (rows A->P,
                 columns R->L, slices I->S) with `spacing_mm` (row, column, slice).
-            probabilities: keep each class's probabilities too.
+            probabilities: also keep each class's probabilities.
             progress: called with the number of slices done and their total.
 
         Raises:
-            LiverSegError: for a volume that can't be used, as `CTVolume`; if there is too little memory.
+            LiverSegError: for a volume that can't be used (see `CTVolume`), or too little memory.
 
         Warns:
             DataWarning: if less than 200 ml of liver is found.
@@ -313,12 +313,12 @@ class Predictor:
         try:
             labels, kept = self._segment(volume, batch, probabilities, progress)
         except Exception as error:
-            # TensorFlow's kind is told by its name: it may not be loaded
+            # TensorFlow's error is recognised by name, because TensorFlow may not be loaded
             if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
                 raise
             raise LiverSegError(
-                f"{volume.name}: {rows} x {columns} x {slices} voxels, {batch} slices at a time, need more memory than "
-                f"there is{' with probabilities' if probabilities else ''}; "
+                f"{volume.name}: {rows} x {columns} x {slices} voxels, {batch} slices at a time, need more memory "
+                f"than is available{' with probabilities' if probabilities else ''}; "
                 f"{'take a smaller batch_size=' if batch > 1 else 'take a smaller volume'}, "
                 "close other programs, or leave the GPU out with CUDA_VISIBLE_DEVICES=-1"
             ) from error
@@ -358,7 +358,7 @@ class Predictor:
         return labels, kept
 
     def _scoring(self, volume: CTVolume, needs_probabilities: bool) -> Scoring:
-        """How the models' slices are scored: at the network's size where all of them can, and have the same."""
+        """The way slices are scored: at the network's size if all models support that and share one size."""
         if variations := self.variations:
 
             def varied(hu: np.ndarray) -> np.ndarray:
@@ -373,7 +373,7 @@ class Predictor:
         return LabelScoring(self.runtimes[0].labels)
 
     def _scoring_at_network_size(self, rows: int, columns: int) -> NetworkScoring | None:
-        """None where a model doesn't give what its network gave, or they differ in their network's size."""
+        """None if a model can't return its network's own output, or the models' network sizes differ."""
         scores = [f for runtime in self.runtimes if (f := getattr(runtime, "at_network_size", None)) is not None]
         if len(scores) < len(self.runtimes) or len({runtime.config.image_size for runtime in self.runtimes}) > 1:
             return None
@@ -394,11 +394,11 @@ class Predictor:
         return smoothing_mm / volume.spacing_mm[2]
 
     def slices_at_once(self, volume: CTVolume) -> int:
-        """How many slices of a volume go through the network together."""
+        """The number of slices in a batch for this volume."""
         rows, columns, slices = volume.shape
-        # a server works on several requests at a time, and gets enough slices for that
+        # enough for the several requests that a server works on at a time
         at_once = max(runtime.slices_at_once for runtime in self.runtimes)
-        # small slices become as large as the network's input
+        # small slices are enlarged to the network's input
         pixels = max(rows * columns, *(runtime.config.image_size**2 for runtime in self.runtimes))
         return min(slices, self.batch_size or max(at_once, _PIXELS_A_BATCH // pixels))
 
@@ -410,7 +410,7 @@ class Predictor:
         series: str | None = None,
         allow_gaps: bool = False,
     ) -> CTVolume:
-        """The volume that `predict` would segment; `series` and `allow_gaps` as `CTVolume.load` takes them."""
+        """Read a volume as `predict` does; `series` and `allow_gaps` as in `CTVolume.load`."""
         if isinstance(source, CTVolume):
             return source
         if isinstance(source, (str, Path)):
@@ -429,7 +429,7 @@ class Predictor:
 
 
 def side_product(target: Path, name: str) -> Path:
-    """Where a class's probabilities go: `x_liver.nii.gz` of the mask `x.nii.gz`."""
+    """Path of a class's probabilities: `x_liver.nii.gz` for the mask `x.nii.gz`."""
     return target.with_name(f"{stem(target)}_{name}{target.name[len(stem(target)) :]}")
 
 
@@ -444,7 +444,7 @@ def _model_digest(model, runtime: Runtime) -> str | None:
         if (path / "model.keras").is_file():
             return sha256_of(path / "model.keras")
         if path.is_dir():
-            return sha256_of(version_folder(path) / SAVEDMODEL_MANIFEST)  # has the digests of all other files
+            return sha256_of(version_folder(path) / SAVEDMODEL_MANIFEST)  # holds the digests of all other files
         return None
     if (network := keras_runtime(runtime)) is None:
         return None

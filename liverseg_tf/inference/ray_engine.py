@@ -1,4 +1,4 @@
-"""Prediction of many files by Ray: workers that each hold the model, on this machine or on a cluster."""
+"""Prediction of many files by Ray's workers, on this machine or a cluster; each worker holds the model."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from liverseg_tf.inference.jobs import Job, predict_job
 from liverseg_tf.inference.predictor import Predictor, manifest_row
 from liverseg_tf.ownership import is_url
 
-# A worker may wait for a node that a cluster is still starting, but not for ever while no other works.
+# How long to wait for a first worker while a cluster starts its nodes.
 _START_SECONDS = 600.0
 _CONNECT_SECONDS = 10.0
-# Rows are all that goes through Ray's shared memory; it takes no less.
+# Only rows go through Ray's shared memory; this is the smallest size that Ray accepts.
 _OBJECT_STORE_BYTES = 80 * 1024**2
 _THREADS = 2
 
 
 @dataclass(frozen=True)
 class RayOptions:
-    """How Ray works on a cohort.
+    """Options of the Ray engine.
 
     Attributes:
-        address: of a cluster, as `ray.init` takes it: `auto`, `host:6379`, `ray://host:10001`. By default a Ray of this
-            process's own on this machine, ended with the work.
+        address: a cluster's address as `ray.init` takes it: `auto`, `host:6379`, `ray://host:10001`. By default Ray is
+            started on this machine and stopped at the end.
         workers: processes that each hold the model and one volume at a time; by default as many as the CPUs allow.
-        threads: CPU threads of a worker, and the CPUs that it takes of the cluster; by default 2, or fewer where
-            `workers` on this machine leave fewer.
-        gpus: GPUs of a worker.
-        attempts: how often a volume is tried whose worker or node dies.
-        timeout_s: seconds after which a worker is given up that hasn't finished its volume.
+        threads: CPU threads of a worker, and the CPUs that it reserves; by default 2, or fewer if `workers` leave fewer
+            on this machine.
+        gpus: number of GPUs for each worker.
+        attempts: how often a volume is tried if its worker or node dies.
+        timeout_s: seconds after which a worker that hasn't finished its volume is replaced.
     """
 
     address: str | None = None
@@ -62,26 +62,26 @@ class RayOptions:
 def predict_on_ray(
     predictor: Predictor, jobs: Mapping[int, Job], options: Mapping[str, Any], ray_options: RayOptions
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Predict volumes with Ray; a row for each, as they are done.
+    """Predict volumes with Ray and yield a row for each as it is done.
 
-    A worker has one volume at a time, and gets the next when it has told of the last. Where it dies, or the node under
-    it, or it takes too long, another takes its place and the volume is tried again, after those that still wait. A
-    volume whose worker dies `attempts` times becomes an error row. Only this process knows what is done: nothing that
-    dies elsewhere can lose a volume or tell of it twice.
+    A worker has one volume at a time, and gets the next one when it has reported the last. If the worker or its node
+    dies, or it takes too long, a new worker replaces it and the volume is tried again after those that still wait. A
+    volume whose worker dies `attempts` times gives an error row. Only this process keeps account of the volumes, so
+    that a failure elsewhere can neither lose one nor report it twice.
 
     Args:
-        predictor: made from a model's path, which all nodes can read.
-        jobs: by any number; local paths must mean the same on all nodes.
+        predictor: made from a model's path that all nodes can read.
+        jobs: jobs by number; local paths must be valid on all nodes.
         options: for `predict_job`.
         ray_options: `RayOptions`.
 
     Yields:
-        A job's number and its row; rows have `worker`, host and process, and `attempts` where there were several.
+        A job's number and its row, with `worker` (host and process), and `attempts` if there were several.
 
     Raises:
         MissingDependencyError: if Ray is missing.
         ServerError: if the cluster can't be reached.
-        ConfigError: if the predictor has no path, or a URL lives in this process alone.
+        ConfigError: if the predictor has no path, or a URL refers to this process's memory.
         LiverSegError: if no worker can be started.
     """
     ray = require("ray", "ray", "engine='ray'")
@@ -89,18 +89,18 @@ def predict_on_ray(
         return
     for where in (where for job in jobs.values() for where in (job.source, job.target)):
         if is_url(where) and where.startswith("memory://"):
-            raise ConfigError(f"{where}: lives in this process, where Ray's workers can't reach it; use another URL")
+            raise ConfigError(f"{where}: is in this process's memory, which Ray's workers can't reach; use another URL")
     pickled = pickle.dumps(predictor)
     with _connected(ray, ray_options) as (threads, workers):
         yield from _Cohort(ray, pickled, jobs, options, ray_options, threads, min(workers, len(jobs))).run()
 
 
 class _Worker:
-    """The process that holds a model. It is Ray's actor, and replaced by a new one when it dies."""
+    """A process that holds a model: a Ray actor, replaced by a new one when it dies."""
 
     def __init__(self, folder: str, threads: int):
         with contextlib.suppress(OSError):
-            os.chdir(folder)  # relative paths mean the same as in the process that asks
+            os.chdir(folder)  # so that relative paths mean the same as in the calling process
         os.environ["LIVERSEG_THREADS"] = str(threads)
         import tensorflow as tf
 
@@ -109,7 +109,7 @@ class _Worker:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
     def load(self, pickled: bytes) -> str | None:
-        """Load the model; returns what is wrong with it."""
+        """Load the model; returns an error message or None."""
         try:
             self.predictor = pickle.loads(pickled)
         except LiverSegError as error:
@@ -122,7 +122,7 @@ class _Worker:
 
 @dataclass
 class _Slot:
-    """A place for a worker. Its call is to load the model while it has no volume."""
+    """A worker's slot. Its first call loads the model; later calls predict volumes."""
 
     actor: Any
     call: Any
@@ -132,7 +132,7 @@ class _Slot:
 
 
 class _Cohort:
-    """The work as this process sees it: what waits, who works on what."""
+    """State of the run in this process: the waiting volumes, and each worker's volume."""
 
     def __init__(self, ray, pickled, jobs, options, ray_options: RayOptions, threads: int, workers: int):
         self.ray, self.pickled, self.jobs, self.options, self.ray_options = (
@@ -142,7 +142,7 @@ class _Cohort:
             dict(options),
             ray_options,
         )
-        # no restarts and no repeated calls by Ray itself: then only one knows what became of a volume
+        # Ray itself restarts and repeats nothing, so that this process alone tracks the volumes
         self.worker_class = ray.remote(_Worker).options(
             num_cpus=threads,
             num_gpus=ray_options.gpus,
@@ -192,7 +192,7 @@ class _Cohort:
         return [slot for slot in self.slots if slot.index is not None and slot.began < limit]
 
     def _end_of(self, slot: _Slot) -> tuple[int, dict[str, Any]] | None:
-        """Take a call's result; gives a row if a volume has come to its end by it."""
+        """Take a call's result; returns a row if it ends a volume."""
         index = slot.index
         try:
             answer = self.ray.get(slot.call, timeout=0)
@@ -214,7 +214,7 @@ class _Cohort:
         return index, row
 
     def _lost(self, slot: _Slot, reason: str) -> tuple[int, dict[str, Any]] | None:
-        """Replace a worker that is gone; its volume is tried again, or given up."""
+        """Replace a lost worker; its volume is queued again, or gets an error row."""
         self._kill(slot)
         index = slot.index
         if index is None:
@@ -245,16 +245,16 @@ class _Cohort:
         )
 
     def _kill(self, slot: _Slot) -> None:
-        with contextlib.suppress(Exception):  # it may be dead, and Ray with it
+        with contextlib.suppress(Exception):  # the worker or Ray may be dead
             self.ray.kill(slot.actor, no_restart=True)
 
 
 @contextlib.contextmanager
 def _connected(ray, options: RayOptions) -> Iterator[tuple[int, int]]:
-    """Ray for the time of a cohort; gives threads a worker, and the number of workers."""
+    """Connect to Ray for one run; gives the threads of a worker and the number of workers."""
     ours = not ray.is_initialized()
     if ours:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a hospital's work leaves it
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics leave the hospital
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if options.address is None:
@@ -279,7 +279,7 @@ def _connected(ray, options: RayOptions) -> Iterator[tuple[int, int]]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes.
+    """Fail within seconds if nothing listens there; Ray itself would try for minutes.
 
     Raises:
         OSError: if nothing listens at host:port.
@@ -295,7 +295,7 @@ def _resources(ray) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What Ray says of a death, without its stack of lines."""
+    """Ray's reason for a worker's death, without the stack trace."""
     text = " ".join(str(error).split())
     for start in ("Worker exit detail: ", "The actor is dead because ", "creation task"):
         if start in text:

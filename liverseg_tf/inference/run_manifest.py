@@ -1,4 +1,4 @@
-"""What a prediction run has done: JSON Lines that grow with it."""
+"""Manifest of a prediction run: JSON Lines, one added for each finished volume."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.jsonl"
 _KIND = "manifest"
-# Objects can't grow: behind a URL the whole file is written again, not more often than this and a twentieth of the time
+# Remote objects can't be appended to, so the whole file is uploaded again: at most this often, and at most 1/20 of the
+# time
 _UPLOAD_SECONDS = 30.0
 _UPLOAD_SHARE = 20
 
 
 class RunManifest:
-    """The manifest of a prediction run: what was predicted with what, a line for each volume.
+    """The manifest of a prediction run: the model, the settings, and a line for each volume.
 
-    The first line tells the versions, the model and the settings; each line after it is a volume's row. Rows are added
-    as volumes are done; the end of the run writes them once more, in the order of the volumes. A killed run leaves what
-    it had done, perhaps with a last line that was cut. Each line ends in its digest, by which `liverseg_tf.ownership`
-    knows it.
+    The first line holds the versions, the model and the settings; each further line is a volume's row. Rows are added
+    as volumes are done, and rewritten in the order of the volumes at the end of the run. A killed run leaves the rows
+    of its finished volumes, and possibly a truncated last line. Each line ends in its digest, by which
+    `liverseg_tf.ownership` recognises it.
 
     Args:
-        where: path or URL. Behind a URL it is written at most every 30 seconds, and when the run ends.
-        model: what the volumes are predicted with, as the user names it.
-        settings: of the run; JSON.
-        model_sha256: of `Predictor`: rows of another model are no rows of this run, whatever its name.
+        where: path or URL. To a URL it is written at most every 30 seconds, and when the run ends.
+        model: the model, as the user names it.
+        settings: the run's settings, as JSON values.
+        model_sha256: `Predictor.sha256`: rows made by other weights are not reused, even under the same name.
         overwrite: replace a manifest that this library did not write.
 
     Examples:
@@ -72,15 +73,15 @@ class RunManifest:
         self.close()
 
     def finished(self, jobs: Iterable[Job]) -> dict[str | Path, dict[str, Any]]:
-        """Rows of an earlier run, perhaps a killed one, that this run would give again.
+        """Rows of an earlier run, possibly a killed one, that this run need not repeat.
 
-        Those of the same model and settings whose mask is there and newer than its volume. A mask that was corrected by
-        hand since is still the one of its row: it is kept.
+        These are rows of the same model and settings whose mask exists and is newer than its volume. A mask that was
+        corrected by hand since then still belongs to its row and is kept.
 
         Returns:
             Rows by output.
         """
-        rows = self._read()  # without the passwords of URLs
+        rows = self._read()  # URLs in it have no passwords
 
         def row_of(job: Job) -> dict[str, Any]:
             return rows.get((without_secrets(str(job.source)), job.series), {})
@@ -102,10 +103,10 @@ class RunManifest:
         return finished
 
     def write(self, rows: Iterable[dict[str, Any]] = ()) -> None:
-        """Write it anew, with the rows that are known: at the start, and at the end of the run.
+        """Write the whole manifest with the known rows, at the start and at the end of the run.
 
         Raises:
-            OutputError: if somebody else's lies there, or it can't be written.
+            OutputError: if a file that this library did not write is there, or it can't be written.
         """
         first = {
             "versions": versions(),
@@ -118,17 +119,17 @@ class RunManifest:
             self._check_remote(self._url)
         text = "".join(signed_line(content, _KIND) for content in (first, *rows))
         write_text(self._path, text, _KIND, overwrite=self._overwrite)
-        self._overwrite = True  # what lies there now is this run's
+        self._overwrite = True  # the file now belongs to this run
         self._store()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write the row of a volume that is done or has failed.
+        """Add the row of a volume that is done or has failed.
 
         Raises:
             OutputError: if it can't be written.
         """
         try:
-            with self._path.open("ab", buffering=0) as file:  # in one piece: other processes may add too
+            with self._path.open("ab", buffering=0) as file:  # in one write, because other processes may add rows too
                 file.write(signed_line(row, _KIND).encode())
         except OSError as error:
             raise OutputError(
@@ -139,7 +140,7 @@ class RunManifest:
             self._store()
 
     def close(self) -> None:
-        """Finish it; needed behind a URL alone."""
+        """Upload the last rows; needed only for a URL."""
         if self._folder:
             try:
                 if self._changed:
@@ -156,7 +157,7 @@ class RunManifest:
         self._pause = max(_UPLOAD_SECONDS, _UPLOAD_SHARE * (self._stored_at - began))
 
     def _read(self) -> dict[tuple[str, str | None], dict[str, Any]]:
-        """Rows of volumes that are done, by input; none if the file is missing, something else, or of another run."""
+        """Rows of finished volumes by input; none if the file is missing, not a manifest, or of another run."""
         rows: dict[tuple[str, str | None], dict[str, Any]] = {}
         try:
             if self._url:
@@ -186,10 +187,10 @@ class RunManifest:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a manifest of any run, done or failed, in their order; of a volume with several rows the last one.
+    """All rows of a manifest in their order, done or failed; the last one of a volume with several.
 
     Raises:
-        InputFileError: if it can't be read, or is none.
+        InputFileError: if it can't be read, or is not a manifest.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -205,7 +206,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _has_mask(path: Path) -> bool:
-    """Whether a mask of this library lies there, perhaps corrected since."""
+    """Whether a mask of this library is there, possibly corrected since."""
     if not is_nifti_name(path):
         return path.is_file()
     try:

@@ -1,4 +1,4 @@
-"""What can run a slice function: a Keras model, a SavedModel, a TFLite file. All give the same masks."""
+"""Runtimes of the slice function: a Keras model, a SavedModel, a TFLite file. All give the same masks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from liverseg_tf.inference.threads import usable_threads
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
 from liverseg_tf.native_logs import without_log_lines
 
-if TYPE_CHECKING:  # a TFLite file runs without either
+if TYPE_CHECKING:  # TFLite files run without both
     import keras
     import tensorflow as tf
 
-# Each interpreter keeps the weights in a layout of its own, tens of megabytes.
+# Each interpreter keeps its own copy of the weights, tens of megabytes.
 _MOST_INTERPRETERS = 4
 
 
@@ -37,12 +37,12 @@ _MOST_INTERPRETERS = 4
 class Runtime(Protocol):
     """Raw HU slices in, labels or probabilities of the same size out.
 
-    `Predictor` puts volumes together from any of them; a slice's result doesn't depend on its batch.
+    `Predictor` segments volumes with any runtime; a slice's result doesn't depend on its batch.
 
     Attributes:
         config: what the model expects, and the names of its classes.
-        is_remote: computes on another machine, which sends labels rather than probabilities.
-        slices_at_once: the fewest slices a call should bring, so that nothing waits.
+        is_remote: whether it computes on another machine, which sends labels rather than probabilities.
+        slices_at_once: the fewest slices in a call that keep all its workers busy.
     """
 
     config: ModelConfig
@@ -57,7 +57,7 @@ class Runtime(Protocol):
 
 
 class _LocalRuntime(ABC):
-    """What the runtimes of this process share: slices are looked at before anything computes with them."""
+    """Base class of the runtimes in this process: checks the shape of slices."""
 
     config: ModelConfig
     is_remote = False
@@ -144,10 +144,10 @@ class SavedModelRuntime(_LocalRuntime):
     """Runs a SavedModel that `export` wrote, after its files and its operations have been checked.
 
     Args:
-        path: the folder of one version, or of all versions of a model: the newest is taken.
+        path: a version's folder, or the folder of all versions of a model, of which the newest is taken.
 
     Raises:
-        ModelError: if it is missing, cut, not one of this library's, or has operations that are not allowed.
+        ModelError: if it is missing, truncated, not made by this library, or has operations that are not allowed.
     """
 
     name = "savedmodel"
@@ -164,11 +164,11 @@ class SavedModelRuntime(_LocalRuntime):
             self._model = _load_graph(graph)
             restore_weights(self._model.weights, folder)
             self._signatures = {name: self._model.signatures[name] for name in ("serving_default", "probabilities")}
-        except Exception as error:  # TensorFlow raises many kinds for a broken graph
+        except Exception as error:  # TensorFlow raises many kinds of error for a broken graph
             raise ModelError(f"{folder}: expected a SavedModel that can be loaded ({first_line(error)})") from error
         classes = self._signatures["probabilities"].structured_outputs["probabilities"].shape[-1]
         if classes != len(self.config.class_names):
-            raise ModelError(f"{folder}: gives {classes} classes, its configuration names {self.config.class_names}")
+            raise ModelError(f"{folder}: returns {classes} classes, its configuration names {self.config.class_names}")
 
     def _labels_of(self, hu: np.ndarray) -> np.ndarray:
         return self._signatures["serving_default"](hu=_tensor(hu))["labels"].numpy()
@@ -180,18 +180,18 @@ class SavedModelRuntime(_LocalRuntime):
 class TFLiteRuntime(_LocalRuntime):
     """Runs a TFLite file that `export` wrote, without TensorFlow where ai-edge-litert is installed.
 
-    Slices of the file's own size go through the file as it is. For other sizes, and for `at_network_size`, only the
-    network is the file's, and what lies around it is `liverseg_tf.channels_numpy`: padding and scaling a slice to the
-    file's size beforehand, as a device without Python does, would give slightly other masks.
+    Slices of the file's own size are run by the whole file. For other sizes, and for `at_network_size`, only the
+    network is taken from the file, and `liverseg_tf.channels_numpy` does the processing before and after it. Padding
+    and scaling a slice to the file's size first, as on a device without Python, would give slightly different masks.
 
     Args:
-        path: the `.tflite` file; its JSON lies beside it.
+        path: the `.tflite` file, with its JSON beside it.
 
     Attributes:
-        weights: the SavedModel of the same weights, if there is one: for what must look into the network's layers.
+        weights: the SavedModel with the same weights, if there is one, for methods that need the network's layers.
 
     Raises:
-        ModelError: if it is missing, cut, or not one of this library's.
+        ModelError: if it is missing, truncated, or not made by this library.
     """
 
     name = "tflite"
@@ -212,16 +212,16 @@ class TFLiteRuntime(_LocalRuntime):
         manifest.check_files(path.parent)
         self.config, self.card, self.path = manifest.config, manifest.card, path
         self.weights: Path | None = None
-        # an interpreter works for one slice at a time; several of one thread each waste less than one of several
+        # an interpreter runs one slice at a time; several with one thread each are more efficient than one with several
         threads = usable_threads()
         self._workers = min(threads, _MOST_INTERPRETERS)
         self._threads = max(1, threads // self._workers)
         self.slices_at_once = 2 * self._workers
-        # read, not mapped by its path: only then is the content verified, and a cut file crashes the process otherwise
+        # passed as bytes because only then is the content verified; a truncated file would crash the process otherwise
         content = path.read_bytes()
         with _told_as(path):
             check_tflite_operators(content)
-            whole = self._interpreter(content)  # which verifies all that Python reads of it below
+            whole = self._interpreter(content)  # this verifies everything that is read below
             outputs = {entry["name"]: entry["shape"] for entry in whole.get_output_details()}
             if not {"labels", "probabilities"} <= set(outputs):
                 raise ModelError(f"expected the outputs labels and probabilities, got {', '.join(outputs)}")
@@ -237,7 +237,7 @@ class TFLiteRuntime(_LocalRuntime):
             self._idle.put(interpreter)
 
     def at_network_size(self, hu: np.ndarray) -> np.ndarray:
-        """(B, H, W) HU -> (B, classes, S, S) float32 probabilities of the padded square, as the network gives them.
+        """(B, H, W) HU -> (B, classes, S, S) float32 probabilities of the padded square, at the network's size.
 
         `channels_numpy.restore` and `restore_labels` bring them back to the slices' own size.
         """
@@ -294,9 +294,9 @@ class TFLiteRuntime(_LocalRuntime):
 
 @contextmanager
 def _told_as(path: Path) -> Iterator[None]:
-    """What LiteRT raises for a file that it can't run, as an error that names it; without the lines that it logs."""
+    """Turn LiteRT's errors into errors that name the file, and hide LiteRT's log lines."""
     try:
-        with without_log_lines():  # it tells which delegate it takes
+        with without_log_lines():  # LiteRT logs its choice of delegate
             yield
     except (ModelError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: expected a TFLite file that can be run ({first_line(error)})") from error
@@ -309,14 +309,15 @@ def _tensor(hu: np.ndarray) -> tf.Tensor:
 
 
 def open_runtime(model: str | os.PathLike | keras.Model | Runtime) -> Runtime:
-    """Open whatever can run a slice function.
+    """Open a model as a runtime.
 
     Args:
-        model: a run folder, a `.keras` file, a SavedModel (its folder, or the one of all its versions: the newest is
-            taken), a `.tflite` file, a Keras model that `load_model` gave, or a runtime, which is passed through.
+        model: a run folder, a `.keras` file, a SavedModel (a version's folder, or the folder of all versions, of which
+            the newest is taken), a `.tflite` file, a Keras model from `load_model`, or a runtime, which is returned
+            unchanged.
 
     Raises:
-        ModelError: if it is missing, truncated, or something else.
+        ModelError: if it is missing, truncated, or not a model.
     """
     if "keras" in sys.modules and isinstance(model, sys.modules["keras"].Model):
         return KerasRuntime(model)
@@ -333,9 +334,9 @@ def open_runtime(model: str | os.PathLike | keras.Model | Runtime) -> Runtime:
 
 
 def keras_runtime(runtime: Runtime) -> KerasRuntime | None:
-    """The runtime with a network whose layers can be looked at: itself, or rebuilt from a SavedModel's weights.
+    """A runtime whose network's layers are accessible: the same one, or one rebuilt from a SavedModel's weights.
 
-    None for what keeps no such network: a TFLite file that stands alone, a server.
+    None for a TFLite file without a SavedModel, and for a server.
     """
     if isinstance(runtime, SavedModelRuntime):
         return open_keras(runtime.path)
@@ -345,14 +346,14 @@ def keras_runtime(runtime: Runtime) -> KerasRuntime | None:
 
 
 def open_keras(path: Path) -> KerasRuntime:
-    """A run folder, a `.keras` file, or a SavedModel, whose network is rebuilt."""
+    """Open a run folder, a `.keras` file, or a SavedModel, whose network is rebuilt."""
     from liverseg_tf.models.saving import load_model
 
     return KerasRuntime(load_model(path))
 
 
 def _load_graph(content: bytes):
-    """Load the very bytes that were checked, alone in a folder: no asset, no checkpoint, no other file is looked at."""
+    """Load the checked bytes from a folder of their own, so that no asset, checkpoint or other file is read."""
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory() as folder:
@@ -361,7 +362,7 @@ def _load_graph(content: bytes):
 
 
 def _interpreter_class():
-    """LiteRT's interpreter where it is installed, else the one that TensorFlow still brings."""
+    """LiteRT's interpreter if it is installed, else TensorFlow's."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -370,10 +371,10 @@ def _interpreter_class():
 
 
 def _network_of(content: bytes) -> tuple[bytes, tuple[int, int]]:
-    """Cut the network, from `channels` to `logits`, out of a TFLite file that was verified.
+    """Cut the network, from `channels` to `logits`, out of a verified TFLite file.
 
-    `export` wrote the network's operators behind one another. So the file's list of them is shortened where it stands,
-    and its ends are renamed; nothing is moved, for weights of tens of megabytes would be copied by Python.
+    `export` writes the network's operators one after another. So the file's list of operators is shortened in place,
+    and its inputs and outputs are replaced; nothing is moved, because Python would copy tens of megabytes of weights.
 
     Returns:
         The file, and the numbers of the tensors `channels` and `logits`.
@@ -381,7 +382,7 @@ def _network_of(content: bytes) -> tuple[bytes, tuple[int, int]]:
     graph = (model := tflite_schema().Model.GetRootAs(content, 0)).Subgraphs(0)
     names = [graph.Tensors(index).Name() for index in range(graph.TensorsLength())]
     if not {b"channels", b"logits"} <= set(names):
-        raise ModelError("expected the tensors channels and logits between its parts, it has none of these names")
+        raise ModelError("expected tensors named channels and logits, it has none of these names")
     ends = (names.index(b"channels"), names.index(b"logits"))
     operators = [graph.Operators(index) for index in range(graph.OperatorsLength())]
     made_by = {
@@ -393,18 +394,18 @@ def _network_of(content: bytes) -> tuple[bytes, tuple[int, int]]:
     cut = bytearray(content)
 
     def field(table, slot: int) -> int:
-        """Where a table keeps the way to its vector, in the slots of the schema."""
+        """Position of a table's offset to its vector, by the slots of the schema."""
         return table._tab.Pos + table._tab.Offset(slot)
 
     def vector(at: int) -> int:
         return at + struct.unpack_from("<I", cut, at)[0]
 
-    # a vector is its length and its elements, and elements of tables are ways from where they stand themselves
+    # a vector is its length and its elements; elements that are tables are offsets from their own positions
     operators_at = field(graph, 10)
     start = vector(operators_at) + 4 * first
     struct.pack_into("<I", cut, start, last - first)
     struct.pack_into("<I", cut, operators_at, start - operators_at)
     for slot, end in zip((6, 8), ends, strict=True):  # the graph's inputs and outputs
         struct.pack_into("<Ii", cut, vector(field(graph, slot)), 1, end)
-    struct.pack_into("<I", cut, vector(field(model, 18)), 0)  # no signatures: they name the whole file's ends
+    struct.pack_into("<I", cut, vector(field(model, 18)), 0)  # drop signatures: they name the whole file's ends
     return bytes(cut), ends

@@ -1,4 +1,4 @@
-"""A volume's labels from its slices' scores: in batches, the next one computed while this one is put in its place."""
+"""Segments one volume in batches of slices; the next batch is computed while the labels of this one are stored."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from liverseg_tf.labels import BACKGROUND
 
 Item = TypeVar("Item")
 
-# Slices at a time where it is not known how many are wanted.
+# Batch size while the number of slices that are needed is still unknown.
 _BATCH_OF_A_WALK = 8
-# Slices' scores that are kept rather than computed again: 0.8 MB each at 256 x 256.
+# Number of slices whose scores are cached: 0.8 MB each at 256 x 256.
 _MOST_KEPT = 64
 
 
 class Scoring:
-    """What a network gives of slices, and what it means: here probabilities at the slices' own size.
+    """Computes scores of slices and turns them into labels; here scores are probabilities at the slices' own size.
 
     Args:
         score: (B, rows, columns) HU -> (B, ...) float32, first axis slices.
@@ -44,17 +44,18 @@ class Scoring:
 
 
 class LabelScoring(Scoring):
-    """Labels and nothing else."""
+    """For runtimes that return labels only."""
 
     def labels(self, scores: np.ndarray) -> np.ndarray:
         return scores
 
 
 class NetworkScoring(Scoring):
-    """Probabilities as the network gives them, (B, classes, S, S).
+    """Scores are probabilities at the network's size, (B, classes, S, S).
 
-    Smoothing from slice to slice and the way back to the slices' own size are both linear, in different directions: so
-    the former comes first, on a quarter of the pixels of a CT of 512 x 512, and the latter only where liver can be.
+    Smoothing across slices and resizing within slices are both linear and act along different axes, so they can be
+        swapped: smoothing comes first, on a quarter of the pixels of a 512 x 512 CT, and only slices that can hold
+        liver are resized.
 
     Args:
         size: rows and columns of the slices.
@@ -71,7 +72,7 @@ class NetworkScoring(Scoring):
         return restore(scores, *self._size)
 
     def found(self, scores: np.ndarray) -> int:
-        """How many of one slice's pixels, at the network's size, are not background."""
+        """Number of foreground pixels in one slice, at the network's size."""
         return int(np.count_nonzero(scores[1:].max(0) > scores[BACKGROUND]))
 
 
@@ -80,9 +81,9 @@ class Segmenter:
 
     Args:
         volume: the CT.
-        scoring: of its slices.
-        batch: slices at a time.
-        smoother: makes what smooths from slice to slice; None for none.
+        scoring: how its slices are scored.
+        batch: number of slices in a batch.
+        smoother: makes a `SliceSmoother`; None for no smoothing.
     """
 
     def __init__(
@@ -106,12 +107,12 @@ class Segmenter:
         return labels
 
     def liver_slices(self, progress: Callable[[int], None]) -> np.ndarray:
-        """Labels of the slices that can hold the liver; of all where it is not sure which those are.
+        """Labels of the slices that can hold the liver; of all slices if their extent is uncertain.
 
-        A slice every 20 mm tells where it is. From there on slices are segmented downwards and upwards up to one
-        without any finding, once smoothed: beyond it nothing can hang on the liver. So `PostProcessing`, which keeps
-        the largest piece, gives the same mask as on all slices. Where less than 200 ml come out, a larger piece may lie
-        between the slices of the first pass: then all slices follow.
+        One slice every 20 mm locates the liver. From there, slices are segmented downwards and upwards until a smoothed
+            slice has no finding: nothing beyond it can be connected to the liver. So `PostProcessing`, which keeps the
+            largest component, gives the same mask as on all slices. If less than 200 ml are found, a larger component
+            may lie between the slices of the first pass, and all slices are segmented.
 
         Args:
             progress: called with the number of slices done.
@@ -131,9 +132,9 @@ class Segmenter:
         lowest, highest = coarse[extent[0]], coarse[extent[1]]
         self._known = {index: scores for index, scores in self._known.items() if lowest <= index <= highest}
         empty, radius = -1, self._smoother().radius if self._smoother else 0
-        keep = partial(_keep_some, self._known)  # they are wanted again on the way up
+        keep = partial(_keep_some, self._known)  # they are needed again on the way up
         for index, scores in self._smoothed(range(lowest, -1, -1), lambda _: None, keep):
-            # the first ones lack the slices above that belong to their neighbourhood
+            # the first slices are smoothed without the slices above them
             if lowest - index > radius and not scoring.found(scores):
                 empty = index
                 break
@@ -144,7 +145,7 @@ class Segmenter:
                 voxels += int(np.count_nonzero(labels[..., index]))
             if index > highest and not scoring.found(scores):
                 break
-        if voxels * self._volume.voxel_volume_ml < SMALLEST_LIVER_ML:  # larger ones can't hide between two slices
+        if voxels * self._volume.voxel_volume_ml < SMALLEST_LIVER_ML:  # a larger liver can't be missed
             self._batch = whole
             return self.all_slices(progress)
         progress(count)
@@ -156,7 +157,7 @@ class Segmenter:
         progress: Callable[[int], None],
         each: Callable[[int, np.ndarray], None] | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Slices' indices and their smoothed scores, in order."""
+        """Indices and smoothed scores of slices, in order."""
         smoother, places = self._smoother() if self._smoother else None, iter(indices)
         for index, scores in self._scores(indices):
             if each:
@@ -168,7 +169,7 @@ class Segmenter:
             yield from zip(places, smoother.rest(), strict=True)
 
     def _scores(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Slices' indices and their scores, in order; the next batch is computed while this one is used."""
+        """Indices and scores of slices, in order; the next batch is computed while this one is used."""
 
         def batches():
             for first in range(0, len(indices), self._batch):
@@ -184,7 +185,7 @@ class Segmenter:
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each taken in another thread while the one before it is worked on.
+    """Iterate over `items` in another thread, one item ahead of the consumer.
 
     Examples:
         >>> list(read_ahead(range(3)))
@@ -198,7 +199,7 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
             if found[0] is end:
                 return
             coming = pool.submit(next, iterator, end)
-            yield found.pop()  # which may be large, and is not kept here while it is worked on
+            yield found.pop()  # it may be large, so no reference to it is kept here
 
 
 def _keep_some(known: dict[int, np.ndarray], index: int, scores: np.ndarray) -> None:
@@ -207,5 +208,5 @@ def _keep_some(known: dict[int, np.ndarray], index: int, scores: np.ndarray) -> 
 
 
 def _no_labels(volume: CTVolume) -> np.ndarray:
-    """Background everywhere. Each slice lies in one piece, so that those without a finding take no memory."""
+    """An array of background. Slices are contiguous, so that slices without findings take no physical memory."""
     return np.moveaxis(np.zeros((volume.shape[2], *volume.shape[:2]), np.uint8), 0, 2)

@@ -1,4 +1,4 @@
-"""A client for TensorFlow Serving that looks like any other runtime."""
+"""A client for TensorFlow Serving with the interface of a runtime."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from liverseg_tf.hounsfield import PNG_OFFSET_HU
 from liverseg_tf.strict_json import to_json
 
 DEFAULT_MODEL = "liverseg"
-# What gRPC clients accept in one reply unless told otherwise; a little is left for names and shapes.
+# gRPC's default limit of a reply, less a little for names and shapes.
 REPLY_BYTES = 4 * 1024**2 - 4096
-# The largest batch of the example's batching configuration.
+# The largest batch in the batching configuration of `examples/serving`.
 SLICES_A_REQUEST = 8
-# A single slice of probabilities may be larger than REPLY_BYTES; no more than this is accepted.
+# A single slice of probabilities may exceed REPLY_BYTES; a larger reply than this is refused.
 _LARGEST_REPLY_BYTES = 256 * 1024**2
 _FIRST_WAIT_S = 0.25
-# Float32, and decimal numbers of few digits, miss a sum of 1 by less.
+# Rounding errors of float32, and of decimal numbers with few digits, are smaller.
 _PROBABILITY_TOLERANCE = 1e-3
 
 
 class ServingClient:
     """Runs slices on a TensorFlow Serving server; a `Runtime`, so `Predictor(ServingClient(...))` segments volumes.
 
-    Slices go in requests whose replies stay below gRPC's 4 MB, several at a time. A request is tried again only where
-    the failure may pass: the server is not reachable, or says that it is busy (gRPC UNAVAILABLE; HTTP
-    429, 502, 503). Any failure ends the whole call; there is no part of a result.
+    Slices are grouped into requests whose replies stay below gRPC's 4 MB; several requests are sent at a time. A
+    request is repeated only after a temporary failure: the server is not reachable, or says that it is busy (gRPC
+    UNAVAILABLE; HTTP 429, 502, 503). Any other failure ends the whole call; partial results are not returned.
 
     Args:
-        url: `grpc://host:8500`, `grpcs://`, `http://host:8501` or `https://` (there also `user:password@host`, which
-            is sent as basic authentication and told nowhere; redirects aren't followed); behind it, if not the default,
-            `/<model>`, and `/versions/<number>` or `/labels/<label>` for one that is not the newest.
-        timeout_s: seconds to wait for the reply to one try of a request.
-        retries: how often a request is tried again, after 0.25, 0.5, 1, ... seconds.
-        in_flight: requests at a time.
-        compact: send whole HU as PNG and take labels as PNG; by default for HTTP alone, where the other way is a list
-            of decimal numbers. Fractions of HU and probabilities always go the other way.
+        url: `grpc://host:8500`, `grpcs://`, `http://host:8501` or `https://` (HTTP also with `user:password@host`,
+            which is sent as basic authentication and never shown; redirects aren't followed), followed by `/<model>` if
+            it is not the default, and by `/versions/<number>` or `/labels/<label>` if it is not the newest.
+        timeout_s: seconds to wait for the reply to one attempt.
+        retries: how often a request is repeated, after 0.25, 0.5, 1, ... seconds.
+        in_flight: number of simultaneous requests.
+        compact: send integer HU as PNG and receive labels as PNG; by default only over HTTP, whose alternative is a
+            list of decimal numbers. Fractional HU and probabilities are always sent as numbers.
 
     Raises:
-        ConfigError: for a URL that is none of these, or options out of range.
+        ConfigError: for any other URL, or options out of range.
         MissingDependencyError: for gRPC without the package `tensorflow-serving-api`.
 
     Examples:
@@ -80,7 +80,7 @@ class ServingClient:
                 f"Received: {timeout_s}, {retries}, {in_flight}"
             )
         scheme, address, model, version, login = _parse_url(url)
-        url = without_secrets(url)  # what stands in errors, logs and manifests
+        url = without_secrets(url)  # shown in errors, logs and manifests
         self.url, self.retries, self.in_flight = url, retries, in_flight
         self.compact = scheme in ("http", "https") if compact is None else compact
         self.slices_at_once = SLICES_A_REQUEST * in_flight
@@ -91,19 +91,19 @@ class ServingClient:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The model's configuration, asked from the server once."""
+        """The model's configuration, requested from the server once."""
         reply = self._call("describe", {"name": np.array([b""], object)}, "json", threading.Event())
         try:
             (text,) = reply
             return ModelConfig.from_json(text.decode("utf-8"), self.url)
         except Exception as error:
-            raise ServerError(f"{self.url}: serves something else than a model of this library ({error})") from None
+            raise ServerError(f"{self.url}: does not serve a model of this library ({error})") from None
 
     def labels(self, hu: np.ndarray) -> np.ndarray:
         """(B, H, W) HU -> (B, H, W) uint8 class indices.
 
         Raises:
-            ServerError: if the server can't be reached, refuses, is too slow, or answers something else.
+            ServerError: if the server can't be reached, refuses, is too slow, or returns an unexpected reply.
         """
         hu = np.asarray(hu, np.float32)
         slices = min(SLICES_A_REQUEST, max(1, REPLY_BYTES // _pixels(hu)))
@@ -124,7 +124,7 @@ class ServingClient:
 
     def _run(self, hu: np.ndarray, slices: int, request: Callable) -> np.ndarray:
         parts = [hu[i : i + slices] for i in range(0, len(hu), slices)]
-        stop = threading.Event()  # one failed request ends the waiting of the others
+        stop = threading.Event()  # one failed request cancels those that wait
         failures: list[ServerError] = []
 
         def guarded(part):
@@ -165,7 +165,7 @@ class ServingClient:
         return self._checked(values, (*hu.shape, len(self.config.class_names)), np.float32)
 
     def _checked(self, values: Any, shape: tuple[int, ...], dtype) -> np.ndarray:
-        """A reply as an array, or an error: it is trusted no more than a file is."""
+        """Check a reply and return it as an array: replies are not trusted more than files."""
         values = np.asarray(values)
         if values.shape != shape:
             raise ServerError(f"{self.url}: expected an answer of shape {shape}, got {values.shape}")
@@ -177,7 +177,7 @@ class ServingClient:
         if dtype == np.uint8 and not (low >= 0 and high < classes and (np.floor(values) == values).all()):
             raise ServerError(f"{self.url}: expected class indices from 0 to {classes - 1}, got {low} to {high}")
         if dtype == np.float32:
-            if not (low >= 0 and high <= 1 + _PROBABILITY_TOLERANCE):  # false for NaN too
+            if not (low >= 0 and high <= 1 + _PROBABILITY_TOLERANCE):  # also false for NaN
                 raise ServerError(f"{self.url}: expected probabilities from 0 to 1, got {low} to {high}")
             sums = values.sum(-1, dtype=np.float64)
             if np.abs(sums - 1).max() > _PROBABILITY_TOLERANCE:
@@ -187,7 +187,7 @@ class ServingClient:
         return values.astype(dtype)
 
     def _call(self, signature: str, inputs: dict[str, np.ndarray], output: str, stop: threading.Event) -> Any:
-        """One request, tried again where that may help."""
+        """Send one request, and repeat it after temporary failures."""
         wait_s = _FIRST_WAIT_S
         for attempt in range(self.retries + 1):
             if stop.is_set():
@@ -197,22 +197,20 @@ class ServingClient:
             except _BusyError as error:
                 if attempt == self.retries:
                     tries = f" in {attempt + 1} tries" if attempt else ""
-                    raise ServerError(
-                        f"{self.url}: {error}{tries}; is the server running, and this its address?"
-                    ) from None
-                # a little chance, so that many clients don't come back at the same moment
+                    raise ServerError(f"{self.url}: {error}{tries}; is the server running at this address?") from None
+                # random, so that many clients don't return at the same moment
                 stop.wait(wait_s * random.uniform(0.75, 1.25))
                 wait_s *= 2
         raise AssertionError("unreachable")
 
 
 class _BusyError(Exception):
-    """The server is not there or not free at the moment: worth another try."""
+    """The server is unreachable or busy at the moment: worth another attempt."""
 
 
 class _Transport(Protocol):
     def predict(self, signature: str, inputs: dict[str, np.ndarray], output: str) -> Any:
-        """One try: an array, or a list of bytes. Raises `_BusyError`, or `ServerError` where no further try helps."""
+        """One attempt: an array, or a list of bytes. Raises `_BusyError`, or `ServerError` if repeating can't help."""
 
 
 class _Grpc:
@@ -254,7 +252,7 @@ class _Grpc:
             raise ServerError(f"{self._url}: the server refused: {code.name}: {details}") from None
         try:
             tensor = reply.outputs[output]
-            # one value and a shape mean that value everywhere: a short reply can declare terabytes
+            # a reply of one value and a shape is expanded to the shape, so a short reply can declare terabytes
             count = math.prod(dimension.size for dimension in tensor.tensor_shape.dim)
             if not 0 <= count <= _LARGEST_REPLY_BYTES // 4:
                 raise ValueError(f"{count} values")
@@ -265,7 +263,7 @@ class _Grpc:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer like another: following it would send the CT, and a password, to somebody else."""
+    """Doesn't follow redirects: following one would send the CT, and a password, to another address."""
 
     def redirect_request(self, *arguments):
         return None
@@ -299,7 +297,7 @@ class _Rest:
                 details = _error_text(error)
             if 300 <= error.code < 400:
                 raise ServerError(
-                    f"{self._url}: the server sends elsewhere (HTTP {error.code}), which is not followed: a CT goes "
+                    f"{self._url}: the server redirects (HTTP {error.code}), which is not followed: a CT goes "
                     "only where it was meant to; name the address that answers"
                 ) from None
             if error.code in (429, 502, 503):
@@ -323,7 +321,7 @@ class _Rest:
             ) from None
 
     def _read(self, request) -> bytes:
-        """The reply's body, whole, within the time-out: a socket's own time-out begins anew with every byte."""
+        """Read the whole reply within the time-out; a socket's own time-out restarts with every byte."""
         deadline = time.monotonic() + self._timeout_s
         content = bytearray()
         with self._opener.open(request, timeout=self._timeout_s) as reply:
@@ -333,18 +331,18 @@ class _Rest:
                     raise TimeoutError
                 if len(content) > _LARGEST_REPLY_BYTES:
                     raise ServerError(f"{self._url}: the reply is larger than {_LARGEST_REPLY_BYTES >> 20} MiB")
-            if reply.length:  # bytes that were announced and never came
+            if reply.length:  # fewer bytes than announced
                 raise http.client.IncompleteRead(bytes(content[:0]), reply.length)
         return bytes(content)
 
 
 def _parse_url(url: str) -> tuple[str, str, str, tuple[str, str] | None, str | None]:
     """Scheme, host:port, model, ("versions" | "labels", which) or None, and user:password or None."""
-    expected = "expected grpc://host:port or http://host:port, with /<model> behind it where it is not /liverseg"
+    expected = "expected grpc://host:port or http://host:port, followed by /<model> if it is not /liverseg"
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # a port or an IPv6 address that is none
+    except ValueError:  # an invalid port or IPv6 address
         raise ConfigError(f"server: {expected}. Received: {url!r}") from None
     if parts.scheme not in ("grpc", "grpcs", "http", "https") or not parts.hostname or port is None:
         raise ConfigError(f"server: {expected}. Received: {url!r}")
@@ -357,9 +355,7 @@ def _parse_url(url: str) -> tuple[str, str, str, tuple[str, str] | None, str | N
         or version[0] not in ("versions", "labels")
         or (version[0] == "versions" and not version[1].isdecimal())
     ):
-        raise ConfigError(
-            f"server: {expected}, and /versions/<number> or /labels/<label> behind that. Received: {url!r}"
-        )
+        raise ConfigError(f"server: {expected}, and /versions/<number> or /labels/<label> after it. Received: {url!r}")
     login = None
     if parts.username is not None:
         if parts.scheme in ("grpc", "grpcs"):
@@ -391,7 +387,7 @@ def _png_size(content: bytes) -> tuple[int, int]:
     """Rows and columns that a PNG declares.
 
     Raises:
-        ValueError, TypeError: if it is none.
+        ValueError, TypeError: if it is not a PNG.
     """
     if not isinstance(content, bytes) or content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR":
         raise ValueError("no PNG")
@@ -412,7 +408,7 @@ def _from_json(values: Any, output: str) -> Any:
         return [base64.b64decode(value["b64"], validate=True) for value in values]
     if values and isinstance(values[0], str):
         return [value.encode("utf-8") for value in values]
-    return np.asarray(values)  # lists of unequal lengths are a ValueError
+    return np.asarray(values)  # ValueError for lists of unequal lengths
 
 
 def _error_text(error: urllib.error.HTTPError) -> str:

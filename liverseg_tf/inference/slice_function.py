@@ -1,4 +1,4 @@
-"""One slice's way from raw HU to classes, as one graph: what every runtime computes."""
+"""From raw HU to classes in one graph: the function that every runtime computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SliceFunction(tf.Module):
     Args:
         model: channels in, logits out.
         config: how the model's input is prepared.
-        portable: use only operations that TFLite has as builtins; for sizes known beforehand.
+        portable: use only TFLite's builtin operations; for slices of a fixed size.
     """
 
     def __init__(self, model: keras.Model, config: ModelConfig, portable: bool = False):
@@ -37,7 +37,7 @@ class SliceFunction(tf.Module):
         return self.restore(tf.nn.softmax(tf.cast(logits, tf.float32)), rows_columns=(rows, columns))
 
     def at_network_size(self, hu: tf.Tensor) -> tf.Tensor:
-        """(B, H, W) HU -> (B, K, S, S) float32 probabilities of the padded square, before they are brought back."""
+        """(B, H, W) HU -> (B, K, S, S) float32 probabilities of the padded square, at the network's size."""
         logits = self.model(self.network_input(hu), training=False)
         return tf.transpose(tf.nn.softmax(tf.cast(logits, tf.float32)), [0, 3, 1, 2])
 

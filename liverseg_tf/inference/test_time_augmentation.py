@@ -1,4 +1,4 @@
-"""Test-time augmentation: slices a little moved, turned, scaled and denser, and what a network finds moved back."""
+"""Test-time augmentation: slices are shifted, rotated, scaled and brightened, and the probabilities moved back."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from liverseg_tf.labels import BACKGROUND
 
 @dataclass(frozen=True)
 class TestTimeAugmentation(Config):
-    """How far a volume is varied. No flips: the network never saw one.
+    """Amounts of test-time augmentation. No flips: the network was not trained with any.
 
-    Each amount is the largest; a variation draws from [-amount, amount], the same for all slices of a volume.
+    Each amount is a maximum; a variation draws from [-amount, amount], the same for all slices of a volume.
 
     Attributes:
-        count: variations, the unchanged volume among them; at least 3.
-        shift_mm: along rows and columns each.
-        rotation_degrees: in plane.
+        count: number of variations, the unchanged volume included; at least 3.
+        shift_mm: shift along rows and along columns.
+        rotation_degrees: in-plane rotation.
         scale: magnification, as a fraction.
         hu_shift: added to all HU.
         hu_scale: HU scaled by 1 plus this.
-        seed: decides them.
+        seed: of the random variations.
 
     Raises:
         ConfigError: for too few variations or a negative amount.
@@ -40,7 +40,7 @@ class TestTimeAugmentation(Config):
     hu_shift: float = 10.0
     hu_scale: float = 0.04
     seed: int = 0
-    __test__ = False  # pytest would take the name for a test's
+    __test__ = False  # keeps pytest from collecting it as a test
 
     def __post_init__(self) -> None:
         if self.count < 3:
@@ -61,7 +61,7 @@ class TestTimeAugmentation(Config):
     def probabilities(
         self, network: Callable[[np.ndarray], np.ndarray], hu: np.ndarray, spacing_mm: tuple[float, ...]
     ) -> Iterator[np.ndarray]:
-        """What a network finds in each variation of slices, moved back to where they were.
+        """The network's probabilities of each variation of slices, moved back to the original position.
 
         Args:
             network: (B, rows, columns) float32 HU -> (B, rows, columns, classes) probabilities.
@@ -69,7 +69,7 @@ class TestTimeAugmentation(Config):
             spacing_mm: (row, column, ...) distances.
 
         Yields:
-            `count` times (B, rows, columns, classes) float32, of the unchanged slices first.
+            `count` arrays (B, rows, columns, classes) float32, the first of the unchanged slices.
         """
         for i, parameters in enumerate(self.draw()):
             varied = hu * np.float32(parameters[5]) + np.float32(parameters[4])
@@ -78,12 +78,12 @@ class TestTimeAugmentation(Config):
                 continue
             matrix = _pixel_matrix(parameters, hu.shape[1:3], spacing_mm)
             found = _warp(network(_warp(varied[..., None], matrix, AIR_HU)[..., 0]), np.linalg.inv(matrix), 0.0)
-            found[..., BACKGROUND] += 1 - found.sum(axis=-1)  # what was moved out of the picture
+            found[..., BACKGROUND] += 1 - found.sum(axis=-1)  # outside the moved slice is background
             yield found
 
 
 def _pixel_matrix(parameters: np.ndarray, size: tuple[int, int], spacing_mm: tuple[float, ...]) -> np.ndarray:
-    """(3, 3) from (column, row, 1) of the varied slice to that of the slice itself, about its center."""
+    """(3, 3) from (column, row, 1) of the varied slice to that of the original slice, about its centre."""
     row_mm, column_mm, angle, log_scale = parameters[:4]
     cosine, sine = math.exp(log_scale) * math.cos(angle), math.exp(log_scale) * math.sin(angle)
     in_mm = np.array([[cosine, -sine, column_mm], [sine, cosine, row_mm], [0, 0, 1]])

@@ -1,4 +1,4 @@
-"""Warnings that each thread raises, kept apart: `warnings.catch_warnings` records those of all threads together."""
+"""Records warnings per thread: `warnings.catch_warnings` mixes those of all threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _messages: dict[int, list[str]] = {}
 
 @contextmanager
 def routed_warnings() -> Iterator[None]:
-    """Let `warnings_here` see every warning meanwhile. For one thread, around all that others do; may be nested."""
+    """Let `warnings_here` see every warning. Enter it in one thread, around the work of the others; may be nested."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         otherwise = warnings.showwarning
@@ -30,7 +30,7 @@ def routed_warnings() -> Iterator[None]:
 
 @contextmanager
 def warnings_here() -> Iterator[list[str]]:
-    """The texts of this thread's warnings of the kind `UserWarning`, within `routed_warnings`; others are dropped."""
+    """Texts of this thread's `UserWarning`s, within `routed_warnings`; other warnings are dropped."""
     thread = threading.get_ident()
     before = _messages.get(thread)
     found: list[str] = []

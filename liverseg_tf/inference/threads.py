@@ -1,4 +1,4 @@
-"""How many threads this process may keep busy."""
+"""The number of threads that this process may use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_threads(cgroup: Path = _CGROUP) -> int:
-    """Threads that the affinity and the container's share of CPU time allow, or LIVERSEG_THREADS says; at least 1.
+    """Threads allowed by CPU affinity and the container's CPU limit, or set by LIVERSEG_THREADS; at least 1.
 
-    A container that was given two of a host's 64 cores still sees 64, and 64 threads on two cores are slower than two.
+    A container that may use two of a host's 64 cores still sees 64, and 64 threads on two cores are slower than two.
 
     Args:
-        cgroup: where the container's limits are mounted, of version 2 or 1.
+        cgroup: where the container's limits (cgroup version 2 or 1) are mounted.
     """
     if (given := os.environ.get("LIVERSEG_THREADS", "")).isdecimal() and int(given) > 0:
         return int(given)
@@ -25,7 +25,7 @@ def usable_threads(cgroup: Path = _CGROUP) -> int:
 
 
 def _share(cgroup: Path) -> float | None:
-    """CPUs' worth of time that a container may use; None for no limit."""
+    """The container's CPU limit in CPUs; None for no limit."""
     try:
         if (cgroup / "cpu.max").is_file():
             quota, period = (cgroup / "cpu.max").read_text().split()

@@ -120,7 +120,7 @@ def test_wrong_requests_leave_everything_as_it_was(model, scans, tmp_path):
     for wrong, message, options in (
         (predictor, "batch_size: expected with a model's path", {"batch_size": 2}),
         (predictor, "engine: expected one of embedded, ray", {"engine": "spark"}),
-        (predictor, "workers: for engine='ray' alone", {"ray_options": {"workers": 2}}),
+        (predictor, "workers: only for engine='ray'", {"ray_options": {"workers": 2}}),
         (predictor, "workers: expected at least 1", {"engine": "ray", "ray_options": {"workers": 0}}),
         (predictor, "format: expected some of nifti, seg", {"formats": ["nifti", "jpeg"]}),
         (predictor, "segmentation_type: expected BINARY or LABELMAP", {"segmentation_type": "FRACTIONAL"}),

@@ -187,7 +187,7 @@ def test_plan_names_masks_and_refuses_clashes(tmp_path, write_nifti, hu):
         ("x.nii.gz", "x_seg.nii.gz"),
     ]
     assert plan([tmp_path / "b" / "x.nii"], tmp_path / "one.nii")[0].target == tmp_path / "one.nii"
-    with pytest.raises(OutputError, match="both .* would give it"):
+    with pytest.raises(OutputError, match="both .* would be written there"):
         plan([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     with pytest.raises(OutputError, match="one file can't take 2 masks"):
         plan([tmp_path / "a"], tmp_path / "one.nii")

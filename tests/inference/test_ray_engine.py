@@ -211,7 +211,7 @@ def test_what_cannot_work_is_said_at_once(ray, tmp_path, small_model, small_mode
     predictor = ls.Predictor(small_model_file)
     with pytest.raises(ConfigError, match="from a model's path"):
         predict_files(ls.Predictor(small_model), jobs, engine="ray")
-    with pytest.raises(ConfigError, match="lives in this process"):
+    with pytest.raises(ConfigError, match="is in this process"):
         predict_files(predictor, [Job("memory://a/ct.nii", "memory://b/ct_seg.nii.gz")], engine="ray")
     with pytest.raises(ServerError, match="ray start --head"):
         predict_files(predictor, jobs, engine="ray", address="127.0.0.1:9")
