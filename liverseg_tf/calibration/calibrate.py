@@ -19,8 +19,9 @@ from liverseg_tf.calibration.conformal import (
     standardized,
 )
 from liverseg_tf.config import Config
-from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
+from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.errors import CaseError, ConfigError, DataWarning, warn
+from liverseg_tf.evaluation.evaluate import load_pair
 from liverseg_tf.evaluation.measure import Measurement, find_masks, measure
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.pairs import find_pairs
@@ -231,36 +232,31 @@ def calibrate(
     if predictions is not None:
         pairs = [(pair.truth, pair.prediction) for pair in find_pairs(references, predictions)]
         name, sha256, uncertain = _manifest(Path(predictions))
-        scans = dict(find_masks(references, cts)) if cts is not None else {}
+        scans = {one.mask: one for one in find_masks(references, cts)} if cts is not None else {}
         _check_count(len(pairs))
         # all or none: a feature that some cases lack is none
         uncertain = uncertain if all(p.name in uncertain for _, p in pairs) else {}
         for done, (truth, predicted) in enumerate(pairs):
             tell(done, len(pairs), predicted.name)
-            ct = scans.get(truth)
-            cases.append(
-                labelled_case(
-                    MaskVolume.load(truth),
-                    MaskVolume.load(predicted),
-                    None if ct is None else CTVolume.load(ct),
-                    uncertain.get(predicted.name),
-                )
-            )
+            scan = scans.get(truth)
+            ct = None if scan is None or scan.ct is None else CTVolume.load(scan.ct, series=scan.series)
+            cases.append(labelled_case(*load_pair(truth, predicted, like=ct), ct, uncertain.get(predicted.name)))
     else:
         from liverseg_tf.inference.predictor import Predictor
 
-        pairs = [(truth, ct) for truth, ct in find_masks(references, cts) if ct is not None]
-        _check_count(len(pairs))
+        found_masks = find_masks(references, cts)
+        _check_count(len(found_masks))
         predictor = model if isinstance(model, Predictor) else Predictor(model)
         name, sha256 = predictor.name, predictor.sha256
-        for done, (truth, ct) in enumerate(pairs):
-            tell(done, len(pairs), ct.name)
-            volume = CTVolume.load(ct)
-            reference = MaskVolume.load(truth)
-            check_same_grid(volume.geometry, reference.geometry, (ct, truth))
+        for done, (truth, path, series) in enumerate(found_masks):
+            assert path is not None  # of find_masks with CTs
+            tell(done, len(found_masks), path.name)
+            volume = CTVolume.load(path, series=series)
+            reference = MaskVolume.load(truth, like=volume)
+            check_same_voxels(volume.geometry, reference.geometry, (path, truth))
             predicted_mask = MaskVolume(predictor.predict(volume).labels, volume.geometry)
             cases.append(labelled_case(reference, predicted_mask, volume))
-    tell(len(pairs), len(pairs), "fitting")
+    tell(len(cases), len(cases), "fitting")
     found = fit(cases, cts is not None, coverage, name, sha256)
     if output is not None:
         found.save(output, inputs=inputs, overwrite=overwrite)
@@ -275,7 +271,7 @@ def labelled_case(
     Raises:
         GeometryError: if they lie on different grids.
     """
-    check_same_grid(truth.geometry, predicted.geometry, (truth.path or "reference", predicted.path or "prediction"))
+    check_same_voxels(truth.geometry, predicted.geometry, (truth.path or "reference", predicted.path or "prediction"))
     found = measure(predicted, ct)
     numbered, box = numbered_lesions(predicted.labels)
     touched: set[int] = set()

@@ -14,8 +14,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "compare",
         help="follow lesions over scans of one patient",
         description="Lay the later CTs of a patient upon the first, link their lesions, and tell what changed: JSON, "
-        "CSV and a page in DIR. Masks are given with --masks, or predicted; files that are masks themselves are "
-        "compared by the liver's shape. Needs the extra [compare].",
+        "CSV and a page in DIR. Masks are given with --masks, or predicted; files that are masks themselves (DICOM "
+        "SEGs too) are compared by the liver's shape. Needs the extra [compare].",
     )
     parser.add_argument("before", metavar="BEFORE", help="the first CT, or mask")
     parser.add_argument("after", nargs="+", metavar="AFTER", help="the later ones, in time")

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ct is None and (args.series or args.allow_gaps):
         raise ConfigError("--series and --allow-gaps say which CT is meant: expected CT beside MASK, got none")
     pairs = find_masks(args.mask, args.ct)
-    inputs = [path for pair in pairs for path in pair if path is not None]
+    inputs = [path for pair in pairs for path in (pair.mask, pair.ct) if path is not None]
     outputs = [Path(args.output)] if args.output else []
     if args.output and args.output.lower().endswith(".csv"):
         outputs.append(outputs[0].with_name(f"{outputs[0].stem}_lesions.csv"))
@@ -54,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
     measured, failed = [], {}
     with progress_bar() as bar:
         report = bar.show("measure")
-        for done, (mask, ct) in enumerate(pairs):
+        for done, (mask, ct, series) in enumerate(pairs):
             report(done, len(pairs), mask.name)
             try:
                 classes = args.classes and ClassSet.of(*args.classes)
-                measured.append(measure(mask, ct if ct is None else ct_of(args, ct), classes=classes))
+                measured.append(measure(mask, None if ct is None else ct_of(args, ct, series), classes=classes))
             except LiverSegError as error:
                 if len(pairs) == 1:
                     raise

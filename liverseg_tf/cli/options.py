@@ -96,14 +96,15 @@ def add_series(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def ct_of(args: argparse.Namespace, path=None):
-    """What a CT (by default `INPUT`) means: its path, or the volume where `add_series` was used to say which."""
+def ct_of(args: argparse.Namespace, path=None, series: str | None = None):
+    """What a CT (by default `INPUT`) means: its path, or the volume where `add_series` or `series` say which."""
     path = args.input if path is None else path
-    if args.series is None and not args.allow_gaps:
+    series = args.series or series
+    if series is None and not args.allow_gaps:
         return path
     from liverseg_tf.data.volume import CTVolume
 
-    return CTVolume.load(path, series=args.series, allow_gaps=args.allow_gaps)
+    return CTVolume.load(path, series=series, allow_gaps=args.allow_gaps)
 
 
 def add_patients(parser: argparse.ArgumentParser) -> None:

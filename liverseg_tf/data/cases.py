@@ -156,6 +156,12 @@ def case_number(path: str | Path) -> int | None:
     return int(match[1] or match[2]) if match else None
 
 
+def is_mask_name(path: str | Path) -> bool:
+    """Tell whether a file's name or folder says that it is a mask: `segmentation-7`, `labelsTr/liver_7`, `x_seg`."""
+    name = stem(path).lower()
+    return name.startswith("segmentation-") or name.endswith("_seg") or Path(path).parent.name.lower() == "labelstr"
+
+
 def split_by_patient(
     cases: Sequence[Case], validation_fraction: float = 0.2, seed: int = 0
 ) -> tuple[list[Case], list[Case]]:

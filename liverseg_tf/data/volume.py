@@ -149,6 +149,18 @@ def check_same_grid(first: Geometry, second: Geometry, names: tuple[str | Path, 
         )
 
 
+def check_same_voxels(first: Geometry, second: Geometry, names: tuple[str | Path, str | Path]) -> None:
+    """Check that two files hold the same voxels, in whatever order and direction each stores its axes.
+
+    Raises:
+        GeometryError: as `check_same_grid`.
+    """
+    if first.canonical_shape != second.canonical_shape or not np.allclose(
+        first.canonical_affine, second.canonical_affine, rtol=0, atol=AFFINE_TOLERANCE
+    ):
+        check_same_grid(first, second, names)
+
+
 class CTVolume:
     """A CT volume in Hounsfield units.
 
@@ -379,12 +391,19 @@ class MaskVolume:
         geometry: the file's grid.
         path: the file, or None.
         classes: what the values are; liver and tumour unless it is said.
+        is_cropped: True of a DICOM SEG without its CT: the grid ends where its frames do, not where the CT does.
     """
 
     def __init__(
-        self, labels: np.ndarray, geometry: Geometry, path: Path | None = None, classes: ClassSet = LIVER_CLASSES
+        self,
+        labels: np.ndarray,
+        geometry: Geometry,
+        path: Path | None = None,
+        classes: ClassSet = LIVER_CLASSES,
+        *,
+        is_cropped: bool = False,
     ):
-        self.geometry, self.path, self.classes = geometry, path, classes
+        self.geometry, self.path, self.classes, self.is_cropped = geometry, path, classes, is_cropped
         self.labels = geometry.to_canonical(to_labels(labels, str(path or "mask"), classes.names))
 
     @classmethod
@@ -419,7 +438,8 @@ class MaskVolume:
                 series.frame_of_reference_uid if series is not None else "",
                 max_bytes,
             )
-            return cls(voxels, Geometry((voxels.shape[0], voxels.shape[1], voxels.shape[2]), affine), Path(path))
+            geometry = Geometry((voxels.shape[0], voxels.shape[1], voxels.shape[2]), affine)
+            return cls(voxels, geometry, Path(path), is_cropped=like is None)
         stored = read_volume(path, max_bytes=max_bytes)
         voxels = stored.voxels
         if (stored.slope, stored.intercept) != (1.0, 0.0):

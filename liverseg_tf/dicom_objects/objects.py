@@ -10,7 +10,7 @@ import numpy as np
 
 from liverseg_tf.data.dicom.formats import PRODUCTS, parse_formats
 from liverseg_tf.data.nifti import stem
-from liverseg_tf.data.volume import AFFINE_TOLERANCE, CTVolume, MaskVolume, check_same_grid
+from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.dicom_objects.findings import Findings
 from liverseg_tf.dicom_objects.proof import prove
 from liverseg_tf.errors import GeometryError
@@ -80,11 +80,7 @@ def _labels(mask: MaskVolume | Prediction | np.ndarray, volume: CTVolume) -> np.
         if labels.shape != volume.shape:
             raise GeometryError(f"mask: expected the shape {volume.shape} of {volume.name}, got {labels.shape}")
         return MaskVolume(volume.geometry.to_file(labels), volume.geometry).labels
-    one, other = volume.geometry, mask.geometry
-    if one.canonical_shape != other.canonical_shape or not np.allclose(
-        one.canonical_affine, other.canonical_affine, rtol=0, atol=AFFINE_TOLERANCE
-    ):
-        check_same_grid(one, other, (volume.name, mask.path or "mask"))
+    check_same_voxels(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
     return mask.labels
 
 

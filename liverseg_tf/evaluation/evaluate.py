@@ -14,7 +14,7 @@ import numpy as np
 from liverseg_tf import __version__
 from liverseg_tf.data.dicom.segmentation import common_grid
 from liverseg_tf.data.reading import is_segmentation_file
-from liverseg_tf.data.volume import Geometry, MaskVolume
+from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume
 from liverseg_tf.errors import ConfigError, GeometryWarning, warn
 from liverseg_tf.evaluation.bootstrap import bootstrap_ratios
 from liverseg_tf.evaluation.case_scores import (
@@ -228,7 +228,7 @@ def evaluate(
     for done, pair in enumerate(pairs):
         if progress is not None:
             progress(done, len(pairs), pair.prediction.name)
-        loaded = _load_pair(pair.truth, pair.prediction, classes)
+        loaded = load_pair(pair.truth, pair.prediction, classes)
         classes = loaded[1].classes  # all masks of a run are of the same
         scores = score_case(*loaded, pair.case)
         row = {"case": pair.case, "patient": pair.patient, "truth": str(pair.truth), "prediction": str(pair.prediction)}
@@ -250,11 +250,16 @@ def evaluate(
     return summarize(cases, [pair.patient for pair in pairs], settings)
 
 
-def _load_pair(truth: Path, prediction: Path, classes: ClassSet | None) -> tuple[MaskVolume, MaskVolume]:
-    """Two masks on one grid: a DICOM SEG, which leaves empty slices out, on that of the other.
+def load_pair(
+    truth: Path, prediction: Path, classes: ClassSet | None = None, like: CTVolume | None = None
+) -> tuple[MaskVolume, MaskVolume]:
+    """Two masks on one grid: a DICOM SEG, which leaves empty slices out, on that of their CT `like` or of the other.
 
     Their classes are those that are given, or that the prediction tells.
     """
+    if like is not None:
+        found = MaskVolume.load(prediction, classes=classes, like=like)
+        return MaskVolume.load(truth, classes=found.classes, like=like), found
     if is_segmentation_file(truth):
         other = MaskVolume.load(prediction)
         if is_segmentation_file(prediction):  # neither has the CT's grid: the smallest that holds both

@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from liverseg_tf.data.cases import case_number
+from liverseg_tf.data.cases import case_number, is_mask_name
+from liverseg_tf.data.dicom.segmentation import referenced_series
 from liverseg_tf.data.nifti import is_nifti_name, stem
+from liverseg_tf.data.reading import is_itk_name, is_segmentation_file
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import CaseError, InputFileError, MissingDependencyError
 from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
@@ -34,6 +36,7 @@ _PERCENTILES = (5, 25, 50, 75, 95)
 _SIDE_PRODUCT = re.compile(r"_(uncertainty|liver|tumour)$")
 
 FLAGS = {
+    "ct_extent_unknown": "a DICOM SEG without its CT: whether the liver goes on beyond the CT can't be told",
     "cut_by_field_of_view": "the liver goes on beyond the CT: its volume, and what is counted in it, is a lower bound",
     "gap_in_liver": "slices without liver lie between slices with liver: slices or parts of the mask may be missing",
     "no_liver": "the mask holds no liver: that is no finding, but a mask to look at",
@@ -148,48 +151,62 @@ def measure(
     return Measurement(name, found, tuple(flags), "cut_by_field_of_view" in flags, lesions)
 
 
-def find_masks(mask: str | Path, ct: str | Path | None = None) -> list[tuple[Path, Path | None]]:
-    """A mask and its CT, or the masks of a folder and their CTs: paired by number, else by name.
+class MaskAndCT(NamedTuple):
+    """A mask's file, its CT, and the UID of the DICOM series that is meant where `ct` holds several."""
+
+    mask: Path
+    ct: Path | None = None
+    series: str | None = None
+
+
+def find_masks(mask: str | Path, ct: str | Path | None = None) -> list[MaskAndCT]:
+    """A mask and its CT, or the masks of a folder and their CTs: paired by number, else by name; a DICOM SEG whose name
+    tells no CT, by the series that it refers to.
 
     Raises:
         InputFileError, CaseError: if there is no such folder, it holds no mask, or a mask has no CT.
     """
     mask = Path(mask)
     if not mask.is_dir():
-        return [(mask, Path(ct) if ct is not None else None)]
+        return [MaskAndCT(mask, Path(ct) if ct is not None else None)]
     # what `predict` writes beside masks holds no classes
     masks = {case: path for case, path in masks_in(mask).items() if not _SIDE_PRODUCT.search(stem(path))}
     if ct is None:
-        return [(path, None) for path in masks.values()]
+        return [MaskAndCT(path) for path in masks.values()]
     folder = Path(ct)
     if not folder.is_dir():
         raise InputFileError(f"{folder}: expected a folder of CTs beside a folder of masks; name the folder")
-    volumes: dict[int | str, Path] = {}
+    volumes: dict[int | str, tuple[Path, str | None]] = {}
     for path in sorted(folder.rglob("*")):
-        if is_nifti_name(path) and path.is_file() and path not in masks.values():
+        is_volume = (is_nifti_name(path) or is_itk_name(path)) and path.is_file() and not is_mask_name(path)
+        if is_volume and path not in masks.values():
             number = case_number(path)
-            volumes.setdefault(stem(path) if number is None else number, path)
+            volumes.setdefault(stem(path) if number is None else number, (path, None))
     if any(case not in volumes for case in masks):
-        volumes = _dicom_volumes(folder) | volumes
+        by_name, by_uid = _dicom_volumes(folder)
+        volumes = by_name | volumes
+        for case in [case for case in masks if case not in volumes and is_segmentation_file(masks[case])]:
+            if (uid := referenced_series(masks[case])) in by_uid:
+                volumes[case] = by_uid[uid]
     missing = [path.name for case, path in masks.items() if case not in volumes]
     if missing:
         raise CaseError(f"{folder}: no CT for {', '.join(missing[:5])}; add it, or leave the CTs out")
-    return [(path, volumes[case]) for case, path in masks.items()]
+    return [MaskAndCT(path, *volumes[case]) for case, path in masks.items()]
 
 
-def _dicom_volumes(folder: Path) -> dict[int | str, Path]:
-    """The folders of DICOM series by the names that `predict` gives their masks; none without pydicom."""
+def _dicom_volumes(folder: Path) -> tuple[dict[int | str, tuple[Path, str]], dict[str, tuple[Path, str]]]:
+    """The DICOM series by the names that `predict` gives their masks, and by their UIDs; none without pydicom."""
     from liverseg_tf.data.dicom.series import find_series, named_series
 
     try:
         usable = find_series(folder).usable
     except MissingDependencyError:
-        return {}
-    found: dict[int | str, Path] = {}
+        return {}, {}
+    by_name: dict[int | str, tuple[Path, str]] = {}
     for name, series in named_series(folder, usable):
         number = case_number(name)
-        found[name if number is None else number] = Path(series.folder)
-    return found
+        by_name[name if number is None else number] = (Path(series.folder), series.uid)
+    return by_name, {series.uid: (Path(series.folder), series.uid) for series in usable if series.uid}
 
 
 def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:
@@ -198,7 +215,11 @@ def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:
         yield "no_liver"
     elif mask.classes.is_liver and found.liver_volume_ml < SMALLEST_LIVER_ML:
         yield "small_liver"
-    for axis in range(3):
+    axes = [0, 1, 2]
+    if mask.is_cropped:  # along its slices it ends where the liver does
+        yield "ct_extent_unknown"
+        axes.remove(int(mask.geometry.transform[2, 0]))
+    for axis in axes:
         # cross-sections along each axis: the first and the last slice, and the picture's borders
         areas = np.count_nonzero(organ, axis=tuple(a for a in range(3) if a != axis))
         if areas.max() and len(areas) > 1 and max(areas[0], areas[-1]) > _LARGEST_RIM * areas.max():

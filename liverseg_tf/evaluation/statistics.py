@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume, check_same_grid, grid_in_words
+from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume, check_same_voxels, grid_in_words
 from liverseg_tf.errors import GeometryError
 from liverseg_tf.evaluation.lesions import measure_lesions, size_class
 from liverseg_tf.evaluation.measurements import numbered_lesions
@@ -219,7 +219,7 @@ def as_mask(
 def check_fits(volume: CTVolume | np.ndarray | None, mask: MaskVolume) -> None:
     """Check that a CT lies on the mask's grid."""
     if isinstance(volume, CTVolume):
-        check_same_grid(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
+        check_same_voxels(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
     elif volume is not None and np.shape(volume) != mask.shape:
         raise GeometryError(f"HU array: expected the mask's shape {mask.shape}, got {np.shape(volume)}")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import nibabel as nib
 import numpy as np
 
-from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
+from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.errors import DataWarning, GeometryError, ModelError, OutputError, warn
 from liverseg_tf.explanation.faithfulness import (
     LEAST_BEATEN,
@@ -373,7 +373,7 @@ def _labels(source, volume: CTVolume, mask, predictor: Predictor, report: Progre
         mask = MaskVolume(volume.geometry.to_file(mask), volume.geometry, classes=predictor.config.classes)
     elif not isinstance(mask, MaskVolume):
         mask = MaskVolume.load(mask, classes=predictor.config.classes, like=volume)
-    check_same_grid(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
+    check_same_voxels(volume.geometry, mask.geometry, (volume.name, mask.path or "mask"))
     return mask.labels
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from liverseg_tf.data.nifti import is_nifti_name
-from liverseg_tf.data.reading import read_volume
-from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
+from liverseg_tf.data.reading import is_itk_name, is_segmentation_file, read_volume
+from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.evaluation.measure import FLAGS, Measurement, measure
 from liverseg_tf.evaluation.measurements import numbered_lesions
@@ -245,7 +245,8 @@ def compare(
 
     Args:
         before, after, more: scans in time: CTs (files, DICOM folders, `CTVolume`), or masks (files that hold 0, 1 and 2
-            alone, `MaskVolume`), which are compared by the liver's shape.
+            alone, DICOM SEGs, `MaskVolume`), which are compared by the liver's shape. Of a SEG without its CT the
+            slices that it leaves out hold no liver.
         masks: the CTs' masks, in their order; without them the CTs are segmented.
         days: of each scan, counted from any day, ascending; for the growth curve.
         model: as `Predictor` takes it, for CTs without masks.
@@ -300,8 +301,8 @@ def _load(
         return None, MaskVolume.load(source)
     ct = source if isinstance(source, CTVolume) else CTVolume.load(source)
     if mask is not None:
-        mask = mask if isinstance(mask, MaskVolume) else MaskVolume.load(mask)
-        check_same_grid(ct.geometry, mask.geometry, (ct.name, mask.path or "mask"))
+        mask = mask if isinstance(mask, MaskVolume) else MaskVolume.load(mask, like=ct)
+        check_same_voxels(ct.geometry, mask.geometry, (ct.name, mask.path or "mask"))
         return ct, mask
     from liverseg_tf.inference.predictor import Predictor
 
@@ -311,7 +312,9 @@ def _load(
 
 
 def _is_mask(path: str | Path) -> bool:
-    if not is_nifti_name(path) or not Path(path).is_file():
+    if is_segmentation_file(path):
+        return True
+    if not (is_nifti_name(path) or is_itk_name(path)) or not Path(path).is_file():
         return False
     stored = read_volume(path)
     return bool(stored.voxels.min() >= 0 and stored.voxels.max() <= 2)
@@ -435,7 +438,7 @@ def _lost(track: Track, scan: Scan) -> Sighting:
     to_index = np.linalg.inv(scan.mask.geometry.canonical_affine)
     index = np.rint(scan.from_first(points) @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
     there = ((index >= 0) & (index < scan.mask.shape)).all(axis=1)
-    if there.mean() < _LEFT_OF_PLACE:
+    if there.mean() < _LEFT_OF_PLACE and not scan.mask.is_cropped:
         return Sighting("outside", volume_ml=None, long_axis_mm=None, short_axis_mm=None)
     labels = scan.mask.labels[tuple(index[there].T)]
     if np.count_nonzero(labels != BACKGROUND) < _LEFT_OF_PLACE * len(index):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
+from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.errors import ConfigError, ModelError, OutputError
 from liverseg_tf.evaluation.case_scores import score_case
 from liverseg_tf.evaluation.measure import measure
@@ -88,7 +88,7 @@ def _reference(truth: str | Path | MaskVolume | None, volume: CTVolume, predicto
         return None
     classes = predictor.config.classes
     reference = truth if isinstance(truth, MaskVolume) else MaskVolume.load(truth, classes=classes, like=volume)
-    check_same_grid(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
+    check_same_voxels(volume.geometry, reference.geometry, (volume.name, reference.path or "truth"))
     return reference
 
 

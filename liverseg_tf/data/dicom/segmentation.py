@@ -54,6 +54,18 @@ def is_segmentation(path: str | Path) -> bool:
     return data.get("SOPClassUID") in SEGMENTATION_CLASSES
 
 
+def referenced_series(path: str | Path) -> str:
+    """UID of the one series that a DICOM segmentation refers to; "" if it can't be told."""
+    try:
+        with quiet():
+            pydicom = require("pydicom", "dicom", "reading DICOM")
+            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ReferencedSeriesSequence"])
+            found = {str(item.SeriesInstanceUID) for item in data.get("ReferencedSeriesSequence") or ()}
+    except Exception:  # what can't be read refers to nothing
+        return ""
+    return found.pop() if len(found) == 1 else ""
+
+
 def segment_classes(data: Any) -> dict[int, int]:
     """Number of each segment that is a liver or a lesion in it, and its class, by their codes; the others are left out.
 

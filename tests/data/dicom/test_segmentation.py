@@ -1,6 +1,7 @@
 """DICOM SEG in: what was written comes back to the voxel, on the CT's grid or its own; what isn't a mask is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
+from liverseg_tf.calibration.calibrate import calibrate  # noqa: E402
 from liverseg_tf.cli.main import main  # noqa: E402
 from liverseg_tf.data.dicom.segmentation import is_segmentation  # noqa: E402
 from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume  # noqa: E402
@@ -91,12 +93,71 @@ def test_masks_of_a_folder_find_the_series_that_they_were_made_of(seg, tmp_path)
     masks.mkdir()
     nib.save(volume.image_like(labels), masks / "ct_seg.nii.gz")
     volume.path.rename(studies / "ct")
-    assert find_masks(tmp_path / "out", studies) == [(Path(path), studies / "ct")]
-    assert find_masks(masks, studies) == [(masks / "ct_seg.nii.gz", studies / "ct")]
-    assert measure(*find_masks(masks, studies)[0]).statistics.liver_mean_hu is not None
+    uid = volume.series.uid
+    assert find_masks(tmp_path / "out", studies) == [(Path(path), studies / "ct", uid)]
+    assert find_masks(masks, studies) == [(masks / "ct_seg.nii.gz", studies / "ct", uid)]
+    assert measure(*find_masks(masks, studies)[0][:2]).statistics.liver_mean_hu is not None
     (masks / "ct_seg.nii.gz").rename(masks / "other_seg.nii.gz")
     with pytest.raises(CaseError, match="no CT for other_seg"):
         find_masks(masks, studies)
+
+
+def test_a_seg_of_any_name_finds_its_series_among_others_and_beside_masks(seg, make_findings, tmp_path):  # noqa: F811
+    path, volume, labels = seg
+    make_findings(name="second")
+    flat, masks = tmp_path / "flat", tmp_path / "masks"
+    masks.mkdir()
+    Path(path).rename(masks / "export 1.dcm")
+    for number, file in enumerate(sorted(tmp_path.glob("ct/*")) + sorted(tmp_path.glob("second/*"))):
+        flat.mkdir(exist_ok=True)
+        file.rename(flat / f"{number:03}")
+    nib.save(volume.image_like(labels), flat / "segmentation-1.nii.gz")  # a mask is no CT
+    (found,) = find_masks(masks, flat)
+    assert found == (masks / "export 1.dcm", flat, volume.series.uid)
+    assert main(["measure", str(masks), str(flat), "-o", str(tmp_path / "m.json")]) == 0
+    measured = json.loads((tmp_path / "m.json").read_text())["measurements"][0]
+    assert measured["liver_mean_hu"] == pytest.approx(volume.hu[labels == 1].mean(), abs=1e-3)
+
+
+def test_masks_beside_their_series_are_not_taken_for_cts(seg, tmp_path):
+    path, volume, labels = seg
+    nib.save(volume.image_like(labels), tmp_path / "segmentation-0.nii.gz")
+    volume.path.rename(tmp_path / "volume-0")
+    Path(path).rename(tmp_path / "out" / "segmentation-0.dcm")
+    assert find_masks(tmp_path / "out", tmp_path)[0].ct == tmp_path / "volume-0"
+
+
+def test_where_the_ct_of_a_lone_seg_ends_is_unknown(seg):
+    path, volume, _ = seg
+    alone = measure(path)
+    assert "ct_extent_unknown" in alone.flags and not alone.volume_is_lower_bound
+    assert "ct_extent_unknown" not in measure(path, volume).flags
+
+
+def test_a_mask_in_another_order_of_axes_fits_its_series(seg, tmp_path):
+    _, volume, labels = seg
+    image = nib.as_closest_canonical(volume.image_like(labels))
+    nib.save(image, tmp_path / "ras.nii.gz")
+    assert not np.allclose(image.affine, volume.affine)
+    expected = measure(MaskVolume(volume.geometry.to_file(labels), volume.geometry), volume).statistics
+    assert measure(tmp_path / "ras.nii.gz", volume).statistics.liver_mean_hu == pytest.approx(expected.liver_mean_hu)
+    moved = nib.Nifti1Image(image.dataobj, image.affine + np.eye(4) * [0, 0, 0, 0] + np.eye(4, k=3) * 0.5)
+    nib.save(moved, tmp_path / "moved.nii.gz")
+    with pytest.raises(GeometryError, match="affine"):
+        measure(tmp_path / "moved.nii.gz", volume)
+
+
+def test_segs_calibrate_with_their_series(seg, tmp_path):
+    path, volume, labels = seg
+    for folder in ("truth", "predicted"):
+        (tmp_path / folder).mkdir()
+        for case in range(20):
+            shutil.copy(path, tmp_path / folder / f"case-{case}.dcm")
+    found = calibrate(tmp_path / "truth", volume.path, predictions=tmp_path / "predicted")
+    assert found.with_ct and found.case_count == 20
+    liver_ml = float(np.count_nonzero(labels) * volume.voxel_volume_ml)
+    low, high = found.judge(measure(path, volume))["liver_interval_ml"]
+    assert low == pytest.approx(liver_ml, rel=0.02) and high == pytest.approx(liver_ml, rel=0.02)
 
 
 def test_segs_that_cover_other_slices_are_scored_on_a_grid_that_holds_both(seg, tmp_path):
