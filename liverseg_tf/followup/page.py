@@ -15,7 +15,7 @@ from liverseg_tf.hounsfield import AIR_HU
 from liverseg_tf.labels import BACKGROUND, CLASSES
 from liverseg_tf.provenance import SOFTWARE
 from liverseg_tf.reporting.assets import asset, fill, script_data
-from liverseg_tf.reporting.page_data import VOLUME_BYTES, encode_layers
+from liverseg_tf.reporting.page_data import SLICES_A_LINE, VOLUME_BYTES, encode_layers
 from liverseg_tf.windows import resolve_window
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def build_page(found: Comparison, title: str) -> str:
     lesions = [{"id": track.id, "place": _place(found, track)} for track in found.lesions]
     data = {
         "scans": scans,
+        "slices_a_line": SLICES_A_LINE,
         "lesions": lesions,
         "start": lesions[0]["place"] if lesions else _middle(found.scans[0]),
         "lowest_hu": AIR_HU,

@@ -21,6 +21,7 @@ from liverseg_tf.provenance import SOFTWARE, versions
 from liverseg_tf.reporting.assets import asset, script_data
 from liverseg_tf.reporting.page_data import (
     PICTURE_BYTES,
+    SLICES_A_LINE,
     Grid,
     encode_full_slices,
     encode_labels,
@@ -125,7 +126,7 @@ def build_page(
         wanted = _slices_with_lesions(list(masks.values()))
         full, blobs["full-hu"] = encode_full_slices(volume, grid, wanted, PICTURE_BYTES - packed_bytes(blobs))
         for key, shown in masks.items():
-            blobs[f"full-{key}"] = encode_labels(shown[..., full], 1)
+            blobs[f"full-{key}"] = encode_labels(shown[..., full], 1, slices_a_line=1)
     tell(3, 3)
     lesions = [_lesion_place(volume, labels, one) for one in content.measured.lesions]
     data = {
@@ -136,6 +137,7 @@ def build_page(
             "step_hu": grid.step_hu,
         },
         "lowest_hu": AIR_HU,
+        "slices_a_line": SLICES_A_LINE,
         "full_slices": full,
         "layers": layers,
         "tables": tables,

@@ -1,10 +1,13 @@
-"""Volumes as text inside a page: pooled, in HU steps, as differences from the left neighbour, gzip, base64."""
+"""Volumes as text inside a page: pooled, in HU steps, as differences from the left neighbour, gzip, base64.
+
+A line of text holds `SLICES_A_LINE` slices, so that a browser can show one before it has decoded the others.
+"""
 
 from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +22,7 @@ PICTURE_BYTES = 16_500_000  # with the slices at full resolution
 # Tried in this order until the volume fits: first coarser HU, then coarser pixels.
 _STEPS_HU = (1, 2, 4)
 _LARGEST_IN_PLANE = (None, 256, 192, 128, 96, 64)
-_BATCH = 16
+SLICES_A_LINE = 16
 _SAMPLED_SLICES = 6
 
 
@@ -57,7 +60,7 @@ def choose_grid(volume: CTVolume, budget_bytes: int = VOLUME_BYTES) -> Grid:
     hu = np.concatenate([volume.slices(i, i + 1) for i in sample])
     grids = _grids(volume)
     for grid in grids:
-        packed = len(gzip([_encode_steps(_pool_mean(hu, grid.factor), grid.step_hu)]))
+        packed = len(gzip(_encode_steps(_pool_mean(hu, grid.factor), grid.step_hu)))
         if packed * slices / len(sample) <= 0.97 * budget_bytes:
             return grid
     return grids[-1]
@@ -82,13 +85,13 @@ def encode_volume(volume: CTVolume, grid: Grid, budget_bytes: int = VOLUME_BYTES
     """
     coarser = [g for g in _grids(volume) if (g.factor, g.step_hu) > (grid.factor, grid.step_hu)]
     for candidate in [grid, *coarser]:
-        packed = gzip(
+        text = _to_lines(
             _encode_steps(_pool_mean(volume.slices(a, b), candidate.factor), candidate.step_hu)
             for a, b in _batches(volume.shape[2])
         )
-        if len(packed) <= budget_bytes:
+        if packed_bytes({"hu": text}) <= budget_bytes:
             break
-    return candidate, to_text(packed)
+    return candidate, text
 
 
 def encode_layers(
@@ -120,22 +123,21 @@ def encode_full_slices(volume: CTVolume, grid: Grid, indices: list[int], budget_
     """Encode slices at full resolution, in the order given, as many as fit.
 
     Returns:
-        Indices of those taken, and base64 text of their HU.
+        Indices of those taken, and base64 text of their HU, a line each.
     """
-    taken, parts, used = [], [], 0
+    lines, used = [], 0
     for index in indices:
-        part = _encode_steps(volume.slices(index, index + 1), grid.step_hu)
-        used += len(gzip([part]))
+        line = to_text(gzip(_encode_steps(volume.slices(index, index + 1), grid.step_hu)))
+        used += packed_bytes({"hu": line})
         if used > budget_bytes:
             break
-        taken.append(index)
-        parts.append(part)
-    return taken, to_text(gzip(parts))
+        lines.append(line)
+    return indices[: len(lines)], "\n".join(lines)
 
 
-def encode_labels(labels: np.ndarray, factor: int) -> str:
+def encode_labels(labels: np.ndarray, factor: int, slices_a_line: int = SLICES_A_LINE) -> str:
     """Encode a mask (rows, columns, slices) uint8, by the class with most pixels where pixels are averaged."""
-    return _encode_bytes(labels, lambda planes: _pool_labels(planes, factor))
+    return _encode_bytes(labels, lambda planes: _pool_labels(planes, factor), slices_a_line)
 
 
 def encode_numbers(numbered: np.ndarray, box: Box | None, shape: tuple[int, ...], factor: int) -> str:
@@ -156,12 +158,11 @@ def encode_strength(values: np.ndarray, factor: int) -> str:
     return _encode_bytes(values, pooled)
 
 
-def gzip(parts) -> bytes:
-    """Compress byte strings one after another, reproducibly."""
+def gzip(content: bytes) -> bytes:
+    """Compress, reproducibly."""
     # "filtered" is for what a predictor left over: 6 % smaller than the default here
     packer = zlib.compressobj(7, zlib.DEFLATED, 31, 9, zlib.Z_FILTERED)
-    packed = [packer.compress(part) for part in parts]
-    return b"".join([*packed, packer.flush()])
+    return packer.compress(content) + packer.flush()
 
 
 def to_text(packed: bytes) -> str:
@@ -169,13 +170,19 @@ def to_text(packed: bytes) -> str:
     return base64.b64encode(packed).decode("ascii")
 
 
-def _encode_bytes(volume: np.ndarray, pooled: Callable[[np.ndarray], np.ndarray]) -> str:
+def _to_lines(parts: Iterable[bytes]) -> str:
+    return "\n".join(to_text(gzip(part)) for part in parts)
+
+
+def _encode_bytes(
+    volume: np.ndarray, pooled: Callable[[np.ndarray], np.ndarray], slices_a_line: int = SLICES_A_LINE
+) -> str:
     def parts() -> Iterator[bytes]:
-        for first, last in _batches(volume.shape[2]):
+        for first, last in _batches(volume.shape[2], slices_a_line):
             planes = pooled(np.ascontiguousarray(np.moveaxis(volume[..., first:last], 2, 0)))
             yield np.diff(planes, axis=2, prepend=planes.dtype.type(0)).tobytes()
 
-    return to_text(gzip(parts()))
+    return _to_lines(parts())
 
 
 def _encode_steps(hu: np.ndarray, step_hu: int) -> bytes:
@@ -186,9 +193,9 @@ def _encode_steps(hu: np.ndarray, step_hu: int) -> bytes:
     return np.concatenate([(zigzag & 255).astype(np.uint8), (zigzag >> 8).astype(np.uint8)], axis=1).tobytes()
 
 
-def _batches(slices: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, slices, _BATCH):
-        yield first, min(first + _BATCH, slices)
+def _batches(slices: int, size: int = SLICES_A_LINE) -> Iterator[tuple[int, int]]:
+    for first in range(0, slices, size):
+        yield first, min(first + size, slices)
 
 
 def _blocks(planes: np.ndarray, factor: int) -> np.ndarray:

@@ -40,4 +40,4 @@ def encode_plan(mask: MaskVolume) -> tuple[dict[str, Any] | None, str]:
         "cell_ml": mask.voxel_volume_ml * float(np.prod(factors)),
         "middle_mm": (steps @ ((start + stop - 1) / 2 - middle)).round(3).tolist(),
     }
-    return grid, to_text(gzip([share.tobytes()]))
+    return grid, to_text(gzip(share.tobytes()))

@@ -77,7 +77,7 @@ def encode_surfaces(found: list[Surface]) -> tuple[list[dict[str, Any]], str]:
         about.append({"lesion": one.lesion, "corners": len(one.corners_mm), "triangles": len(one.triangles)})
         parts.append(np.rint(one.corners_mm / _CORNER_STEP_MM).clip(-32768, 32767).astype("<i2").tobytes())
         parts.append(one.triangles.astype("<u4").tobytes())
-    return about, to_text(gzip(parts))
+    return about, to_text(gzip(b"".join(parts)))
 
 
 def pooled(region: np.ndarray, factors: list[int]) -> np.ndarray:

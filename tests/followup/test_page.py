@@ -25,7 +25,8 @@ def test_both_cts_their_places_and_the_curve(scene, tmp_path):
     assert len(data["scans"]) == 3 and len(data["lesions"]) == len(found.lesions)
     first = data["scans"][0]
     start = text.index('id="blob-mask-0">') + len('id="blob-mask-0">')
-    shown = np.frombuffer(gzip.decompress(base64.b64decode(text[start : text.index("</script>", start)])), np.uint8)
+    lines = text[start : text.index("</script>", start)].split("\n")
+    shown = np.frombuffer(gzip.decompress(b"".join(map(base64.b64decode, lines))), np.uint8)
     shown = np.cumsum(shown.reshape(first["shape"][2], *first["shape"][:2]), axis=2, dtype=np.uint8)
     # where the page says that a lesion lies, its mask shows one
     for lesion in data["lesions"]:

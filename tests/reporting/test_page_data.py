@@ -20,7 +20,9 @@ from liverseg_tf.reporting.page_data import (
 
 
 def unpack(text: str) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text), 31), np.uint8)
+    """A line of text is a part of the slices."""
+    parts = [zlib.decompress(base64.b64decode(line), 31) for line in text.split("\n")]
+    return np.frombuffer(b"".join(parts), np.uint8)
 
 
 def decode_hu(text: str, shape: tuple[int, int, int], step_hu: int) -> np.ndarray:

@@ -264,15 +264,20 @@ def opened(browser, page):
 
 
 def open_page(browser, page, width=1280, height=900):
-    from selenium.webdriver.support.ui import WebDriverWait
-
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
     )
     browser.get(page.as_uri())
-    WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.body.dataset.ready === 'true'"))
+    loaded(browser)
     return browser
+
+
+def loaded(browser):
+    """Wait until all of a page's pictures are there."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.body.dataset.complete === 'true'"))
 
 
 def element(browser, identifier):
@@ -534,6 +539,98 @@ def test_slices_with_lesions_are_at_full_resolution_where_the_rest_is_not(
     assert shown.std() > 20
 
 
+def test_the_first_picture_waits_for_its_own_slices_alone(browser, page):
+    """How many parts of volumes were decoded by the time of the first picture, and in the end."""
+    script = """
+        window.decoded = 0; window.atMark = {};
+        const Own = window.DecompressionStream, mark = performance.mark.bind(performance);
+        window.DecompressionStream = function (...given) { window.decoded++; return new Own(...given); };
+        performance.mark = (name) => { window.atMark[name] = window.decoded; return mark(name); };
+    """
+    hook = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    try:
+        open_page(browser, page)
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", hook)
+    data = data_of(page)
+    stacks = 2 + len(data["layers"])  # HU and lesions' numbers too
+    assert data["slices_a_line"] < data["grid"]["shape"][2] <= 2 * data["slices_a_line"]
+    at_mark = browser.execute_script("return window.atMark")
+    assert at_mark["first-picture"] == stacks
+    assert at_mark["all-pictures"] == 2 * stacks + 1  # and the surfaces
+    assert "loaded" not in element(browser, "status").text
+
+
+# --- With fingers, on a phone ---
+
+
+@pytest.fixture
+def phone(browser, page):
+    open_page(browser, page, 390, 844)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+    yield browser
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def touch(browser, view, *frames):
+    """Put fingers down, move and lift them; each frame has a place a finger, in fractions of the canvas."""
+    browser.execute_script("document.getElementById(arguments[0]).scrollIntoView({block: 'center'})", view)
+    box = browser.execute_script("return document.getElementById(arguments[0]).getBoundingClientRect();", view)
+    for number, places in enumerate([*frames, ()]):
+        points = [
+            {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"], "id": finger}
+            for finger, (x, y) in enumerate(places)
+        ]
+        kind = "touchStart" if number == 0 else "touchMove" if places else "touchEnd"
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    settle(browser)
+
+
+def column_shown(browser) -> int:
+    return int(element(browser, "sagittal-label").text.split()[0])
+
+
+def test_a_tap_moves_the_crosshair_and_chooses_a_lesion(phone):
+    touch(phone, "axial", [(0.8, 0.8)])
+    assert column_shown(phone) == pytest.approx(0.8 * 64, abs=1)
+    assert not phone.find_elements("css selector", "#lesions button:focus")
+    phone.execute_script("document.getElementById('axial-slider').value = 15;")
+    phone.execute_script("document.getElementById('axial-slider').dispatchEvent(new Event('input'))")
+    touch(phone, "axial", [(17.5 / 64, 25.5 / 64)])
+    assert column_shown(phone) == 18
+    assert phone.find_element("css selector", "tbody.current").get_attribute("data-lesion") == "0"
+
+
+def test_a_finger_across_the_picture_drags_the_crosshair_and_one_along_it_scrolls_the_page(phone):
+    touch(phone, "axial", [(0.3, 0.5)], [(0.4, 0.5)], [(0.6, 0.5)], [(0.8, 0.5)])
+    assert column_shown(phone) == pytest.approx(0.8 * 64, abs=1)
+    before, slice_before = phone.execute_script("return scrollY"), axial_slice(phone)
+    touch(phone, "axial", [(0.5, 0.9)], [(0.5, 0.7)], [(0.5, 0.5)], [(0.5, 0.2)])
+    assert phone.execute_script("return scrollY") > before + 50
+    assert axial_slice(phone) == slice_before
+
+
+def test_two_fingers_zoom_about_the_place_between_them(phone):
+    touch(phone, "axial", [(0.75, 0.5)])
+    assert column_shown(phone) == pytest.approx(48, abs=1)
+    touch(phone, "axial", [(0.4, 0.5), (0.6, 0.5)], [(0.35, 0.5), (0.65, 0.5)], [(0.3, 0.5), (0.7, 0.5)])
+    assert column_shown(phone) == pytest.approx(48, abs=1)  # a pinch moves no crosshair
+    touch(phone, "axial", [(0.75, 0.5)])
+    assert column_shown(phone) == pytest.approx(40, abs=2)  # half as far from the middle as before
+
+
+def test_a_finger_measures_and_turns(phone):
+    phone.execute_script("document.querySelector('input[name=tool][value=ruler]').click()")
+    touch(phone, "axial", [(0.25, 0.5)], [(0.4, 0.5)], [(0.5, 0.5)])
+    assert float(phone.execute_script("return document.body.dataset.ruler").split()[0]) == pytest.approx(64, abs=2)
+    phone.execute_script("document.getElementById('solid').scrollIntoView({block: 'center'})")
+    settle(phone)
+    first = picture(phone, "solid")
+    touch(phone, "solid", [(0.3, 0.5)], [(0.4, 0.5)], [(0.7, 0.5)])
+    assert not np.array_equal(first, picture(phone, "solid"))
+
+
 # --- What a radiologist does with it ---
 
 
@@ -708,9 +805,7 @@ def test_what_is_doubtful_is_said_on_top(threshold_model, scan, tmp_path):
 def planned(browser, page, fragment):
     browser.get("about:blank")
     browser.get(page.as_uri() + fragment)
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.body.dataset.ready === 'true'"))
+    loaded(browser)
     settle(browser)
     return json.loads(browser.execute_script("return document.getElementById('plan-result').dataset.result"))
 

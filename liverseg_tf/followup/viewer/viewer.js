@@ -15,8 +15,9 @@
 
   try {
     for (const [i, scan] of page.scans.entries()) {
-      scan.hu = await Voxels.steps("blob-hu-" + i, scan.shape[2], scan.shape[0], scan.shape[1]);
-      scan.mask = await Voxels.bytes("blob-mask-" + i, scan.shape[1]);
+      const about = [scan.shape[2], scan.shape[0], scan.shape[1], page.slices_a_line];
+      scan.hu = await Voxels.whole("blob-hu-" + i, "steps", ...about);
+      scan.mask = await Voxels.whole("blob-mask-" + i, "bytes", ...about);
     }
   } catch (error) {
     fail("The pictures in this file are damaged (" + error.message + "); the figures below are complete.");

@@ -21,27 +21,71 @@
   const coarse = { factor: grid.factor, rows: Math.ceil(rows / grid.factor), columns: Math.ceil(columns / grid.factor) };
   const fine = { factor: 1, rows, columns };
   const arrays = {}, full = new Map();
+  const labels = page.layers.filter((layer) => layer.kind === "labels").map((layer) => layer.key);
+  const stacks = [], fullStacks = {}, loaded = new Set();
+  const isLoaded = (slice) => loaded.has(Math.floor(slice / page.slices_a_line));
   let meshes = null, shares = null;
   try {
-    arrays.hu = await Voxels.steps("blob-hu", slices, coarse.rows, coarse.columns);
-    for (const layer of page.layers) arrays[layer.key] = await Voxels.bytes("blob-" + layer.key, coarse.columns);
-    arrays.lesions = await Voxels.bytes("blob-lesions", coarse.columns);
-    if (page.surfaces.length) meshes = await Voxels.inflate("blob-surfaces");
-    if (page.plan) shares = await Voxels.inflate("blob-plan");
-    if (page.full_slices.length) {
-      const size = rows * columns, found = {};
-      found.hu = await Voxels.steps("blob-full-hu", page.full_slices.length, rows, columns);
-      for (const layer of page.layers.filter((l) => l.kind === "labels"))
-        found[layer.key] = await Voxels.bytes("blob-full-" + layer.key, columns);
-      page.full_slices.forEach((slice, i) => {
-        const part = {};
-        for (const key in found) part[key] = found[key].subarray(i * size, (i + 1) * size);
-        full.set(slice, part);
-      });
-    }
+    const open = (key, kind) => {
+      stacks.push(Voxels.stack("blob-" + key, kind, slices, coarse.rows, coarse.columns, page.slices_a_line));
+      arrays[key] = stacks.at(-1).values;
+    };
+    open("hu", "steps");
+    for (const key of [...page.layers.map((layer) => layer.key), "lesions"]) open(key, "bytes");
+    if (page.full_slices.length) for (const key of ["hu", ...labels])
+      fullStacks[key] = Voxels.stack("blob-full-" + key, key === "hu" ? "steps" : "bytes", page.full_slices.length, rows, columns, 1);
+    // what the first picture needs; the rest follows once it is seen
+    await loadPart(Math.floor(page.start.slice / page.slices_a_line));
+    if (page.full_slices.includes(page.start.slice)) await loadFull(page.full_slices.indexOf(page.start.slice));
   } catch (error) {
-    fail("The pictures in this file are damaged (" + error.message + "); the figures are complete.");
+    damaged(error);
     return;
+  }
+
+  function damaged(error) {
+    fail("The pictures in this file are damaged (" + error.message + "); the figures are complete.");
+  }
+  async function loadPart(part) {
+    for (const one of stacks) await one.load(part);
+    loaded.add(part);
+  }
+  async function loadFull(place) {
+    const size = rows * columns, found = {};
+    for (const key in fullStacks) {
+      await fullStacks[key].load(place);
+      found[key] = fullStacks[key].values.subarray(place * size, (place + 1) * size);
+    }
+    full.set(page.full_slices[place], found);
+  }
+
+  // All parts that the first picture did not need, those nearest to what is looked at first.
+  async function loadRest() {
+    const distance = (slice) => Math.abs(slice - at.axial);
+    const first = (part) => part * page.slices_a_line, nearest = (some, slice) =>
+      some.reduce((best, one) => (distance(slice(one)) < distance(slice(best)) ? one : best));
+    const parts = [...Array(stacks[0].parts).keys()].filter((part) => part !== Math.floor(page.start.slice / page.slices_a_line));
+    const sharp = page.full_slices.map((_, place) => place).filter((place) => !full.has(page.full_slices[place]));
+    let told = performance.now();
+    const seen = async () => { // pictures follow now and then, and what was asked for comes in between
+      if (performance.now() - told < 250) return;
+      refresh();
+      await new Promise((done) => setTimeout(done));
+      told = performance.now();
+    };
+    while (parts.length) {
+      const next = nearest(parts, (part) => Math.min(Math.max(at.axial, first(part)), first(part) + page.slices_a_line - 1));
+      await loadPart(next);
+      parts.splice(parts.indexOf(next), 1);
+      await seen();
+    }
+    while (sharp.length) {
+      const next = nearest(sharp, (place) => page.full_slices[place]);
+      await loadFull(next);
+      sharp.splice(sharp.indexOf(next), 1);
+      await seen();
+    }
+    document.body.dataset.complete = "true";
+    refresh();
   }
 
   // --- State ---
@@ -290,6 +334,10 @@
       context.font = "600 " + 14 * ratio + "px system-ui, sans-serif";
       write(context, rulerMm().toFixed(1) + " mm", ends[1][0] + 6 * ratio, ends[1][1], "left", "middle", "#7df0a0");
     }
+    if (view === "axial" && !isLoaded(at.axial)) {
+      context.font = 15 * ratio + "px system-ui, sans-serif";
+      write(context, "loading", W / 2, H / 2, "center", "middle");
+    }
     drawScale(context, canvas, frame, ratio);
     context.font = "600 " + 15 * ratio + "px system-ui, sans-serif";
     const [left, right, top, bottom] = LETTERS[view], inset = 6 * ratio;
@@ -304,7 +352,9 @@
   // What lies under the pointer, which stays where it is while the wheel turns.
   function readout() {
     if (!pointer) { $("readout").textContent = "\u00a0"; return; }
-    const v = voxel(pointer.view, ...pointer.mm), part = full.get(v.axial), size = part ? fine : coarse;
+    const v = voxel(pointer.view, ...pointer.mm);
+    if (!isLoaded(v.axial)) { $("readout").textContent = "loading slice " + (v.axial + 1); return; }
+    const part = full.get(v.axial), size = part ? fine : coarse;
     const index = Math.floor(v.coronal / size.factor) * size.columns + Math.floor(v.sagittal / size.factor);
     const step = part ? part.hu[index] : arrays.hu[v.axial * size.rows * size.columns + index];
     const label = part ? part.mask[index] : arrays.mask[v.axial * size.rows * size.columns + index];
@@ -324,7 +374,7 @@
       sagittal: { axial: up, coronal: clip(x / rowMm, rows), sagittal: at.sagittal } }[view];
   }
 
-  let pending = false;
+  let pending = false, painted = () => {};
   function refresh() {
     if (pending) return;
     pending = true;
@@ -338,12 +388,14 @@
       const sharp = full.has(at.axial) || grid.factor === 1;
       $("status").textContent = "Slice " + (at.axial + 1) + " of " + slices + " from the feet, "
         + (sharp ? columns + " x " + rows + " (full resolution)" : coarse.columns + " x " + coarse.rows + " (reduced to keep the file small)")
-        + "; width " + windowing.width + ", level " + windowing.level + " HU";
+        + "; width " + windowing.width + ", level " + windowing.level + " HU"
+        + (loaded.size < stacks[0].parts ? "; " + Math.round((100 * loaded.size) / stacks[0].parts) + " % of slices loaded" : "");
       readout();
       document.body.dataset.ruler = ruler ? rulerMm().toFixed(1) + " mm" : "";
       document.querySelectorAll("tbody.lesion").forEach((row) => row.classList.toggle("current",
         Number(row.dataset.lesion) === lesion && page.lesions[lesion].slices[0] <= at.axial && at.axial <= page.lesions[lesion].slices[1]));
       document.body.dataset.ready = "true";
+      painted();
     });
   }
 
@@ -585,7 +637,7 @@
     toPicture();
   }));
 
-  const TOOLS = ["point", "window", "pan", "ruler", ...(shares ? ["cut"] : [])];
+  const TOOLS = ["point", "window", "pan", "ruler", ...(page.plan ? ["cut"] : [])];
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.target.matches("select, input[type=number]")) return;
     const key = event.key.toLowerCase(), layer = page.layers.find((l) => l.letter === key);
@@ -606,20 +658,31 @@
     event.preventDefault();
   });
 
-  if (meshes) {
-    solid = solidView($("solid"), $("solid-labels"), page.surfaces, meshes, colorOf, (number) => { goTo(number - 1, true); });
-    if (solid) {
-      $("solid-reset").addEventListener("click", () => solid.reset());
-      solid.show(lesion + 1);
-    } else $("solid-box").textContent = "This browser draws nothing in three dimensions (WebGL is off).";
-  }
-  if (shares) {
-    const lesions = meshes ? cornersOf(page.surfaces, meshes).filter((one) => one.number) : [];
-    plan = planView(page.plan, shares, lesions, solid, refresh);
-  }
   for (const view of VIEWS) new ResizeObserver(refresh).observe($(view + "-view"));
   window.addEventListener("resize", refresh);
   legend();
   usePreset(page.windows[0].name);
   $("axial").focus({ preventScroll: true });
+  await new Promise((done) => { painted = done; });
+  performance.mark("first-picture");
+  try {
+    await new Promise((done) => setTimeout(done)); // the picture is on the screen before anything else is begun
+    if (page.surfaces.length) meshes = await Voxels.inflate("blob-surfaces");
+    if (page.plan) shares = await Voxels.inflate("blob-plan");
+    if (meshes) {
+      solid = solidView($("solid"), $("solid-labels"), page.surfaces, meshes, colorOf, (number) => { goTo(number - 1, true); });
+      if (solid) {
+        $("solid-reset").addEventListener("click", () => solid.reset());
+        solid.show(lesion + 1);
+      } else $("solid-box").textContent = "This browser draws nothing in three dimensions (WebGL is off).";
+    }
+    if (shares) {
+      const lesions = meshes ? cornersOf(page.surfaces, meshes).filter((one) => one.number) : [];
+      plan = planView(page.plan, shares, lesions, solid, refresh);
+    }
+    await loadRest();
+    performance.mark("all-pictures");
+  } catch (error) {
+    damaged(error);
+  }
 })();
