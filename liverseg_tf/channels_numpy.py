@@ -10,7 +10,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy import sparse
+import scipy  # its parts are loaded where they are first used: most CTs need none here
 
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.hounsfield import AIR_HU
@@ -168,11 +168,11 @@ def _average_rows(planes: np.ndarray, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _area_weights(count: int, size: int) -> sparse.csr_array:
+def _area_weights(count: int, size: int) -> scipy.sparse.csr_array:
     """How much of each row lies in each new one: sparse, since BLAS would start threads beside the network's."""
     starts, new_starts = np.arange(count) * size, np.arange(size)[:, None] * count
     shared = np.minimum(starts + size, new_starts + count) - np.maximum(starts, new_starts)
-    return sparse.csr_array((np.maximum(shared, 0) / count).astype(np.float32))
+    return scipy.sparse.csr_array((np.maximum(shared, 0) / count).astype(np.float32))
 
 
 def _interpolate(values: np.ndarray, breaks: np.ndarray) -> np.ndarray:

@@ -96,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import ExitStack, redirect_stdout
 
     from liverseg_tf.cli.progress import console, progress_bar
-    from liverseg_tf.cli.quiet import load_tensorflow_quietly
+    from liverseg_tf.cli.quiet import load_nibabel_quickly, load_tensorflow_quietly
+
+    load_nibabel_quickly()
     from liverseg_tf.cohorts.predict_folder import predict_folder
 
     if args.server and (args.model or args.runtime != "auto"):

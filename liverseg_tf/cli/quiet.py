@@ -1,4 +1,4 @@
-"""Loading TensorFlow without the lines that its C++ part writes to stderr before any setting can reach it."""
+"""Loading TensorFlow without the lines that it writes to stderr, and nibabel without what a command doesn't need."""
 
 from __future__ import annotations
 
@@ -20,3 +20,19 @@ def load_tensorflow_quietly(start_devices: bool = True) -> None:
 
         if start_devices:
             tf.constant(0)  # the devices write theirs when they are first used
+
+
+def load_nibabel_quickly() -> None:
+    """Import nibabel without pydicom, if neither is loaded yet.
+
+    Where pydicom is installed nibabel imports it, which takes longer than all else that a prediction imports together,
+    to decode DICOM headers inside NIfTI files. Nothing here looks at those; they are kept as they are. Only for a
+    command's own process: another program's nibabel stays whole.
+    """
+    if {"nibabel", "pydicom"} & set(sys.modules):
+        return
+    sys.modules["pydicom"] = None  # type: ignore[assignment]  # Python's way to say that it can't be imported
+    try:
+        import nibabel  # noqa: F401
+    finally:
+        del sys.modules["pydicom"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage, spatial
+import scipy  # its parts are loaded where they are first used: not every mask has lesions
+from scipy import ndimage
 
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.evaluation.lesions import label_lesions
@@ -83,14 +84,14 @@ def lesion_axes(lesion: np.ndarray, geometry: Geometry, offset: tuple[int, int, 
     for at in np.flatnonzero(lesion.any(axis=(0, 1))):
         points = _faces(np.argwhere(lesion[..., at]))
         flat = points @ steps[:2, :2].T
-        outline = points[spatial.ConvexHull(flat).vertices]
+        outline = points[scipy.spatial.ConvexHull(flat).vertices]
         distance, pair = _farthest(outline, steps[:2, :2])
         if distance > length + 1e-9:
             length, ends, hull, index = distance, pair, outline, int(at)
     width, chord = _widest_across(hull, ends, steps[:2, :2])
     whole = _faces(np.argwhere(lesion & ~ndimage.binary_erosion(lesion)))
     mm = whole @ steps.T
-    largest, largest_ends = _farthest(whole[spatial.ConvexHull(mm).vertices], steps)
+    largest, largest_ends = _farthest(whole[scipy.spatial.ConvexHull(mm).vertices], steps)
 
     def place(points: np.ndarray) -> Line:
         if points.shape[1] == 2:
@@ -120,7 +121,7 @@ def _faces(voxels: np.ndarray) -> np.ndarray:
 def _farthest(points: np.ndarray, steps: np.ndarray) -> tuple[float, np.ndarray]:
     """Largest distance in mm between points in index units, and the two points."""
     mm = points @ steps.T
-    distances = spatial.distance.pdist(mm)
+    distances = scipy.spatial.distance.pdist(mm)
     pair = np.stack(np.triu_indices(len(points), 1))[:, distances.argmax()]
     return float(distances.max()), points[pair]
 

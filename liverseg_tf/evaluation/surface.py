@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are loaded where they are first used
 from edt import edt
-from scipy import ndimage, spatial
+from scipy import ndimage
 
 # One slice for each axis.
 Box = tuple[slice, ...]
@@ -144,6 +145,6 @@ def distances_mm(start: np.ndarray, target: np.ndarray, spacing_mm: Sequence[flo
     steps_mm = np.asarray(spacing_mm, np.float64)
     if steps_mm.ndim == 2 and np.count_nonzero(steps_mm) > 3:
         places, targets = (np.argwhere(mask) @ steps_mm.T for mask in (start, target))
-        return spatial.KDTree(targets).query(places)[0]
+        return scipy.spatial.KDTree(targets).query(places)[0]
     spacing = np.diag(steps_mm) if steps_mm.ndim == 2 else steps_mm
     return edt(~target, anisotropy=tuple(map(float, spacing)), parallel=0)[start].astype(np.float64)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from liverseg_tf.errors import ModelError
+from liverseg_tf.inference.tflite_tables import TFLiteTables
 
 # Arithmetic on tensors, and calls among functions that are checked themselves. Nothing here reads or writes a file,
 # opens a connection, runs Python, loads code, or changes a weight.
@@ -87,15 +88,6 @@ def check_operations(folder: str | Path) -> bytes:
     return model.SerializeToString()
 
 
-def tflite_schema():
-    """The module that reads TFLite files: LiteRT's where it is installed, else TensorFlow's own."""
-    try:
-        from ai_edge_litert import schema_py_generated as schema
-    except ImportError:
-        from tensorflow.lite.python import schema_py_generated as schema
-    return schema
-
-
 def check_tflite_operators(content: bytes) -> None:
     """Check that a TFLite file has only builtin operators.
 
@@ -104,13 +96,10 @@ def check_tflite_operators(content: bytes) -> None:
     Raises:
         ModelError: naming an operator that is not builtin, or if the file can't be read.
     """
-    schema = tflite_schema()
     try:
-        model = schema.Model.GetRootAs(content, 0)
-        for index in range(min(model.OperatorCodesLength(), len(content))):
-            code = model.OperatorCodes(index)
-            if schema.BuiltinOperator.CUSTOM in (code.BuiltinCode(), code.DeprecatedBuiltinCode()) or code.CustomCode():
-                name = (code.CustomCode() or b"custom").decode("ascii", "replace")
+        for code in TFLiteTables(content).operator_codes():
+            if not code.is_builtin:
+                name = (code.custom_name or b"custom").decode("ascii", "replace")
                 raise ModelError(f"expected TFLite builtin operators only, got {name!r}")
     except ModelError:
         raise

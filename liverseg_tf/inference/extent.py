@@ -25,13 +25,15 @@ def likely_extent(areas: Sequence[int]) -> tuple[int, int] | None:
         areas: pixels found in each slice.
 
     Returns:
-        The first and the last one; None if that is uncertain: if the liver was found in no slice, in a single slice, or
-        at an end of the volume, or if findings elsewhere exceed a quarter of the largest piece (a liver cut in two by a
-        gap).
+        The first and the last one; None if that is uncertain: if the liver was found in no slice or in a single one, or
+        if findings elsewhere exceed a quarter of the largest piece (a liver cut in two by a gap). An end of the volume
+        is certain: beyond it there is nothing.
 
     Examples:
         >>> likely_extent([0, 0, 40, 90, 70, 0, 3, 0])
         (2, 4)
+        >>> likely_extent([40, 90, 70, 0])
+        (0, 2)
         >>> likely_extent([0, 40, 0, 0, 70, 20, 0]) is None
         True
     """
@@ -43,6 +45,6 @@ def likely_extent(areas: Sequence[int]) -> tuple[int, int] | None:
     sizes = [sum(areas[first : last + 1]) for first, last in pieces]
     first, last = pieces[int(np.argmax(sizes))]
     elsewhere = sum(sizes) - max(sizes)
-    if first == last or first == 0 or last == len(areas) - 1 or elsewhere > _MOST_ELSEWHERE * max(sizes):
+    if first == last or elsewhere > _MOST_ELSEWHERE * max(sizes):
         return None
     return first, last

@@ -20,7 +20,8 @@ import numpy as np
 from liverseg_tf import channels_numpy
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import GeometryError, ModelError, first_line
-from liverseg_tf.inference.allowed_operations import check_operations, check_tflite_operators, tflite_schema
+from liverseg_tf.inference.allowed_operations import check_operations, check_tflite_operators
+from liverseg_tf.inference.tflite_tables import TFLiteTables
 from liverseg_tf.inference.threads import usable_threads
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
 from liverseg_tf.native_logs import without_log_lines
@@ -379,15 +380,12 @@ def _network_of(content: bytes) -> tuple[bytes, tuple[int, int]]:
     Returns:
         The file, and the numbers of the tensors `channels` and `logits`.
     """
-    graph = (model := tflite_schema().Model.GetRootAs(content, 0)).Subgraphs(0)
-    names = [graph.Tensors(index).Name() for index in range(graph.TensorsLength())]
+    tables = TFLiteTables(content)
+    graph, names = tables.graph, tables.tensor_names()
     if not {b"channels", b"logits"} <= set(names):
         raise ModelError("expected tensors named channels and logits, it has none of these names")
     ends = (names.index(b"channels"), names.index(b"logits"))
-    operators = [graph.Operators(index) for index in range(graph.OperatorsLength())]
-    made_by = {
-        operator.Outputs(i): index for index, operator in enumerate(operators) for i in range(operator.OutputsLength())
-    }
+    made_by = {tensor: index for index, outputs in enumerate(tables.outputs()) for tensor in outputs}
     first, last = made_by.get(ends[0], -1) + 1, made_by.get(ends[1], -1) + 1
     if not first < last:
         raise ModelError("expected a network between its tensors channels and logits")
@@ -395,7 +393,7 @@ def _network_of(content: bytes) -> tuple[bytes, tuple[int, int]]:
 
     def field(table, slot: int) -> int:
         """Position of a table's offset to its vector, by the slots of the schema."""
-        return table._tab.Pos + table._tab.Offset(slot)
+        return table.Pos + table.Offset(slot)
 
     def vector(at: int) -> int:
         return at + struct.unpack_from("<I", cut, at)[0]
@@ -407,5 +405,6 @@ def _network_of(content: bytes) -> tuple[bytes, tuple[int, int]]:
     struct.pack_into("<I", cut, operators_at, start - operators_at)
     for slot, end in zip((6, 8), ends, strict=True):  # the graph's inputs and outputs
         struct.pack_into("<Ii", cut, vector(field(graph, slot)), 1, end)
-    struct.pack_into("<I", cut, vector(field(model, 18)), 0)  # drop signatures: they name the whole file's ends
+    # drop signatures: they name the whole file's ends
+    struct.pack_into("<I", cut, vector(field(tables.model, 18)), 0)
     return bytes(cut), ends

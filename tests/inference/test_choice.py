@@ -78,14 +78,15 @@ def test_a_gpu_that_is_hidden_is_none(monkeypatch, tmp_path):
     assert not choice.has_gpu()
 
 
-def test_predict_loads_no_tensorflow_with_the_shipped_model(tmp_path, write_nifti):
+def test_predict_loads_nothing_slow_with_the_shipped_model(tmp_path, write_nifti):
     pytest.importorskip("ai_edge_litert")
     hu = np.random.default_rng(0).integers(-100, 200, (40, 36, 3)).astype(np.int16)
     ct = write_nifti(tmp_path / "ct.nii", hu)
     code = (
         "import sys\nfrom liverseg_tf.cli.main import main\n"
         f"status = main(['predict', {str(ct)!r}, '-o', {str(tmp_path / 'mask.nii.gz')!r}])\n"
-        "print(status, [m for m in ('tensorflow', 'keras', 'matplotlib') if m in sys.modules])"
+        "slow = 'tensorflow', 'keras', 'matplotlib', 'pydicom', 'scipy.spatial', 'ai_edge_litert.schema_py_generated'\n"
+        "print(status, [m for m in slow if m in sys.modules])"
     )
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 import liverseg_tf as ls
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
+from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother, _connected
 
 SPACING = (2.0, 2.0, 5.0)  # a voxel is 0.02 ml
 
@@ -132,6 +132,18 @@ def balls(spacing, *balls, size_mm=100):
 LIVER_BALL = (1, (40, 50, 50), 30)
 # centre 2 mm outside the liver: a little less than half of it lies within
 EXOPHYTIC = (2, (72, 50, 50), 15)
+
+
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(1, 40), data=st.data())
+def test_joined_parts_are_scipys_connected_components(count, data):
+    pairs = data.draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)), max_size=60))
+    first, second = np.array(pairs, int).reshape(-1, 2).T
+    graph = sparse.coo_array((np.ones(len(first), bool), (first, second)), (count, count))
+    expected_count, expected = sparse.csgraph.connected_components(graph, directed=False)
+    found_count, found = _connected(count, first, second)
+    assert found_count == expected_count
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("spacing", GRIDS)

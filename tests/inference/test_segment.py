@@ -102,8 +102,11 @@ def test_coarse_slices_lie_20_mm_apart():
         ([0, 0, 0], None),
         ([], None),
         ([0, 9, 0], None),
-        ([5, 9, 0], None),
-        ([0, 5, 9], None),
+        ([5, 9, 0], (0, 1)),
+        ([0, 5, 9], (1, 2)),
+        ([5, 9], (0, 1)),
+        ([5, 0, 0], None),
+        ([5, 9, 0, 0, 4], None),
     ],
 )
 def test_what_is_not_sure_is_told(areas, expected):
