@@ -1,17 +1,20 @@
 """How well follow-up finds what is known: phantoms, or a real CT, edited and bent by known fields.
 
-Run: python benchmarks/compare.py [--phantoms 30] [--real CT MASK] [--shape-only] [--save DIR]
+Run: python benchmarks/compare.py -o results.jsonl [--phantoms 22] [--real CT MASK ...] [--shape-only] [--save DIR]
 
-Of each case a later scan is made: lesions grow, shrink, vanish and appear; then everything is turned, shifted and bent
-smoothly, sampled on other slices, and shown in another phase. Compared with the truth: links of lesions, changes of
-volume (by the field's own Jacobian), and where places of the liver are mapped to.
+Of each case a later scan is made: lesions grow, shrink, vanish, appear, split and merge, a part of the liver is cut
+out; then everything is turned, shifted and bent smoothly (breathing), sampled on other slices, and shown in another
+phase. Compared with the truth: links of lesions, what became of each, changes of volume (by the field's own Jacobian),
+and where places of the liver are mapped to. A line a case goes to the results; what is there already is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -25,7 +28,30 @@ from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.followup.registration import RegistrationError
 
 NEW = 1000
-SMALLEST_VOXELS = 100  # of lesions whose volume is judged: smaller ones say how coarse the voxels are
+# Of lesions whose volume is judged, in both scans: smaller ones say how coarse the voxels are.
+SMALLEST_VOXELS = 500
+SCENARIOS = (
+    "growth",
+    "split",
+    "merged",
+    "resected",
+    "thick slices",
+    "other phase",
+    "vanished and new",
+    "no lesion first",
+    "no lesion later",
+    "twice",
+    "flipped",
+)
+
+
+@dataclass
+class Side:
+    """One scan: HU, labels (0, 1, 2), and each lesion voxel's own number."""
+
+    hu: np.ndarray
+    labels: np.ndarray
+    own: np.ndarray
 
 
 def field(rng: np.random.Generator, center: np.ndarray, bend_mm: float, turn_degrees: float, shift_mm: float):
@@ -43,191 +69,271 @@ def field(rng: np.random.Generator, center: np.ndarray, bend_mm: float, turn_deg
     return mapping
 
 
-def edit(rng: np.random.Generator, hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]):
-    """Lesions grown, shrunk, gone and new.
+class Editor:
+    """Draws lesions into a liver without any."""
 
-    Returns:
-        HU, labels, lesions' own numbers (as of the first scan, or NEW and up), and by number the factor of each one's
-        volume.
-    """
-    numbered, box = numbered_lesions(labels)
-    numbers = np.zeros(labels.shape, np.int32)
-    if box is not None:
-        numbers[box] = numbered
-    tissue = hu[labels == 1]
-    level, noise = float(np.median(tissue)), float(tissue.std())
-    dark = float(np.median(hu[labels == 2])) if box is not None else level - 45
-    new_hu, new_labels, own = hu.astype(np.float32), (labels > 0).astype(np.uint8), np.zeros_like(numbers)
-    new_hu[labels == 2] = level + noise * rng.standard_normal(np.count_nonzero(labels == 2))
-    scales: dict[int, float] = {}
-    for number, part in enumerate(ndimage.find_objects(numbers), start=1):
-        scale = float(rng.choice([0.0, 0.75, 0.9, 1.0, 1.0, 1.2, 1.35]))
-        scales[number] = scale
-        if not scale:
-            continue
-        center = np.argwhere(numbers[part] == number).mean(axis=0) + [s.start for s in part]
-        reach = [int(0.3 * (s.stop - s.start)) + 2 for s in part]
-        wide = tuple(
-            slice(max(0, s.start - r), min(n, s.stop + r)) for s, r, n in zip(part, reach, labels.shape, strict=True)
-        )
-        grid = np.moveaxis(np.indices([s.stop - s.start for s in wide]), 0, -1) + [s.start for s in wide]
-        source = center + (grid - center) / scale
-        there = ndimage.map_coordinates((numbers == number).astype(np.float32), np.moveaxis(source, -1, 0), order=1)
-        inside = (there > 0.5) & (new_labels[wide] > 0) & (own[wide] == 0)
-        own[wide][inside] = number
-        scales[number] = np.count_nonzero(inside) / np.count_nonzero(numbers == number)
-    free = ndimage.distance_transform_edt((new_labels > 0) & (own == 0), sampling=spacing_mm)
-    for new in range(int(rng.integers(0, 3))):
-        radius_mm = float(rng.uniform(5, 11))
-        candidates = np.argwhere(free > radius_mm + 6)
-        if not len(candidates):
-            break
-        center = candidates[rng.integers(len(candidates))]
-        distance = np.linalg.norm((np.moveaxis(np.indices(labels.shape), 0, -1) - center) * spacing_mm, axis=-1)
-        own[distance <= radius_mm] = NEW + new
-        free = np.minimum(free, np.maximum(distance - radius_mm, 0))
-    new_labels[own > 0] = 2
-    new_hu[own > 0] = dark + noise * rng.standard_normal(np.count_nonzero(own))
-    return new_hu, new_labels, own, scales
+    def __init__(self, rng: np.random.Generator, hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, ...]):
+        self.rng, self.spacing = rng, np.array(spacing_mm)
+        self.liver = labels > 0
+        tissue = hu[labels == 1]
+        self.level, self.noise = float(np.median(tissue)), float(tissue.std())
+        self.hu = hu.astype(np.float32)
+        self.hu[labels == 2] = self._around(self.level, np.count_nonzero(labels == 2))
+        self.mm = np.moveaxis(np.indices(labels.shape), 0, -1) * self.spacing
+
+    def _around(self, level: float, count: int) -> np.ndarray:
+        return level + self.noise * self.rng.standard_normal(count)
+
+    def place(self, balls: list, radius_mm: float, gap_mm: float = 8.0) -> np.ndarray | None:
+        """A centre (mm) for a ball within the liver, `gap_mm` from the others."""
+        room = self.liver.copy()
+        for center, radius in balls:
+            room &= np.linalg.norm(self.mm - center, axis=-1) > radius + gap_mm
+        deep = ndimage.distance_transform_edt(np.pad(room, 1), sampling=self.spacing)[1:-1, 1:-1, 1:-1]
+        candidates = np.argwhere(deep > radius_mm + 1)
+        return candidates[self.rng.integers(len(candidates))] * self.spacing if len(candidates) else None
+
+    def side(self, balls: dict[int, list], cut: np.ndarray | None = None) -> Side:
+        """A scan with lesions, each a list of (centre mm, radii mm); what `cut` marks is no liver any more."""
+        hu, labels = self.hu.copy(), self.liver.astype(np.uint8)
+        own = np.zeros(labels.shape, np.int32)
+        for number, parts in balls.items():
+            for center, radii in parts:
+                own[(((self.mm - center) / radii) ** 2).sum(axis=-1) <= 1] = number
+        own[labels == 0] = 0
+        if cut is not None:
+            hu[cut & self.liver] = self._around(-90.0, np.count_nonzero(cut & self.liver))
+            labels[cut], own[cut] = 0, 0
+        labels[own > 0] = 2
+        hu[own > 0] = self._around(self.level - 45, np.count_nonzero(own))
+        return Side(hu, labels, own)
 
 
-def later_scan(rng: np.random.Generator, hu: np.ndarray, labels: np.ndarray, geometry: Geometry, bend_mm: float):
-    """The later scan of a case: CT, mask, lesions' numbers, their scales, and the map to the first scan."""
+def edit(rng: np.random.Generator, editor: Editor, scenario: str) -> tuple[Side, Side, dict[int, str]]:
+    """Both scans before any motion, and what becomes of each lesion of the first."""
+    placed: list[tuple[np.ndarray, float]] = []
+    for radius_mm in rng.uniform(5, 15, 5):
+        center = editor.place(placed, radius_mm * 1.35)
+        if center is not None:
+            placed.append((center, float(radius_mm)))
+    before = {n: [(c, r * rng.uniform(0.85, 1.15, 3))] for n, (c, r) in enumerate(placed, start=1)}
+    scales = rng.choice([0.75, 0.9, 1.0, 1.2, 1.3], len(before))
+    after = {n: [(c, radii * s)] for (n, [(c, radii)]), s in zip(before.items(), scales, strict=True)}
+    events = dict.fromkeys(before, "kept")
+    cut = None
+    if scenario == "vanished and new":
+        for gone in list(after)[:2]:
+            del after[gone]
+            events[gone] = "vanished"
+    if scenario in ("growth", "vanished and new"):
+        for new in range(2):
+            center = editor.place(placed, 9.0, 10.0)
+            if center is not None:
+                after[NEW + new] = [(center, np.full(3, rng.uniform(5, 8)))]
+                placed.append((center, 8.0))
+    if scenario == "split":
+        center, radius = max(placed, key=lambda one: one[1])
+        number = next(n for n, (c, _) in enumerate(placed, start=1) if c is center)
+        aside = np.array([0, 0.55 * radius, 0])
+        after[number] = [(center - aside, np.full(3, 0.4 * radius)), (center + aside, np.full(3, 0.4 * radius))]
+        events[number] = "split"
+    if scenario == "merged":
+        center = editor.place(placed, 14.0, 6.0)
+        if center is not None:
+            aside = np.array([0, 9.0, 0])
+            first, second = len(before) + 1, len(before) + 2
+            before |= {first: [(center - aside, np.full(3, 6.5))], second: [(center + aside, np.full(3, 5.5))]}
+            after |= {first: [(center - aside, np.full(3, 10.0))], second: [(center + aside, np.full(3, 9.0))]}
+            events |= {first: "kept", second: "merged"}
+    if scenario == "resected":
+        # a plane across the liver: as a left lobe is taken, with a fifth of the volume
+        along = editor.mm[..., 1]
+        cut = along > np.quantile(along[editor.liver], 0.8)
+    if scenario == "no lesion first":
+        before, events = {}, {}
+    if scenario == "no lesion later":
+        after, events = {}, dict.fromkeys(before, "vanished")
+    first, later = editor.side(before), editor.side(after, cut)
+    if cut is not None:
+        for number in before:
+            share = np.count_nonzero(first.own[~cut] == number) / max(np.count_nonzero(first.own == number), 1)
+            left = np.count_nonzero(later.own == number)
+            # what the plane cuts through is neither the one nor the other
+            events[number] = "kept" if share > 0.7 and left else "resected" if share < 0.1 and not left else "any"
+    return first, later, events
+
+
+def moved(rng: np.random.Generator, side: Side, geometry: Geometry, bend_mm: float, scenario: str):
+    """A scan turned, shifted, bent and sampled anew: it, its geometry, and the map to where it was."""
     spacing = np.array(geometry.spacing_mm)
-    edited = edit(rng, hu, labels, geometry.spacing_mm)
     affine = geometry.canonical_affine
-    center = affine[:3, :3] @ np.argwhere(labels).mean(axis=0) + affine[:3, 3]
+    center = affine[:3, :3] @ np.argwhere(side.labels).mean(axis=0) + affine[:3, 3]
     mapping = field(rng, center, bend_mm, 4.0, 15.0)
-    new_spacing = np.r_[spacing[:2] * rng.uniform(0.9, 1.15), max(spacing[2] * rng.choice([0.8, 1.0, 1.5]), 1.0)]
-    shape = tuple(np.ceil(np.array(hu.shape) * spacing / new_spacing).astype(int).tolist())
+    factor = 2.0 if scenario == "thick slices" else rng.choice([0.8, 1.0, 1.25])
+    new_spacing = np.r_[spacing[:2] * rng.uniform(0.9, 1.1), max(spacing[2] * factor, 1.0)]
+    shape = tuple(np.ceil(np.array(side.hu.shape) * spacing / new_spacing).astype(int).tolist())
     new_affine = affine.copy()
     new_affine[:3, :3] = affine[:3, :3] / spacing * new_spacing
     to_index = np.linalg.inv(affine)
-    out = [np.empty(shape, np.float32), np.empty(shape, np.uint8), np.empty(shape, np.int32)]
+    out = Side(np.empty(shape, np.float32), np.empty(shape, np.uint8), np.empty(shape, np.int32))
     for k in range(shape[2]):
         index = np.indices((*shape[:2], 1)).reshape(3, -1).T + (0, 0, k)
         places = mapping(index @ new_affine[:3, :3].T + new_affine[:3, 3])
         source = (places @ to_index[:3, :3].T + to_index[:3, 3]).T
-        for array, values, order in zip(out, edited[:3], (1, 0, 0), strict=True):
-            sampled = ndimage.map_coordinates(values, source, order=order, mode="nearest")
-            array[..., k] = sampled.reshape(shape[:2])
-    new_hu, new_labels, own = out
-    if rng.random() < 0.5:  # another phase: vessels and liver come closer to each other
-        inside = new_labels > 0
-        level = np.median(new_hu[inside])
-        new_hu[inside] = level - 45 + 0.6 * (new_hu[inside] - level)
-    return np.rint(new_hu), new_labels, own, edited[3], mapping, Geometry(shape, new_affine)
+        for name, order in (("hu", 1), ("labels", 0), ("own", 0)):
+            sampled = ndimage.map_coordinates(getattr(side, name), source, order=order, mode="nearest")
+            getattr(out, name)[..., k] = sampled.reshape(shape[:2])
+    if scenario == "other phase" or rng.random() < 0.4:  # vessels and liver come closer to each other
+        inside = out.labels > 0
+        level = np.median(out.hu[inside])
+        out.hu[inside] = level - 45 + 0.6 * (out.hu[inside] - level)
+    out.hu = np.rint(out.hu)
+    return out, Geometry(shape, new_affine), mapping
 
 
-def judge(found, own: np.ndarray, scales: dict[int, float], mapping, later: MaskVolume) -> dict[str, list]:
-    """Links, volume errors and distances of one pair."""
-    numbered, box = numbered_lesions(later.labels)
-    truth: set[tuple[int, int]] = set()
-    whole: dict[int, int] = {}  # lesions of the later scan that are one lesion of the first, and all of it
+def numbers_of(side: Side) -> dict[int, set[int]]:
+    """By each lesion's number in its mask: the own numbers of what it holds, those that make a fifth of it or more."""
+    numbered, box = numbered_lesions(side.labels)
+    found: dict[int, set[int]] = {}
     for number in range(1, int(numbered.max(initial=0)) + 1):
-        here = own[box][numbered == number]
+        here = side.own[box][numbered == number]
         values, counts = np.unique(here[here > 0], return_counts=True)
-        truth |= {(int(v), number) for v, c in zip(values, counts, strict=True) if c > 0.2 * len(here) and v < NEW}
-        if len(values) == 1 and values[0] < NEW and np.count_nonzero(own == values[0]) == len(here):
-            whole[number] = int(values[0])
-    links = set()
+        found[number] = {int(v) for v, c in zip(values, counts, strict=True) if c >= 0.2 * len(here)}
+    return found
+
+
+def judge(found, first: Side, later: Side, at_rest: Side, events: dict[int, str], mapping, grid: Geometry) -> dict:
+    """Links, events, volume errors and distances of one pair."""
+    before, after = numbers_of(first), numbers_of(later)
+    truth = {(b, n) for b, owns in before.items() for n, others in after.items() if owns & others}
+    links, wrong_events = set(), []
     for track in found.lesions:
-        first, now = track.sightings
+        one, now = track.sightings
         target = now.numbers
         if now.merged_into is not None:
             target = next(t for t in found.lesions if t.id == now.merged_into).sightings[1].numbers
-        links |= {(b, n) for b in first.numbers for n in target}
-    before, after = (
-        {one.statistics.number: one.statistics for one in scan.measurement.lesions} for scan in found.scans
-    )
+        links |= {(b, n) for b in one.numbers for n in target}
+        expected = {events[own] for b in one.numbers for own in before[b]} or {"new"}
+        # of two that merged either may be the one that goes on
+        if not {"any", now.event} & expected and not ("merged" in (now.event, *expected) and now.event != "vanished"):
+            wrong_events.append([track.id, sorted(expected), now.event])
+    measured = [{one.statistics.number: one.statistics for one in s.measurement.lesions} for s in found.scans]
     errors = []
-    for number, origin in whole.items():
-        voxels = [
-            one.volume_ml / scan.mask.voxel_volume_ml
-            for one, scan in zip((before[origin], after[number]), found.scans, strict=True)
-        ]
+    for b, n in truth:
+        owns = before[b] | after[n]
+        alone = (
+            len(owns) == 1 and sum(owns <= o for o in before.values()) == sum(owns <= o for o in after.values()) == 1
+        )
+        (own,) = owns if alone else (0,)
+        voxels = [np.count_nonzero(side.own == own) for side in (first, later, at_rest)] if own else [0]
         if min(voxels) < SMALLEST_VOXELS:
             continue
-        center = np.array(after[number].center_mm)
+        center = np.array(measured[1][n].center_mm)
         steps = np.concatenate([np.eye(3), -np.eye(3)]) * 2.0
-        moved = mapping(center + steps)
-        squeezed = abs(np.linalg.det((moved[:3] - moved[3:]) / 4))
-        true = scales[origin] / squeezed
-        errors.append(after[number].volume_ml / before[origin].volume_ml / true - 1)
-    affine = later.geometry.canonical_affine
+        at = mapping(center + steps)
+        true = voxels[2] / voxels[0] / abs(np.linalg.det((at[:3] - at[3:]) / 4))
+        errors.append(round(measured[1][n].volume_ml / measured[0][b].volume_ml / true - 1, 5))
+    affine = grid.canonical_affine
     places = np.argwhere(later.labels)[::97] @ affine[:3, :3].T + affine[:3, 3]
     distance = np.linalg.norm(found.scans[1].registration(places) - mapping(places), axis=1)
-    return {"true": list(truth), "links": list(links), "errors": errors, "mm": [float(distance.mean())],
-            "mm95": [float(np.percentile(distance, 95))]}  # fmt: skip
+    return {
+        "true": len(truth), "made": len(links), "right": len(truth & links), "wrong": sorted(truth ^ links),
+        "events": len(found.lesions), "wrong_events": wrong_events, "volume_errors": errors,
+        "off_mm": round(float(distance.mean()), 3), "off_mm_95": round(float(np.percentile(distance, 95)), 3),
+        "residual_mm": round(found.scans[1].registration.residual_mm, 3), "response": found.responses[1].category,
+        "sure": [one.sightings[1].confidence for one in found.lesions],
+    }  # fmt: skip
+
+
+def run_case(args: argparse.Namespace, name: str, scenario: str, hu, labels, geometry: Geometry, seed: int) -> dict:
+    """One case, from the edit to the verdict."""
+    rng = np.random.default_rng([7, seed])
+    first, at_rest, events = edit(rng, Editor(rng, hu, labels, geometry.spacing_mm), scenario)
+    geometry = Geometry(labels.shape, geometry.canonical_affine)
+    if scenario == "twice":
+        later, grid, mapping, at_rest = first, geometry, lambda places: places, first
+        events = dict.fromkeys(events, "kept")
+    else:
+        later, grid, mapping = moved(rng, at_rest, geometry, args.bend, scenario)
+    stored = Geometry(grid.shape, np.diag([-1.0, 1, 1, 1]) @ grid.affine) if scenario == "flipped" else grid
+    masks = MaskVolume(first.labels, geometry), MaskVolume(later.labels, stored)
+    cts = CTVolume(np.rint(first.hu), geometry), CTVolume(later.hu, stored)
+    if args.save:
+        Path(args.save).mkdir(parents=True, exist_ok=True)
+        for when, mask, ct in zip(("before", "after"), masks, cts, strict=True):
+            for what, array in (("", ct.hu.astype(np.int16)), ("_seg", mask.labels)):
+                path = Path(args.save, f"{name}-{when}{what}.nii.gz".replace(" ", "_"))
+                nib.save(nib.Nifti1Image(array, mask.geometry.canonical_affine), path)
+    began = time.process_time()
+    try:
+        found = ls.compare(*(masks if args.shape_only else cts), masks=None if args.shape_only else masks)
+    except RegistrationError as error:
+        return {"refused": str(error)}
+    row = judge(found, first, later, at_rest, events, mapping, grid)
+    return row | {"differences": found.difference_count, "seconds": round(time.process_time() - began, 1)}
+
+
+def report(rows: list[dict]) -> None:
+    """The figures of all cases."""
+    flipped = [row for row in rows if row["scenario"] == "flipped"]
+    others = [row for row in rows if row["scenario"] != "flipped"]
+    done = [row for row in others if "refused" not in row]
+    true, made, right = (sum(row[name] for row in done) for name in ("true", "made", "right"))
+    errors = np.abs([error for row in done for error in row["volume_errors"]])
+    events = sum(row["events"] for row in done)
+    wrong = sum(len(row["wrong_events"]) for row in done)
+    print(f"{len(others)} pairs, {len(others) - len(done)} refused; {len(flipped)} flipped, "
+          f"{sum('refused' in row for row in flipped)} of them refused")  # fmt: skip
+    print(f"links: precision {right / max(made, 1):.4f}, recall {right / max(true, 1):.4f} ({true} true, {made} made)")
+    print(f"what became of a lesion: {events - wrong} of {events} right")
+    if len(errors):
+        print(f"change of volume ({len(errors)} lesions of {SMALLEST_VOXELS} voxels and more): off by "
+              f"{100 * np.mean(errors):.1f} % on average, median {100 * np.median(errors):.1f} %, "
+              f"95th percentile {100 * np.percentile(errors, 95):.1f} %")  # fmt: skip
+    off = [row["off_mm"] for row in done]
+    print(f"places of the liver: {np.mean(off):.2f} mm off on average, worst pair {np.max(off):.2f} mm, "
+          f"95th percentile {np.mean([row['off_mm_95'] for row in done]):.2f} mm; "
+          f"{np.mean([row['seconds'] for row in done]):.1f} s of CPU a pair")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--phantoms", type=int, default=30)
-    parser.add_argument("--real", nargs=2, metavar=("CT", "MASK"), help="a real CT and its mask in place of phantoms")
-    parser.add_argument("--draws", type=int, default=3, help="later scans made of the real CT")
+    parser.add_argument(
+        "-o", "--output", default="compare.jsonl", help="results, a line a case; goes on where it ended"
+    )
+    parser.add_argument("--phantoms", type=int, default=2 * len(SCENARIOS))
+    parser.add_argument("--real", nargs="+", metavar="CT MASK", default=[], help="real CTs, each followed by its mask")
+    parser.add_argument("--every", type=int, default=2, help="take every so manieth pixel of a real CT, to be quick")
     parser.add_argument("--bend", type=float, default=8.0, help="largest displacement of the bend along each axis, mm")
     parser.add_argument("--shape-only", action="store_true", help="leave the CTs out")
     parser.add_argument("--save", help="write both scans of each case here")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    true = hit = linked = failed = 0
-    errors, means, tails, seconds = [], [], [], []
-    real = None
-    if args.real:
-        real = CTVolume.load(args.real[0]), MaskVolume.load(args.real[1])
-    for case in range(args.draws if real else args.phantoms):
-        rng = np.random.default_rng([7, case])
-        if real:
-            hu, labels, geometry = real[0].hu, real[1].labels, real[1].geometry
-            geometry = Geometry(labels.shape, geometry.canonical_affine)
-        else:
-            phantom = ls.make_phantom((11, case), (128, 128, 48))
+    output = Path(args.output)
+    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    cases = [(f"phantom {n}", SCENARIOS[n % len(SCENARIOS)], n) for n in range(args.phantoms)]
+    for number in range(len(args.real) // 2):
+        cases += [(f"real {number}", scenario, 100 + number) for scenario in (*SCENARIOS[:7], *SCENARIOS[-2:])]
+    for seed, (name, scenario, source) in enumerate(cases):
+        if any((row["case"], row["scenario"]) == (name, scenario) for row in rows):
+            continue
+        if source < 100:
+            phantom = ls.make_phantom((11, source), (112, 112, 48))
             hu, labels = phantom.hu, phantom.labels
             geometry = Geometry.from_spacing(labels.shape, phantom.spacing_mm)
-        new_hu, new_labels, own, scales, mapping, grid = later_scan(rng, hu, labels, geometry, args.bend)
-        first, later = MaskVolume(labels, geometry), MaskVolume(new_labels, grid)
-        cts = CTVolume(hu, geometry), CTVolume(new_hu.astype(np.int16), grid)
-        if args.save:
-            for name, mask, ct in (("before", first, cts[0]), ("after", later, cts[1])):
-                for what, array in (("", np.rint(ct.hu).astype(np.int16)), ("_seg", mask.labels)):
-                    Path(args.save).mkdir(parents=True, exist_ok=True)
-                    path = Path(args.save, f"{name}-{case}{what}.nii.gz")
-                    nib.save(nib.Nifti1Image(array, mask.geometry.canonical_affine), path)
-        began = time.process_time()
-        try:
-            sources = (first, later) if args.shape_only else cts
-            found = ls.compare(*sources, masks=None if args.shape_only else (first, later))
-        except RegistrationError as error:
-            failed += 1
-            print(f"{case}: {error}", flush=True)
-            continue
-        seconds.append(time.process_time() - began)
-        figures = judge(found, own, scales, mapping, later)
-        true, linked = true + len(figures["true"]), linked + len(figures["links"])
-        hit += len(set(figures["true"]) & set(figures["links"]))
-        errors += figures["errors"]
-        means += figures["mm"]
-        tails += figures["mm95"]
-        wrong = set(figures["true"]) ^ set(figures["links"])
-        print(
-            f"{case}: {len(figures['true'])} true links, wrong or missed {sorted(wrong)}, "
-            f"{figures['mm'][0]:.2f} mm off, "
-            f"surfaces {found.scans[1].registration.residual_mm:.2f} mm, {found.responses[1].category}",
-            flush=True,
+        else:
+            ct, mask = CTVolume.load(args.real[2 * (source - 100)]), MaskVolume.load(args.real[2 * (source - 100) + 1])
+            step = args.every
+            hu, labels = ct.hu[::step, ::step].astype(np.float32), mask.labels[::step, ::step]
+            geometry = Geometry(labels.shape, mask.geometry.canonical_affine @ np.diag([step, step, 1, 1]))
+        row = {"case": name, "scenario": scenario} | run_case(
+            args, f"{name}-{scenario}", scenario, hu, labels, geometry, seed
         )
-    off = np.abs(errors)
-    print(f"links: precision {hit / max(linked, 1):.4f}, recall {hit / max(true, 1):.4f} ({true} true, {linked} made)")
-    print(
-        f"change of volume ({len(errors)} lesions of {SMALLEST_VOXELS} voxels and more): "
-        f"mean {100 * np.mean(errors):+.1f} %, median off by {100 * np.median(off):.1f} %, "
-        f"95th percentile {100 * np.percentile(off, 95):.1f} %"
-    )
-    print(
-        f"places of the liver: {np.mean(means):.2f} mm off on average, worst case {np.max(means):.2f} mm, "
-        f"95th percentile {np.mean(tails):.2f} mm; {failed} registrations failed; "
-        f"{np.mean(seconds):.1f} s of CPU a pair"
-    )
+        rows.append(row)
+        with output.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+    report(rows)
 
 
 if __name__ == "__main__":

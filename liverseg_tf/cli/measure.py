@@ -28,6 +28,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help=".json: everything; .csv: a row a case, and FILE_lesions.csv with a row a lesion",
     )
     add_classes(parser, "of masks that don't tell it themselves")
+    parser.add_argument(
+        "--radiomics",
+        action="store_true",
+        help="also first-order and shape radiomics of each lesion, by IBSI's names (extra [radiomics], Python 3.12)",
+    )
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -38,12 +43,15 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.errors import ConfigError, LiverSegError
     from liverseg_tf.evaluation.measure import find_masks, measure, measurement_tables
+    from liverseg_tf.evaluation.radiomics import load_radiomics
     from liverseg_tf.labels import ClassSet
     from liverseg_tf.ownership import claim, write_text
     from liverseg_tf.strict_json import to_json
 
     if args.ct is None and (args.series or args.allow_gaps):
         raise ConfigError("--series and --allow-gaps say which CT is meant: expected CT beside MASK, got none")
+    if args.radiomics:
+        load_radiomics()
     pairs = find_masks(args.mask, args.ct)
     inputs = [path for pair in pairs for path in (pair.mask, pair.ct) if path is not None]
     outputs = [Path(args.output)] if args.output else []
@@ -58,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
             report(done, len(pairs), mask.name)
             try:
                 classes = args.classes and ClassSet.of(*args.classes)
-                measured.append(measure(mask, None if ct is None else ct_of(args, ct, series), classes=classes))
+                volume = None if ct is None else ct_of(args, ct, series)
+                measured.append(measure(mask, volume, classes=classes, radiomics=args.radiomics))
             except LiverSegError as error:
                 if len(pairs) == 1:
                     raise

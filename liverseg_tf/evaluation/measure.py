@@ -21,6 +21,7 @@ from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import CaseError, InputFileError, MissingDependencyError
 from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
 from liverseg_tf.evaluation.pairs import masks_in
+from liverseg_tf.evaluation.radiomics import load_radiomics, radiomics_of
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, as_mask, check_fits, statistics
 from liverseg_tf.evaluation.surface import Box, bounding_box, distances_mm, surface_voxels
 from liverseg_tf.files import csv_cell
@@ -54,11 +55,12 @@ class LesionMeasurement:
     Attributes:
         statistics: number, volume, place.
         axes: long and short axis in the axial slice (RECIST 1.1) and the largest diameter, with end points.
-        sphericity: surface of the ball of the same volume over the lesion's surface, 0 to 1 (IBSI's definition, on a
+        sphericity: surface of the ball of the same volume over the lesion's surface, 0 to 1 (IBSI's QCFX, both of the
             mesh by marching cubes); None for a lesion of fewer than 8 voxels, which has no shape.
         distance_to_surface_mm: from its edge to the liver's surface; 0 where it reaches it, None without liver.
         hu: mean, sd and percentiles of HU in it; None without a CT.
         contrast_hu: its mean HU minus that of liver tissue within 10 mm; None without a CT or such tissue.
+        radiomics: as `radiomics_of` gives it; None if it was not asked for.
     """
 
     statistics: LesionStatistics
@@ -67,6 +69,7 @@ class LesionMeasurement:
     distance_to_surface_mm: float | None
     hu: dict[str, float] | None
     contrast_hu: float | None
+    radiomics: dict[str, float | None] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, for JSON and tables; names of indices say what they are counted from."""
@@ -75,7 +78,7 @@ class LesionMeasurement:
         axes["axis_slice_from_1"] = axes.pop("slice") + 1
         hu = {f"hu_{name}": value for name, value in (self.hu or dict.fromkeys(_hu_names())).items()}
         own = {"sphericity": self.sphericity, "distance_to_surface_mm": self.distance_to_surface_mm}
-        return {**row, **axes, **own, **hu, "contrast_hu": self.contrast_hu}
+        return {**row, **axes, **own, **hu, "contrast_hu": self.contrast_hu, **(self.radiomics or {})}
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def measure(
     *,
     spacing_mm: tuple[float, float, float] | None = None,
     classes: ClassSet | None = None,
+    radiomics: bool = False,
 ) -> Measurement:
     """Measure any mask of an organ and its lesions, whoever made it; by default of the liver.
 
@@ -123,10 +127,12 @@ def measure(
         ct: the CT on the same grid, for HU: a file, a `CTVolume`, or HU in the mask's canonical shape.
         spacing_mm: of an array, (row, column, slice) in mm; a file brings its own.
         classes: what the values are; by default what the mask says of itself, else liver and tumour.
+        radiomics: also IBSI's first-order and shape features of each lesion.
 
     Raises:
         InputFileError, GeometryError, LabelError: as `MaskVolume.load`; also for a CT on another grid, and for an array
             without `spacing_mm`.
+        MissingDependencyError: for `radiomics` before Python 3.12, or without the extra `[radiomics]`.
 
     Examples:
         >>> labels = np.zeros((40, 40, 40), np.uint8)
@@ -137,13 +143,15 @@ def measure(
         >>> round(lesion.axes.long_axis_mm, 1), lesion.distance_to_surface_mm, found.flags
         (21.5, 10.0, ())
     """
+    if radiomics:
+        load_radiomics()
     if isinstance(ct, (str, Path)):
         ct = CTVolume.load(ct)
     mask = as_mask(mask, spacing_mm, ct, classes)
     check_fits(ct, mask)
     found = statistics(mask, ct)
     flags = list(_flags(mask, found))
-    lesions = tuple(_measure_lesions(mask, ct, found))
+    lesions = tuple(_measure_lesions(mask, ct, found, radiomics))
     organ = mask.organ_labels != BACKGROUND
     if organ.any() and any(_is_beside(lesion, mask) for lesion in _crops(mask)):
         flags.append("tumour_beside_liver")
@@ -264,15 +272,16 @@ def _is_beside(crop: tuple[np.ndarray, Box], mask: MaskVolume) -> bool:
 
 
 def _measure_lesions(
-    mask: MaskVolume, ct: CTVolume | np.ndarray | None, found: MaskStatistics
+    mask: MaskVolume, ct: CTVolume | np.ndarray | None, found: MaskStatistics, radiomics: bool
 ) -> Iterable[LesionMeasurement]:
     steps_mm = mask.geometry.steps_mm
     depths = _depths_mm(mask, steps_mm)
+    rectangular = np.count_nonzero(steps_mm) == 3
     for statistic, depth, (lesion, box) in zip(found.lesions, depths, _crops(mask), strict=True):
         offset = tuple(s.start for s in box)
         hu = contrast = None
-        if ct is not None:
-            values = _hu(ct, box)
+        values = None if ct is None else _hu(ct, box)
+        if values is not None:
             inside = values[lesion].astype(np.float64)
             figures = (inside.mean(), inside.std(), *np.percentile(inside, _PERCENTILES))
             hu = {name: float(figure) for name, figure in zip(_hu_names(), figures, strict=True)}
@@ -283,10 +292,11 @@ def _measure_lesions(
         yield LesionMeasurement(
             statistic,
             lesion_axes(lesion, mask.geometry, offset),
-            _sphericity(lesion, steps_mm, statistic.volume_ml),
+            _sphericity(lesion, steps_mm),
             depth,
             hu,
             contrast,
+            radiomics_of(lesion, values, mask.spacing_mm if rectangular else None) if radiomics else None,
         )
 
 
@@ -315,14 +325,16 @@ def _hu_names() -> list[str]:
     return ["mean", "sd", *(f"p{p}" for p in _PERCENTILES)]
 
 
-def _sphericity(lesion: np.ndarray, steps_mm: np.ndarray, volume_ml: float) -> float | None:
+def _sphericity(lesion: np.ndarray, steps_mm: np.ndarray) -> float | None:
     if np.count_nonzero(lesion) < 8:
         return None
     from skimage.measure import marching_cubes, mesh_surface_area
 
     corners, faces, _, _ = marching_cubes(np.pad(lesion, 1).astype(np.float32), 0.5)
-    area_mm2 = mesh_surface_area(corners @ steps_mm.T, faces)
-    return min(1.0, float(math.pi ** (1 / 3) * (6000 * volume_ml) ** (2 / 3) / area_mm2))
+    corners_mm = corners.astype(np.float64) @ steps_mm.T
+    a, b, c = np.moveaxis(corners_mm[faces], 1, 0)
+    volume_mm3 = abs(np.einsum("ij,ij->", a, np.cross(b, c))) / 6  # of the tetrahedra from the origin to each face
+    return float((36 * math.pi * volume_mm3**2) ** (1 / 3) / mesh_surface_area(corners_mm, faces))
 
 
 def measurement_tables(measured: Sequence[Measurement]) -> tuple[str, str]:
@@ -337,7 +349,8 @@ def measurement_tables(measured: Sequence[Measurement]) -> tuple[str, str]:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
-    names = list(rows[0]) if rows else ["case"]
+    # masks of other classes name their columns otherwise
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["case"]
     writer = csv.DictWriter(text, names, lineterminator="\r\n")
     writer.writeheader()
     writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
