@@ -1,6 +1,6 @@
 """Augmentation of HU slices and their masks, in graph operations.
 
-Everything random is a function of the seed pair, so that (seed, epoch, step) gives the same slices on any machine.
+All random numbers are functions of the seed pair, so that (seed, epoch, step) gives the same slices on any machine.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from liverseg_tf.errors import ConfigError
 from liverseg_tf.hounsfield import AIR_HU, BODY_HU
 from liverseg_tf.labels import BACKGROUND
 
-# Soft tissue takes up contrast agent above about this density; unenhanced parenchyma lies near it.
+# HU of unenhanced parenchyma; contrast agent raises soft tissue above it.
 _UNENHANCED_HU = 40.0
 _BLUR_TAPS = 3
 
 
 @dataclass(frozen=True)
 class Augmentation(Config):
-    """Vary a slice as scanners, protocols and patients do; the mask follows through the same coordinates.
+    """Vary a slice as scanners, protocols and patients vary; the mask is moved by the same coordinates.
 
-    One composed warp moves the slice (HU bilinear, labels nearest; air and background outside), then its HU change.
-    Every amount is the largest one: a slice draws uniformly from [-amount, amount]. 0 turns a variation off.
+    One composed warp moves the slice (HU bilinear, labels nearest; air and background outside), then HU are changed.
+    Every amount is a maximum: a slice draws uniformly from [-amount, amount]. 0 turns a variation off.
 
     Attributes:
         rotation_degrees: in-plane rotation.
         scale: (smallest, largest) magnification, drawn log-uniformly.
-        anisotropy: by how much rows and columns are scaled apart, as a fraction.
-        shift: along rows and columns each, as a fraction of the longer side.
+        anisotropy: difference in scale of rows and columns, as a fraction.
+        shift: shift along rows and along columns, as a fraction of the longer side.
         elastic: displacement of a smooth random field, as a fraction of the longer side.
         elastic_nodes: nodes of that field along each axis.
         flip_rows: mirror front and back in half the slices. Off, as anatomy is not symmetric.
-        flip_columns: mirror left and right in half the slices. Off likewise.
+        flip_columns: mirror left and right in half the slices. Off for the same reason.
         hu_shift: added to all HU.
         hu_scale: HU scaled by 1 plus this.
-        contrast: densities above unenhanced tissue (40 HU) stretched by 1 plus this: more or less contrast agent.
+        contrast: HU above unenhanced tissue (40 HU) are stretched by 1 plus this: more or less contrast agent.
         noise_hu: standard deviation of white noise, drawn from [0, noise_hu].
         blur_pixels: standard deviation of a Gaussian blur, drawn from [0, blur_pixels].
         blur_probability: share of slices that are blurred.
         thick_slice_pixels: how far structures move within a simulated thick slice, as the mean of three shifted copies.
         thick_slice_probability: share of slices made thick.
-        couch_removed_probability: share of slices of which all that is thin and outside the body becomes air.
+        couch_removed_probability: share of slices in which thin structures outside the body become air.
         couch_added_probability: share of slices that get a curved couch below the body.
 
     Raises:
-        ConfigError: for a negative amount, a probability beyond [0, 1], or an impossible scale.
+        ConfigError: for a negative amount, a probability outside [0, 1], or an impossible scale.
 
     Examples:
         >>> import tensorflow as tf
@@ -105,11 +105,11 @@ class Augmentation(Config):
 
         Args:
             hu: (H, W) or (B, H, W) HU, any real dtype; H and W static or not.
-            labels: the same shape, integer class indices (255, "ignore", is moved like any other).
+            labels: the same shape, integer class indices (255, "ignore", is treated like any other).
             seed: two integers, or an int tensor of shape (2,). Slices of one batch vary independently.
 
         Returns:
-            hu float32 and labels uint8, in the shapes that came in.
+            hu float32 and labels uint8, in the shapes of the input.
         """
         hu, labels, single = as_batch(hu, labels)
         seeds = tf.unstack(tf.random.split(tf.convert_to_tensor(seed, tf.int32), num=9))
@@ -238,7 +238,7 @@ class Augmentation(Config):
 
 
 def as_batch(hu: Any, labels: Any) -> tuple[tf.Tensor, tf.Tensor, bool]:
-    """Bring one slice or a batch to (B, H, W) float32 and uint8; also tells whether it was one slice."""
+    """Convert one slice or a batch to (B, H, W) float32 and uint8; also returns whether it was one slice."""
     hu = tf.cast(tf.convert_to_tensor(hu), tf.float32)
     labels = tf.cast(tf.convert_to_tensor(labels), tf.uint8)
     single = hu.shape.rank == 2
@@ -318,14 +318,14 @@ def _moved(hu, step_y, step_x):
 
 
 def _body(hu):
-    """(B, H, W) bool: what is left of the tissue when thin structures, as a couch's shell, are opened away."""
+    """(B, H, W) bool: tissue without thin structures such as the couch's shell (morphological opening)."""
 
     def dilated(mask, size):
         mask = tf.nn.max_pool2d(mask, (size, 1), 1, "SAME")
         return tf.nn.max_pool2d(mask, (1, size), 1, "SAME")
 
     tissue = tf.cast(hu > BODY_HU, tf.float32)[..., None]
-    # Lungs and bowel gas inside the body must not be taken for outside: dilate, fill by rows and columns, erode.
+    # So that lungs and bowel gas count as body: dilate, fill by rows and columns, erode.
     closed = 1.0 - dilated(1.0 - tissue, 9)
     core = dilated(closed, 13) > 0.5
     core = core[..., 0]

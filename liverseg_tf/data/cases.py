@@ -27,7 +27,7 @@ class Case:
 
     Attributes:
         id: number in the file's name.
-        patient: whose it is; what splits, folds and bootstraps go by.
+        patient: the patient's name; splits, folds and bootstraps group by it.
         volume: the CT.
         segmentation: its mask, or None for a case to predict.
     """
@@ -46,20 +46,20 @@ class Case:
 def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list[Case]:
     """Find CTs and masks in folders and pair them by number.
 
-    Knows LiTS's names (`volume-7.nii`, `segmentation-7.nii`, also .nii.gz) in any sub-folder, and the Medical
+    Recognises LiTS's names (`volume-7.nii`, `segmentation-7.nii`, also .nii.gz) in any sub-folder, and the Medical
     Segmentation Decathlon's layout (`imagesTr/liver_7.nii.gz`, `labelsTr/liver_7.nii.gz`, `imagesTs/...`).
-    Hidden files and folders are passed over.
+    Hidden files and folders are skipped.
 
     Args:
         folders: any number of folders, searched recursively; volumes and masks may lie in different ones.
-        patients: CSV file with the columns `id,patient`; cases not in it are each their own patient.
+        patients: CSV file with the columns `id,patient`; each case not in it is its own patient.
 
     Returns:
         Cases in the order of their numbers.
 
     Raises:
         InputFileError: if a folder is missing.
-        CaseError: if no volume is found, or a number is there twice.
+        CaseError: if no volume is found, or two files have the same number.
 
     Warns:
         DataWarning: for masks without a volume.
@@ -90,7 +90,7 @@ class CaseFiles:
     """NIfTI files by the number in their name.
 
     Attributes:
-        volumes, masks: number -> files that have it; more than one is a mistake.
+        volumes, masks: number -> its files; more than one is an error.
         others: files without a number.
     """
 
@@ -100,7 +100,7 @@ class CaseFiles:
 
 
 def find_files(*folders: str | Path) -> CaseFiles:
-    """Find what `find_cases` pairs, doubles included.
+    """Find the files that `find_cases` pairs, duplicates included.
 
     Raises:
         InputFileError: if a folder is missing.
@@ -117,7 +117,7 @@ def find_files(*folders: str | Path) -> CaseFiles:
 
 
 def no_volumes(folders: Sequence[str | Path], masks: int) -> CaseError:
-    """The error where folders hold no CT."""
+    """The error for folders without a CT."""
     return CaseError(
         f"{', '.join(map(str, folders))}: expected CTs named volume-<number>.nii or .nii.gz (LiTS) or "
         f"imagesTr/<name>_<number>.nii.gz (Medical Segmentation Decathlon), got none"
@@ -151,7 +151,7 @@ def read_patients(path: str | Path) -> dict[int, str]:
 
 
 def case_number(path: str | Path) -> int | None:
-    """The case number in a file's name, or None: of `segmentation-7`, `volume-7_seg`, `liver_7`, `liver_7_seg`."""
+    """The case number in a file's name, or None: 7 for `segmentation-7`, `volume-7_seg`, `liver_7`, `liver_7_seg`."""
     match = _NUMBERED_NAME.fullmatch(stem(path))
     return int(match[1] or match[2]) if match else None
 
@@ -165,12 +165,12 @@ def is_mask_name(path: str | Path) -> bool:
 def split_by_patient(
     cases: Sequence[Case], validation_fraction: float = 0.2, seed: int = 0
 ) -> tuple[list[Case], list[Case]]:
-    """Split cases so that no patient is on both sides.
+    """Split cases so that no patient is in both parts.
 
     Args:
         cases: at least two patients.
         validation_fraction: share of the patients to validate on, above 0 and below 1; at least one patient.
-        seed: any integer of at least 0; same seed, same split.
+        seed: any integer of at least 0; the same seed gives the same split.
 
     Returns:
         Training and validation cases, each in the order of `cases`.
@@ -189,7 +189,7 @@ def split_by_patient(
 
 
 def folds_by_patient(cases: Sequence[Case], folds: int, seed: int = 0) -> list[tuple[list[Case], list[Case]]]:
-    """Split cases into `folds` pairs of training and validation, each patient validated on exactly once.
+    """Split cases into `folds` pairs of training and validation, with each patient in exactly one validation part.
 
     Raises:
         CaseError: if there are fewer patients than folds.
@@ -207,7 +207,7 @@ def with_masks(cases: Iterable[Case]) -> list[Case]:
     """The cases that have a mask.
 
     Raises:
-        CaseError: if none has.
+        CaseError: if no case has one.
     """
     labelled = [case for case in cases if case.segmentation is not None]
     if not labelled:
@@ -235,7 +235,7 @@ def _nifti_files(folders: Sequence[str | Path]) -> list[Path]:
             raise InputFileError(f"{folder}: expected a folder of CTs, {what}; check the path")
         for path in sorted(folder.rglob("*")):
             if is_nifti_name(path) and path.is_file() and not is_hidden(path, folder):
-                files.setdefault(path.resolve(), path)  # overlapping folders are no doubles
+                files.setdefault(path.resolve(), path)  # a file found through two overlapping folders counts once
     return list(files.values())
 
 

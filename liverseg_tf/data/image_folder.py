@@ -1,11 +1,11 @@
-"""The data set on disk as the original had it: slices as three-channel JPG or PNG, masks as PNG.
+"""A data set on disk in the original project's format: slices as three-channel JPG or PNG, masks as PNG.
 
     OUTPUT/index.json                      settings, and case, slice and patient of each picture
     OUTPUT/images/volume-7_slice_12.jpg    liver window, custom window and histogram as red, green and blue
     OUTPUT/masks/volume-7_slice_12.png     class indices, gray
 
-NIfTI files by `slice_dataset` need no such copy and lose nothing; this is for looking, for other programs, and for
-comparison with the original, which rounded channels to 8 bits and compressed them with JPG's losses.
+`slice_dataset` reads NIfTI files directly and without loss. This format is for viewing, for other programs, and for
+comparison with the original, which rounded channels to 8 bits and compressed them as lossy JPG.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from liverseg_tf.labels import CLASSES
 from liverseg_tf.ownership import claim_folder, owned_write
 
 FORMATS = ("jpg", "png")
-# Every third volume in the string order of the files' names, and every second slice.
+# Every third volume in alphabetical order of the file names, and every second slice.
 ORIGINAL_SELECTION = SliceSelection(every_volume=3, every_slice=2, order="name")
 INDEX = "index.json"
 
@@ -55,7 +55,7 @@ class _Index(Config):
             raise ConfigError(f"image format: expected one of {', '.join(FORMATS)}. Received: {self.format!r}")
         if self.channels.count not in (1, 3):
             raise ConfigError(
-                f"pictures hold one or three channels: expected so many windows and histogram. "
+                f"pictures hold one or three channels: expected that many windows and histogram. "
                 f"Received: {self.channels.count} channels"
             )
 
@@ -67,7 +67,7 @@ class ImageSlice:
     Attributes:
         case: number of the volume.
         slice: slice of the volume, counted from inferior.
-        patient: whose it is.
+        patient: the patient's name.
         image: JPG or PNG file.
         mask: PNG file.
         channels: how many channels the picture has, 1 or 3.
@@ -92,26 +92,27 @@ def write_image_folder(
     hu_range: tuple[float, float] | None = HU_RANGE,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> list[ImageSlice]:
-    """Write slices as pictures of their channels, and their masks; the folder appears whole or not at all.
+    """Write slices as pictures of their channels, and their masks. After an error no partial folder is left.
 
     Reading, channels and encoding run in parallel in graph operations. Channels are rounded to 8 bits.
 
     Args:
         cases: those with a mask are written.
-        output: folder to make; an image folder of ours is replaced if no file in it was changed or added.
-        format: "jpg" or "png" (larger, without JPG's losses).
-        quality: of JPG, 1 to 100; fastai's `save_jpg` takes 90.
-        selection: which slices; the original's by default.
+        output: folder to make; an earlier image folder of this library is replaced if no file in it was changed or
+            added.
+        format: "jpg", or "png" (larger, lossless).
+        quality: JPG quality, 1 to 100; fastai's `save_jpg` uses 90.
+        selection: which slices; by default the original's selection.
         channels: how HU become channels, one or three; liver window, custom window and histogram by default.
-        hu_range: HU to clip to, or None for none, as the original.
-        progress: called with the number of slices written and their total, None where it is not known beforehand.
+        hu_range: HU range to clip to, or None for no clipping, as in the original.
+        progress: called with the number of slices written and their total, None if it is unknown.
 
     Returns:
         What was written, in the order of cases and slices.
 
     Raises:
-        CaseError: if no case has a mask, a number is there twice, or no slice is selected.
-        ConfigError: for an unknown format, or channels that make no picture.
+        CaseError: if no case has a mask, two cases have the same number, or no slice is selected.
+        ConfigError: for an unknown format, or a number of channels that no picture can hold.
         InputFileError, GeometryError, LabelError: for files that can't be used.
         OutputError: if `output` holds anything but an image folder, or can't be written.
 
@@ -156,7 +157,7 @@ def write_image_folder(
         except tf.errors.OpError as error:
             raise explain_read_error(error, chosen) from error
         if not rows:
-            raise CaseError("expected slices to write, the selection takes none; take more volumes or slices")
+            raise CaseError("expected slices to write, but the selection is empty; select more volumes or slices")
         rows.sort(key=lambda row: (row.case, row.slice))
         index = _Index(format, config.channels, hu_range, tuple(rows))
         (temporary / INDEX).write_text(index.to_json(), encoding="utf-8")
@@ -168,7 +169,7 @@ def read_image_folder(folder: str | Path) -> list[ImageSlice]:
 
     Raises:
         InputFileError: if the folder, its index, a picture or a mask is missing or empty.
-        ConfigError: if the index is no such index.
+        ConfigError: if the index has other content.
 
     Examples:
         >>> training, validation = split_by_patient(read_image_folder("LiTS_jpg"))  # doctest: +SKIP
@@ -199,18 +200,18 @@ def image_folder_dataset(
 
     Args:
         source: the folder, or some of its slices (one side of a split).
-        image_size: rows and columns in pixels of channels and labels, brought there as `slice_dataset` does; None
-            keeps the pictures' own size.
-        shuffle: mix all slices, anew each time the dataset is gone through.
-        seed: decides that order.
+        image_size: rows and columns in pixels of channels and labels, resized as in `slice_dataset`; None keeps the
+            pictures' own size.
+        shuffle: shuffle all slices, differently in each pass through the dataset.
+        seed: of the shuffled order.
         with_index: add `{"case": int64, "slice": int64}`.
 
     Returns:
-        An unbatched dataset of (channels (S, S, C) float32 in [0, 1], labels (S, S) uint8), which `Model.fit` takes
-        once batched. A damaged file is TensorFlow's error when it is read; `explain_image_error` names the file.
+        An unbatched dataset of (channels (S, S, C) float32 in [0, 1], labels (S, S) uint8), for `Model.fit` once
+        batched. A damaged file raises TensorFlow's error when it is read; `explain_image_error` names the file.
 
     Raises:
-        InputFileError, ConfigError: as `read_image_folder`, or for no slices at all.
+        InputFileError, ConfigError: as `read_image_folder`, or if there are no slices.
 
     Examples:
         >>> dataset = image_folder_dataset("LiTS_jpg", image_size=128, shuffle=True).batch(16)  # doctest: +SKIP
@@ -254,7 +255,7 @@ def image_folder_dataset(
 
 
 def explain_image_error(error: Exception, slices: Sequence[ImageSlice]) -> LiverSegError:
-    """Turn TensorFlow's error while reading pictures into one that names the file and says what is wrong with it."""
+    """Turn TensorFlow's error while reading pictures into one that names the file and its defect."""
     for item in slices:
         shapes = []
         for path, channels in ((item.image, item.channels), (item.mask, 1)):
@@ -269,11 +270,11 @@ def explain_image_error(error: Exception, slices: Sequence[ImageSlice]) -> Liver
             return LabelError(
                 f"{item.mask}: expected values 0 to {len(CLASSES) - 1}, got {int(tf.reduce_max(picture))}"
             )
-    return InputFileError(f"reading pictures failed, though every file reads well by itself: {str(error)[:300]}")
+    return InputFileError(f"reading pictures failed, although every file can be read by itself: {str(error)[:300]}")
 
 
 def _decode(path, channels: int):
-    """JPG or PNG, by content, in its own size: (rows, columns, channels) uint8."""
+    """JPG or PNG, recognised by content, in its own size: (rows, columns, channels) uint8."""
     picture = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
     return tf.ensure_shape(picture, (None, None, channels))
 

@@ -1,9 +1,10 @@
-"""Synthetic liver tumours, drawn into the labelled liver of HU slices, in graph operations.
+"""Synthetic liver tumours, drawn into the labelled liver of HU slices with graph operations.
 
-The idea and its proof are Hu et al., "Label-Free Liver Tumor Segmentation", CVPR 2023 (arXiv 2303.14869): a network
-trained on synthetic tumours alone comes close to one trained on real ones. As there: deformed ellipsoids from 3 to
-about 60 mm, placed inside the liver clear of vessels, with textured lower densities, blurred edges and a capsule.
-Their mass effect, and everything along the third axis, is left out: slices are drawn one by one.
+The idea and its evaluation are from Hu et al., "Label-Free Liver Tumor Segmentation", CVPR 2023 (arXiv 2303.14869): a
+network
+trained on synthetic tumours alone comes close to one trained on real ones. As in the paper, lesions are deformed
+ellipsoids from 3 to about 60 mm, inside the liver and clear of vessels, with lower, textured HU, blurred edges and a
+capsule. Unlike in the paper, there is no mass effect, and slices are drawn independently in 2-D.
 """
 
 from __future__ import annotations
@@ -18,43 +19,44 @@ from liverseg_tf.data.augmentation import as_batch, smooth_noise
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.labels import LIVER, TUMOUR
 
-# Side of the window that tells vessels and dark regions from noise, in pixels.
+# Side of the smoothing window that separates vessels and dark regions from noise, in pixels.
 _SMOOTHING = 5
 _COARSE_NODES, _FINE_NODES = 28, 80
 
 
 @dataclass(frozen=True)
 class LesionSynthesis(Config):
-    """Draw tumours into labelled livers; labels change from liver to tumour and in no other way.
+    """Draw tumours into labelled livers. Labels change only from liver to tumour.
 
-    A lesion is an ellipse whose edge is pulled inwards by smooth noise, so that no diameter exceeds the drawn one.
+    A lesion is an ellipse whose edge is pulled inwards by smooth noise, so no diameter exceeds `diameter_mm`.
     Each number pair is a range to draw from uniformly, unless said otherwise.
 
     Attributes:
         probability: share of slices that get lesions.
-        max_lesions: most lesions in one slice; their number is drawn from 1 to this, smaller numbers more often.
-        diameter_mm: of the long axis, drawn log-uniformly. Hu et al. draw radii around 4, 8, 16 and 32 voxels, +-25 %.
+        max_lesions: largest number of lesions in a slice; the number is drawn from 1 to this, small numbers more often.
+        diameter_mm: long axis, drawn log-uniformly. Hu et al. draw radii around 4, 8, 16 and 32 voxels, +-25 %.
         aspect: short axis over long axis.
         irregularity: largest depth of the edge's dents, as a fraction of the radius.
-        edge_mm: width over which the density passes from liver to lesion.
+        edge_mm: width of the transition from liver to lesion.
         largest_liver_share: a lesion's long axis is shortened until its ellipse fits this share of the slice's liver.
-        hypodense_hu: drop below the liver's mean of an ordinary lesion, drawn with more weight on small drops. Portal
-            venous lesions lie 10 to 80 HU below the liver; Hu et al. used 65 to 145 times a texture of mean about 0.5.
-        hyperdense_hu: rise above the liver's mean of a hyperdense lesion.
+        hypodense_hu: how far an ordinary lesion's HU are below the liver's mean; small values are drawn more often. In
+            the portal venous phase lesions are 10 to 80 HU below the liver; Hu et al. used 65 to 145 times a texture of
+            mean about 0.5.
+        hyperdense_hu: how far a hyperdense lesion's HU are above the liver's mean.
         hyperdense_probability: share of slices whose lesions are hyperdense.
-        similarity: lesions of one slice share the slice's density change, each times 1 plus or minus this.
-        texture_hu: largest amplitude of density variations within a lesion.
+        similarity: the HU change of a slice's lesions is the same up to a factor of 1 plus or minus this.
+        texture_hu: largest amplitude of HU variations within a lesion.
         necrosis_hu: further drop in the core of a necrotic lesion.
         necrosis_probability: share of lesions with such a core.
         necrosis_share: the core's radius over the lesion's.
-        rim_hu: rise along the edge of a rim-enhancing or encapsulated lesion; falls off over `rim_mm`.
+        rim_hu: increase along the edge of a rim-enhancing or encapsulated lesion; it falls off over `rim_mm`.
         rim_mm: half width of that rim.
         rim_probability: share of lesions with a rim.
-        calcified_hu: rise in patches of a calcified lesion, or of one treated with iodised oil.
+        calcified_hu: increase in patches of a calcified lesion, or of one treated with iodised oil.
         calcified_probability: share of lesions with such patches.
-        lowest_hu: no density change ends below this (a simple cyst holds water).
-        vessel_margin_hu: centres keep to liver within this of the liver's mean, after smoothing: clear of large
-            vessels, and of lesions that are there already.
+        lowest_hu: no change lowers HU below this (a simple cyst contains water).
+        vessel_margin_hu: lesion centres are placed where smoothed HU are within this of the liver's mean, away from
+            large vessels and existing lesions.
 
     Raises:
         ConfigError: for a range that is empty or out of bounds.
@@ -117,7 +119,7 @@ class LesionSynthesis(Config):
 
         Args:
             hu: (H, W) or (B, H, W) HU, any real dtype; H and W static or not.
-            labels: the same shape, integer; where it is 1 (liver), lesions may come. Other values stay.
+            labels: the same shape, integer; lesions are drawn where it is 1 (liver). Other values are kept.
             seed: two integers, or an int tensor of shape (2,). Slices of one batch vary independently.
             spacing_mm: (row, column) pixel spacing, above 0; two numbers, or a tensor of shape (2,) or (B, 2).
 
@@ -140,7 +142,7 @@ class LesionSynthesis(Config):
         mean_hu = _typical_hu(smooth, liver)
         pixels = tf.reduce_sum(tf.cast(liver, tf.float32), axis=(1, 2))[:, None]
 
-        # Per lesion, all (B, lesions): where, how large, how dense.
+        # For each lesion, all (B, lesions): position, size, HU.
         center_y, center_x = _centers(liver, tf.abs(smooth - mean_hu) < self.vessel_margin_hu, draw())
         low, high = (tf.math.log(d / 2.0) for d in self.diameter_mm)
         radius = tf.exp(draw((low, high)))
@@ -169,7 +171,7 @@ class LesionSynthesis(Config):
         coarse = smooth_noise(tf.shape(hu), _COARSE_NODES, next(seeds))[..., 0]
         fine = smooth_noise(tf.shape(hu), _FINE_NODES, next(seeds))[..., 0]
 
-        # A vessel that runs into a lesion ends there; the image's own noise stays.
+        # Vessels end at a lesion; the image noise is kept.
         without_vessels = hu - tf.nn.relu(smooth - mean_hu - 8.0)
         y, x = tf.range(tf.shape(hu)[1]), tf.range(tf.shape(hu)[2])
         y, x = (
@@ -224,7 +226,7 @@ class LesionSynthesis(Config):
 
 
 def _typical_hu(smooth, liver):
-    """The liver's mean HU without what lies far from it, (B, 1, 1)."""
+    """The liver's mean HU without outliers, (B, 1, 1)."""
 
     def mean(chosen):
         weight = tf.cast(chosen, tf.float32)
@@ -236,7 +238,7 @@ def _typical_hu(smooth, liver):
 
 
 def _centers(liver, preferred, uniform):
-    """Draw pixels of the liver, preferred ones where there are any: (B, K) uniform numbers -> rows and columns."""
+    """Choose liver pixels, among the preferred ones if there are any: (B, K) uniform numbers -> rows, columns."""
     batch, columns = tf.shape(liver)[0], tf.shape(liver)[2]
     preferred = liver & preferred
     any_preferred = tf.reduce_any(preferred, axis=(1, 2), keepdims=True)

@@ -20,30 +20,31 @@ from liverseg_tf.errors import ConfigError, GeometryError, GeometryWarning, Inpu
 SUFFIXES = (".nii", ".nii.gz")
 _VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
 DEFAULT_MAX_BYTES = 8 * 1024**3
-# deflate can't expand more than this: a smaller file can't hold what its header declares
+# deflate's largest compression ratio: a smaller file can't hold the voxels that its header declares
 _LARGEST_GZIP_RATIO = 1032
 _OBLIQUE_DEGREES = 15.0
-# NIfTI's code of a plain text in the header's extensions, and how far into a file they are looked for
+# NIfTI's code for plain text in header extensions, and how far into a file extensions are searched
 _COMMENT, _LONGEST_EXTENSIONS = 6, 1 << 16
 # NIfTI's codes of spatial units; 0, unknown, is millimetres as everywhere.
 _UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
-# nibabel would tell on stderr of every field that it sets right
+# nibabel would print every field that it corrects to stderr
 _silent = logging.getLogger(f"{__name__}.header")
 _silent.setLevel(logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True, eq=False)
 class NiftiFile:
-    """What the header of a checked NIfTI file says; the voxels are not read yet.
+    """The header of a checked NIfTI file; the voxels are not read yet.
 
     Attributes:
         path: the file.
         shape: (x, y, z) as stored, x fastest.
-        dtype: of the stored voxels, byte order included.
-        slope, intercept: stored values times slope plus intercept are HU.
-        affine: (4, 4) float64, voxel indices to mm (whatever the header's unit), nibabel's choice of sform and qform.
+        dtype: dtype of the stored voxels, with byte order.
+        slope, intercept: HU are stored values times slope plus intercept.
+        affine: (4, 4) float64, voxel indices to mm (whatever the header's unit), from sform or qform as nibabel
+            chooses.
         offset: bytes before the first voxel, in the uncompressed stream.
-        header: nibabel's header, for writing results like it.
+        header: nibabel's header, for results on the same grid.
     """
 
     path: Path
@@ -69,10 +70,10 @@ class NiftiFile:
 
 
 def max_bytes_limit(max_bytes: int | None = None) -> int:
-    """Most bytes that a volume may take in memory: the argument, else LIVERSEG_MAX_BYTES, else 8 GiB.
+    """The memory limit of a volume in bytes: the argument, else LIVERSEG_MAX_BYTES, else 8 GiB.
 
     Raises:
-        ConfigError: if the environment variable is no positive integer.
+        ConfigError: if the environment variable is not a positive integer.
     """
     if max_bytes is not None:
         return max_bytes
@@ -85,31 +86,31 @@ def max_bytes_limit(max_bytes: int | None = None) -> int:
 
 
 def is_nifti_name(path: str | Path) -> bool:
-    """Tell whether a file's name ends in .nii or .nii.gz and is not hidden."""
+    """Whether a file's name ends in .nii or .nii.gz and is not hidden."""
     name = Path(path).name
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def stem(path: str | Path) -> str:
-    """A file's name without the ending of a volume's format."""
+    """A file's name without its format's extension."""
     name = Path(path).name
     lower = name.lower()
     return next((name[: -len(s)] for s in _VOLUME_ENDINGS if lower.endswith(s)), name)
 
 
 def open_nifti(path: str | Path, max_bytes: int | None = None) -> NiftiFile:
-    """Check a NIfTI file's name, signature, header and size, before any memory is taken for it.
+    """Check a NIfTI file's name, signature, header and size, before allocating memory for it.
 
     Args:
         path: a .nii or .nii.gz file, NIfTI-1 or NIfTI-2, 2-D or 3-D (or 4-D with a trailing 1).
-        max_bytes: most bytes its voxels may take; see `max_bytes_limit`.
+        max_bytes: memory limit for its voxels; see `max_bytes_limit`.
 
     Raises:
-        InputFileError: if it is missing, empty, no NIfTI, misnamed, truncated, too large or of an unusable dtype.
+        InputFileError: if it is missing, empty, not NIfTI, misnamed, truncated, too large or of an unusable dtype.
         GeometryError: if its dimensions or its affine can't be used.
 
     Warns:
-        GeometryWarning: where qform and sform disagree, or the slices lie more than 15 degrees oblique.
+        GeometryWarning: if qform and sform disagree, or the slices are more than 15 degrees oblique.
     """
     file = check_nifti(path, max_bytes)
     for doubt in doubts_about_affine(file):
@@ -118,7 +119,7 @@ def open_nifti(path: str | Path, max_bytes: int | None = None) -> NiftiFile:
 
 
 def check_nifti(path: str | Path, max_bytes: int | None = None) -> NiftiFile:
-    """`open_nifti` without its warnings, for threads."""
+    """`open_nifti` without warnings, for use in threads."""
     path = Path(path)
     size = _check_exists(path)
     header = _read_header(path)
@@ -172,7 +173,7 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
     try:
         voxels = np.empty(math.prod(file.shape), file.dtype)
     except MemoryError as error:
-        raise InputFileError(f"{file.path}: needs {_size(file.data_bytes)}, more memory than there is") from error
+        raise InputFileError(f"{file.path}: needs {_size(file.data_bytes)}, more memory than is available") from error
     view = voxels.view(np.uint8).data
     try:
         with gzip.open(file.path) if file.compressed else file.path.open("rb") as stream:
@@ -187,7 +188,7 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
                     )
                 done += count
             if file.compressed:
-                stream.read(1 << 20)  # reaching the end checks the checksum
+                stream.read(1 << 20)  # reading to the end verifies the checksum
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(file.path, error) from None
     except OSError as error:
@@ -259,9 +260,9 @@ def _read_header(path: Path) -> nib.Nifti1Header:
         raise InputFileError(f"{path}: is truncated inside its header; copy or download it again")
     try:
         header = header_class.from_fileobj(io.BytesIO(start[: header_class.sizeof_hdr] + b"\0\0\0\0"), check=False)
-        header.check_fix(logger=_silent)  # what it can't fix it raises
+        header.check_fix(logger=_silent)  # nibabel raises an error for what it can't fix
         return header
-    except Exception as error:  # nibabel raises many kinds for a broken header
+    except Exception as error:  # nibabel raises many kinds of error for a broken header
         raise InputFileError(f"{path}: its NIfTI header is broken ({first_line(error)})") from None
 
 
@@ -277,7 +278,7 @@ def _check_dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
     try:
         dtype = header.get_data_dtype()
     except Exception as error:
-        raise InputFileError(f"{path}: its voxels are of an unknown type ({first_line(error)})") from None
+        raise InputFileError(f"{path}: its voxels have an unknown type ({first_line(error)})") from None
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         kind = "complex" if dtype.kind == "c" else "RGB" if dtype.names else str(dtype)
         raise InputFileError(f"{path}: expected one integer or float value a voxel, got {kind}; export the CT as int16")
@@ -313,15 +314,15 @@ def _affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:
 
 
 def unit_mm(header: nib.Nifti1Header | None) -> float:
-    """Millimetres in the unit of length that a NIfTI header's affine has."""
+    """Millimetres per unit of length in a NIfTI header."""
     return 1.0 if header is None else _UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def check_affine(affine: np.ndarray, name: str) -> None:
-    """Check that an affine (4, 4) spans a voxel grid.
+    """Check that an affine (4, 4) describes a voxel grid.
 
     Raises:
-        GeometryError: with the affine.
+        GeometryError: if not; the message shows the affine.
     """
     with np.errstate(all="ignore"):
         sizes = nib.affines.voxel_sizes(affine)
@@ -334,17 +335,17 @@ def check_affine(affine: np.ndarray, name: str) -> None:
 
 
 def doubts_about_affine(file: NiftiFile) -> list[str]:
-    """Say what is usable but suspicious about a file's affine."""
+    """What is usable but suspicious about a file's affine, in words."""
     doubts = []
     try:
         qform, sform = file.header.get_qform(coded=True)[0], file.header.get_sform(coded=True)[0]
-    except Exception:  # a broken qform that nibabel's choice of affine didn't need
+    except Exception:  # a broken qform that is not used for the affine
         qform = sform = None
     if qform is not None and sform is not None and not np.allclose(qform, sform, atol=1e-3):
         doubts.append("qform and sform disagree; the sform is used, as nibabel does")
     angle = math.degrees(float(np.max(nib.affines.obliquity(file.affine))))
     if angle > _OBLIQUE_DEGREES:
-        doubts.append(f"its axes lie {angle:.0f} degrees oblique to the patient's; the model saw straight slices")
+        doubts.append(f"its axes lie {angle:.0f} degrees oblique to the patient's; the model knows axial slices")
     return doubts
 
 

@@ -1,8 +1,9 @@
-"""CT phantoms: abdomens made of smooth implicit functions, with exact truth, written as LiTS-style pairs.
+"""CT phantoms: abdomens made of smooth implicit functions with exact labels, written as LiTS-style pairs.
 
-Anatomy is laid out in millimetres (x to the patient's left, y to the back, z to the head; z = 0 at the top of the
-right diaphragm) and drawn from the seed alone, so one seed is one patient at any matrix size. Each organ is a signed
-distance (negative inside) evaluated on coordinate grids; its edge is one voxel soft, as partial volume makes it.
+Anatomy is defined in millimetres (x to the patient's left, y to the back, z to the head; z = 0 at the top of the
+right diaphragm) and drawn from the seed only, so a seed gives the same patient at any matrix size. Each organ is a
+signed distance (negative inside) evaluated on coordinate grids; its edge is blurred over one voxel, like the partial
+volume effect.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from liverseg_tf.ownership import claim, claim_folder, owned_write, save_image
 
 DEFAULT_SHAPE = (128, 128, 40)
 _SMALLEST_SHAPE = (32, 32, 8)
-# Voxels drawn at a time: keeps the intermediate arrays small, whatever the shape.
+# Voxels drawn at a time, to keep intermediate arrays small.
 _SLAB_VOXELS = 2_000_000
 
 
@@ -38,10 +39,10 @@ class Phantom:
     Attributes:
         hu: (rows, columns, slices) int16 Hounsfield units; rows run anterior to posterior, columns from the
             patient's right to left, slices inferior to superior.
-        labels: the same shape, uint8: 0 background, 1 liver, 2 tumour. Exact: the geometry that `hu` was drawn from.
+        labels: the same shape, uint8: 0 background, 1 liver, 2 tumour. Exact: from the same geometry as `hu`.
         spacing_mm: true voxel size (row, column, slice) in mm.
-        geometry: grid of the file to store it in. Its affine is the identity for some, as in LiTS 28 to 47: the
-            file has then lost the spacing.
+        geometry: grid of the file. For some patients its affine is the identity, as in LiTS 28 to 47, and the file
+            lacks the spacing.
         description: JSON-able facts: phase, noise, padding, orientation, spacing, liver HU and volume, tumours.
     """
 
@@ -61,8 +62,8 @@ def make_phantom(seed: int | Sequence[int], shape: tuple[int, int, int] = DEFAUL
     """Make one CT phantom of the abdomen.
 
     Args:
-        seed: decides everything but the shape; the same seed is the same patient in any shape.
-        shape: (rows, columns, slices). The field of view is the patient's, so spacing follows from the shape.
+        seed: decides everything except the shape; the same seed gives the same patient in any shape.
+        shape: (rows, columns, slices). The field of view belongs to the patient, so the shape determines the spacing.
 
     Returns:
         The phantom, with its exact labels.
@@ -130,23 +131,25 @@ def write_phantoms(
 ) -> list[dict[str, Any]]:
     """Write LiTS-style pairs `volume-<i>.nii.gz` and `segmentation-<i>.nii.gz`.
 
-    As DICOM the CT is a folder `volume-<i>` of slices, in axial orientation; its mask is the NIfTI file still.
+    With `dicom` the CT is a folder `volume-<i>` of axial slices; its mask is still a NIfTI file.
 
     Args:
         folder: made if missing. Phantoms of an earlier call are replaced.
-        cases: how many; they are numbered from 0.
+        cases: number of phantoms; they are numbered from 0.
         seed: of the set; case i is `make_phantom((seed, i), shape)`.
         shape: (rows, columns, slices) of each.
         progress: called with the number of cases written and their total.
-        overwrite: replace files of such names that are no phantoms of ours, or were changed since; no folders.
+        overwrite: replace files of these names that are not this library's phantoms, or were changed since; never
+            folders.
         dicom: write the CTs as DICOM series; needs the extra `[dicom]`.
 
     Returns:
-        One row a case: its `id`, and what `Phantom.description` holds.
+        A row for each case: its `id` and the entries of `Phantom.description`.
 
     Raises:
         ConfigError: for fewer than one case, a negative seed, or a shape too small.
-        OutputError: if a file of such a name is no phantom of ours (before anything is written), or can't be written.
+        OutputError: if a file of one of these names is not a phantom of this library (checked before anything is
+            written), or can't be written.
 
     Examples:
         >>> [row["id"] for row in write_phantoms("phantoms", cases=2, shape=(64, 64, 16))]
@@ -180,7 +183,7 @@ def write_phantoms(
 
 
 def _axial(phantom: Phantom) -> Geometry:
-    """Its grid as a scanner stores it: columns to the left, rows to the back, slices to the head, the spacing true."""
+    """The grid as a scanner stores it: columns to the left, rows to the back, slices to the head, true spacing."""
     rows, columns, slices = phantom.hu.shape
     canonical = Geometry.from_spacing(phantom.hu.shape, phantom.spacing_mm)
     return Geometry((columns, rows, slices), canonical.affine[:, [1, 0, 2, 3]])
@@ -260,7 +263,7 @@ class _Grid:
 
 
 class _Noise:
-    """Smooth random field of about unit variance: a random lattice under cubic B-splines."""
+    """Smooth random field of about unit variance: a random lattice interpolated by cubic B-splines."""
 
     def __init__(self, rng, scale_mm: float, low=(-300, -300, -500), high=(300, 300, 250)):
         self.scale_mm, self.low = scale_mm, np.asarray(low, float)
@@ -270,13 +273,13 @@ class _Noise:
 
     def __call__(self, grid: _Grid) -> np.ndarray:
         (z, zs), (y, ys), (x, xs) = (self._basis(c, axis) for axis, c in enumerate((grid.z, grid.y, grid.x)))
-        # einsum, not a matrix product: BLAS threads stall where other programs keep the cores busy.
+        # einsum, not a matrix product: BLAS threads are slow while other programs use the cores.
         field = np.einsum("xk,abk->abx", x, self.lattice[zs, ys, xs])
         field = np.einsum("yk,akx->ayx", y, field)
         return np.einsum("zk,kyx->zyx", z, field)
 
     def _basis(self, coordinates: np.ndarray, axis: int) -> tuple[np.ndarray, slice]:
-        """Cubic B-splines (coordinates, knots) of the knots that are needed, and which these are."""
+        """Cubic B-splines (coordinates, knots) of the needed knots, and the indices of these knots."""
         last = self.lattice.shape[axis] - 3
         position = (coordinates.ravel() - np.float32(self.low[2 - axis])) / np.float32(self.scale_mm) + 1
         position = np.clip(position, 1, last)  # constant beyond the ends
@@ -346,7 +349,7 @@ class _Tube:
 
 
 class _Union:
-    """Shapes grown together, with a fillet of `fillet_mm`."""
+    """Union of shapes with a fillet of `fillet_mm`."""
 
     def __init__(self, *parts, fillet_mm: float):
         self.parts, self.fillet_mm = parts, fillet_mm
@@ -388,7 +391,7 @@ def _smooth_min(a: np.ndarray, b: np.ndarray, width_mm: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Hollow:
-    """A hollow organ: wall, content (mottled by `mottle_hu`), and gas where y < gas_y: the patient lies on the back."""
+    """A hollow organ: wall, content (mottled by `mottle_hu`), and gas where y < gas_y, as the patient is supine."""
 
     shape: Callable
     wall_hu: float
@@ -416,7 +419,7 @@ class _Patient:
         self.rng = rng
         u = rng.uniform
         self.half_width, self.half_depth = u(122, 162), u(84, 116)  # of the muscle wall, mm
-        # Scale of this patient against the mean anatomy that the organs below are written in
+        # Scale of this patient relative to the mean anatomy, in which the organs below are defined
         self.sx, self.sy = self.half_width / 145, self.half_depth / 100
         self.sz = float(np.clip(rng.normal(1, 0.08), 0.84, 1.18))
         self.size = (self.sx * self.sy * self.sz) ** (1 / 3)
@@ -468,7 +471,7 @@ class _Patient:
         return _Ellipsoid(self._at(x, y, z, jitter_mm), radii, angles, self.rng, roughness_mm)
 
     def spine_x(self, z):
-        """Where the vertebrae's centers run."""
+        """Positions of the vertebrae's centres."""
         return 3 * np.sin(z / 130 + self.spine_phase)
 
     def spine_y(self, z):
@@ -488,7 +491,7 @@ class _Patient:
             organ((-60, back + 6, -u(130, 165)), (29, 31, 54), (25, -10, 8)),
             organ((62, back + 6, -u(115, 150)), (29, 31, 56), (-25, 10, 8)),
         ]
-        # What hollows the liver's lower face: stomach and bowel, and the fat around the kidney
+        # Shapes that indent the liver's lower surface: stomach and bowel, and the fat around the kidney
         self.hollow = organ((48, -14, -150), (88, 64, u(50, 72)), (0, 25, 0), 4.0, 8, 0.1)
         right = self.kidneys[0]
         self.kidney_bed = _Ellipsoid(right.center + (4, 14, -42), right.radii * (1.5, 1.5, 1.55) + 3, (20, -10, 0))
@@ -604,7 +607,7 @@ class _Patient:
             self.lesions.append(_Lesion(shape, kind, diameter, contrast, u(1.5, 5)))
             room = np.minimum(room, np.linalg.norm(places - center, axis=1) - 0.6 * diameter)
 
-    # Signed distances of what leans on the body's wall
+    # Signed distances of structures at the body wall
 
     def wall(self, grid: _Grid) -> np.ndarray:
         """To the outside of the muscle wall."""
@@ -619,7 +622,7 @@ class _Patient:
         return wall - np.maximum(self.fat_mm * (thickness + 0.22 * self.fat_noise(grid)), 2.5)
 
     def cavity(self, grid: _Grid, wall: np.ndarray) -> np.ndarray:
-        """To the inside of the wall: what the vertebrae and the back's muscles leave."""
+        """To the inside of the wall: what the vertebrae and the back muscles leave free."""
         x, y = grid.x - self.spine_x(grid.z), grid.y - self.spine_y(grid.z)
         vertebrae = 26 - np.sqrt(x**2 + (y - 2) ** 2)
         muscles = 28 - 28 * np.sqrt((x / 62) ** 2 + ((y - 38) / 28) ** 2)
@@ -686,7 +689,7 @@ class _Scan:
         return grid, (pixel_mm, pixel_mm, slice_mm)
 
     def outside(self, grid: _Grid) -> np.ndarray:
-        """(1, rows, columns) bool: what the scanner's circular field doesn't reach."""
+        """(1, rows, columns) bool: pixels outside the scanner's circular field of view."""
         return (grid.x - self.center_x) ** 2 + (grid.y - self.center_y) ** 2 > (self.field_mm / 2) ** 2
 
 
@@ -696,7 +699,7 @@ _EVERYWHERE = (slice(None),) * 3
 
 
 class _Canvas:
-    """HU on a grid, to be painted over."""
+    """An HU image on a grid, to paint on."""
 
     def __init__(self, grid: _Grid, background_hu: float):
         self.grid = grid
@@ -758,7 +761,7 @@ def _draw_trunk(canvas: _Canvas, patient: _Patient) -> np.ndarray:
 
 
 def _draw_ribs(canvas: _Canvas, patient: _Patient, wall: np.ndarray, cavity: np.ndarray) -> None:
-    """Ribs run in the wall, descending from the spine to the front; cartilage ends them."""
+    """Ribs in the body wall, descending from the spine to the front, where they end in cartilage."""
     grid = canvas.grid
     voxels = np.flatnonzero((cavity > -3) & (wall < 1) & (grid.z > -230 * patient.sz))
     k, j, i = np.unravel_index(voxels, cavity.shape)
@@ -781,11 +784,11 @@ def _draw_ribs(canvas: _Canvas, patient: _Patient, wall: np.ndarray, cavity: np.
 
 
 def _draw_organs(canvas: _Canvas, patient: _Patient, cavity: np.ndarray) -> None:
-    """Everything within the cavity but the liver."""
+    """All organs in the abdominal cavity except the liver."""
     hu, texture = patient.hu, patient.texture
 
     def solid(shape, value: float | Callable, carved: Sequence = ()) -> None:
-        """Paint what the wall, the diaphragm and `carved` (shape, gap) confine; `value` may be of (grid, distance)."""
+        """Paint a shape within the wall, the diaphragm and `carved` (shape, gap); `value` may take (grid, distance)."""
         if not canvas.sees(shape):
             return
         index, grid = canvas.crop(shape)
@@ -808,7 +811,7 @@ def _draw_organs(canvas: _Canvas, patient: _Patient, cavity: np.ndarray) -> None
         solid(organ.shape, value)
 
     def chest(shape, value, margin_mm: float) -> None:
-        """Paint what lies on the diaphragm, within the ribs."""
+        """Paint a shape above the diaphragm, within the ribs."""
         if canvas.sees(shape):
             index, grid = canvas.crop(shape)
             distance = np.maximum(shape(grid), patient.diaphragm(grid) + 3) - margin_mm
@@ -874,7 +877,7 @@ def _draw_liver(canvas: _Canvas, patient: _Patient, cavity: np.ndarray, labels: 
 def _draw_spine(canvas: _Canvas, patient: _Patient) -> None:
     """Vertebrae with discs, canal and processes, and the muscles along them."""
     hu = patient.hu
-    # Written for a spinous process that ends 64 mm behind the vertebra's center: under the skin.
+    # The sizes assume a spinous process that ends 64 mm behind the vertebra's centre, under the skin.
     scale = min(patient.size, (patient.half_depth - patient.spine_depth + 0.4 * patient.fat_mm) / 66)
 
     def column(x: float, y: float, radius_x: float, radius_y: float) -> _Column:
@@ -926,7 +929,7 @@ def _draw_spine(canvas: _Canvas, patient: _Patient) -> None:
 
 
 def _detector_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Unit-variance noise, correlated in plane as a reconstruction kernel leaves it."""
+    """Unit-variance noise, correlated in plane as by a reconstruction kernel."""
     noise = rng.standard_normal(shape, dtype=np.float32)
     for axis in (1, 2):
         noise += np.float32(0.8) * np.roll(noise, 1, axis)

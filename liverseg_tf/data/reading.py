@@ -1,4 +1,4 @@
-"""The one way in for a CT: NIfTI, a DICOM series, NRRD or MetaImage become voxels and an affine."""
+"""Reads CTs and masks of any supported format (NIfTI, DICOM, NRRD, MetaImage) into voxels and an affine."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True, eq=False)
 class StoredVolume:
-    """Voxels as a file has them.
+    """Voxels as stored in a file.
 
     Attributes:
         voxels: (x, y, z), any real dtype.
         affine: (4, 4) float64, indices to mm in RAS+ coordinates.
-        slope, intercept: voxels times slope plus intercept are HU.
+        slope, intercept: HU are voxels times slope plus intercept.
         path: the file, folder or archive.
         header: a NIfTI file's header, else None.
         series: the DICOM series, else None.
@@ -44,7 +44,7 @@ class StoredVolume:
 
 
 def format_of(path: str | Path) -> str:
-    """What a path would be read as: `nifti`, `dicom` or `itk`; looks at no more than a file's first bytes."""
+    """The format of a path: `nifti`, `dicom` or `itk`; reads at most a file's first bytes."""
     path = Path(path)
     if is_nifti_name(path):
         return "nifti"
@@ -58,7 +58,7 @@ def format_of(path: str | Path) -> str:
 
 
 def is_segmentation_file(path: str | Path) -> bool:
-    """Tell whether a file is a DICOM segmentation, which is a mask."""
+    """Whether a file is a DICOM segmentation, which is a mask."""
     if is_nifti_name(path) or is_itk_name(path) or not Path(path).is_file() or format_of(path) != "dicom":
         return False
     from liverseg_tf.data.dicom.segmentation import is_segmentation
@@ -67,7 +67,7 @@ def is_segmentation_file(path: str | Path) -> bool:
 
 
 def is_itk_name(path: str | Path) -> bool:
-    """Tell whether a file's name is one of NRRD or MetaImage and not hidden."""
+    """Whether a file has a NRRD or MetaImage name and is not hidden."""
     path = Path(path)
     return path.suffix.lower() in ITK_SUFFIXES and not path.name.startswith(".")
 
@@ -75,26 +75,26 @@ def is_itk_name(path: str | Path) -> bool:
 def read_volume(
     path: str | Path, *, series: str | None = None, allow_gaps: bool = False, max_bytes: int | None = None
 ) -> StoredVolume:
-    """Read a CT, or a mask, to its end.
+    """Read a whole CT or mask.
 
     Args:
         path: .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd; a folder of DICOM files, one of them, or a .zip of them.
-        series: UID of the DICOM series that is meant, where a folder holds several.
+        series: UID of the DICOM series to read, if a folder holds several.
         allow_gaps: resample a DICOM series with gaps or uneven steps.
-        max_bytes: most bytes that the voxels may take in memory; by default LIVERSEG_MAX_BYTES, else 8 GiB.
+        max_bytes: memory limit for the voxels in bytes; by default LIVERSEG_MAX_BYTES, else 8 GiB.
 
     Raises:
-        InputFileError: if it can't be read whole, or is none of these.
+        InputFileError: if it can't be read completely, or has another format.
         GeometryError: if its dimensions or affine can't be used.
         ConfigError: for `series` or `allow_gaps` with another format.
-        MissingDependencyError: if the extra that reads the format is missing.
+        MissingDependencyError: if the extra for the format is not installed.
     """
     path = Path(path)
     kind = format_of(path)
     if kind == "dicom":
         return read_dicom(path, series, allow_gaps, max_bytes)
     if series is not None or allow_gaps:
-        raise ConfigError(f"{path}: series= and allow_gaps= are for DICOM alone")
+        raise ConfigError(f"{path}: series= and allow_gaps= are only for DICOM")
     if kind == "itk":
         return _read_itk(path, max_bytes)
     file = open_nifti(path, max_bytes)
@@ -102,7 +102,7 @@ def read_volume(
 
 
 def read_dicom(path: Path, series: str | None, allow_gaps: bool, max_bytes: int | None) -> StoredVolume:
-    """The one usable series at a path, or the one that is named."""
+    """Read the only usable series at a path, or the one named."""
     from liverseg_tf.data.dicom.series import find_series, pick_series
     from liverseg_tf.data.dicom.voxels import read_series
 

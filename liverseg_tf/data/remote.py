@@ -1,4 +1,4 @@
-"""Files behind a URL: s3://, gs://, memory:// and whatever else fsspec reaches. Loads fsspec only when one is met."""
+"""Files at URLs: s3://, gs://, memory:// and other protocols of fsspec, which is loaded only when needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from liverseg_tf.ownership import Url, is_url
 
 _LOCAL = re.compile("^(file|local)://", re.IGNORECASE)
 _WEB = re.compile("^https?://", re.IGNORECASE)
-# These show an object only when all of it has come. Elsewhere a file grows under its name, and needs a temporary one.
+# These protocols show an object only once it is complete. With others an upload needs a temporary name.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 
 
 def location(where: str | Path) -> Url | Path:
-    """A URL as it is, without a slash at its end; anything else, `file://` too, as a path.
+    """A URL without its final slash; anything else, including `file://`, as a path.
 
     Examples:
         >>> location("s3://bucket/scans/"), location("file:///data/ct.nii").name
@@ -33,7 +33,7 @@ def location(where: str | Path) -> Url | Path:
 
 
 def join(folder: Url | Path, name: str) -> Url | Path:
-    """A file in a folder, either of them local or behind a URL."""
+    """Path or URL of a file in a folder."""
     if isinstance(folder, Path):
         return folder / name
     return child(folder, name)
@@ -65,7 +65,7 @@ def listing(url: Url) -> dict[Url, float]:
     """Find the files at or below a URL.
 
     Returns:
-        When each was last written, in seconds since 1970, by its URL, sorted; empty if the folder is missing.
+        Time of last change, in seconds since 1970, by URL, sorted; empty if the folder is missing.
 
     Raises:
         InputFileError: if its bucket is missing, or it can't be listed.
@@ -82,7 +82,7 @@ def listing(url: Url) -> dict[Url, float]:
 
 
 def starts(urls: Sequence[Url], count: int) -> list[bytes]:
-    """The first bytes of files of one protocol; empty where one can't be read."""
+    """The first bytes of files of one protocol; empty for a file that can't be read."""
     if not urls:
         return []
     system, _ = _open(urls[0])
@@ -96,7 +96,7 @@ def fetch(url: Url, path: Path) -> None:
     """Copy a file to a local path; its folder is made.
 
     Raises:
-        InputFileError: if there is none, or it can't be read.
+        InputFileError: if there is no file, or it can't be read.
     """
     system, remote = _open(url)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def fetch_all(url: Url, path: Path) -> None:
     """Copy a file, or every file below a folder, to a local path.
 
     Raises:
-        InputFileError: if there is none, or one can't be read.
+        InputFileError: if there is no file, or one can't be read.
     """
     there = listing(url)
     if url in there or not there:
@@ -119,7 +119,7 @@ def fetch_all(url: Url, path: Path) -> None:
 
 
 def store(path: Path, url: Url) -> None:
-    """Copy a local file to a URL, whole or not at all.
+    """Copy a local file to a URL. After an error no partial file is left.
 
     Raises:
         OutputError: if it can't be written.
@@ -142,7 +142,7 @@ def store(path: Path, url: Url) -> None:
 
 
 def _open(url: Url) -> tuple[Any, str]:
-    """The URL's file system, which fsspec keeps, and the path in it."""
+    """The URL's file system (cached by fsspec) and the path in it."""
     core = require("fsspec.core", "cloud", f"{url}: a URL")
     try:
         system, path = core.url_to_fs(url)
@@ -171,7 +171,7 @@ def _told(url: str, kind: type[LiverSegError], done: str) -> Iterator[None]:
         raise kind(f"{url}: could not be {done}: no such file, folder or bucket ({error}); check the URL") from None
     except PermissionError as error:
         raise kind(f"{url}: could not be {done}: access is denied ({error}); check the credentials") from None
-    except Exception as error:  # each protocol's client has kinds of its own
+    except Exception as error:  # each protocol's client raises its own kinds of error
         text = (str(error).strip().splitlines() or [""])[0][:200]
         raise kind(
             f"{url}: could not be {done} ({type(error).__name__}: {text}); check the URL, the credentials, the network"

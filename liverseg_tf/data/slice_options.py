@@ -1,4 +1,4 @@
-"""`SliceOptions` and `SliceSelection`: which slices of which cases are read, and in what form they come."""
+"""`SliceOptions` and `SliceSelection`: which slices of which cases are read, and in what form."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SliceMap = Callable[..., "tuple[tf.Tensor, tf.Tensor]"]
 
 @dataclass(frozen=True)
 class SlicePart:
-    """One side of a split over single slices, as the original's: patients stand on both sides.
+    """One part of a split by single slices, as in the original: a patient can be in both parts.
 
     Attributes:
-        fraction: share of the slices on the validation side.
-        seed: same seed, same sides.
-        validation: take the validation side; else the training side.
+        fraction: share of the slices in the validation part.
+        seed: the same seed gives the same parts.
+        validation: take the validation part; else the training part.
     """
 
     fraction: float
@@ -34,7 +34,7 @@ class SlicePart:
     validation: bool = False
 
     def contains(self, case: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        """Tell whether a slice (case number, slice number) is on this side."""
+        """Whether a slice (case number, slice number) is in this part."""
         import tensorflow as tf
 
         seed = tf.random.experimental.stateless_fold_in([self.seed, 0], tf.cast(case, tf.int32))
@@ -53,7 +53,7 @@ class SliceSelection:
         every_slice: take every n-th slice of a case, counted from the lowest.
         order: `"number"` counts cases by number, `"name"` by their file names as strings (the original's way).
         only_liver: leave out slices whose mask is empty.
-        part: one side of a split over single slices, or None.
+        part: one part of a split by single slices, or None.
     """
 
     every_volume: int = 1
@@ -76,30 +76,29 @@ class SliceSelection:
 
 @dataclass(frozen=True)
 class SliceOptions:
-    """Options of `slice_dataset`, and but for `shuffle` and `epoch` of `training_batches`.
+    """Options of `slice_dataset`, and, except `shuffle` and `epoch`, of `training_batches`.
 
     Attributes:
-        classes: number of classes that masks hold, background included; other values are an error. The first two
-            behind the background are what `proportions` calls liver and tumour.
+        classes: number of classes in masks, background included; other values are an error. The first two after the
+            background are those that `proportions` calls liver and tumour.
         channels: how HU become channels; None: the liver window, the custom window and the histogram.
         selection: which slices; None: all.
-        shuffle: mix cases and slices anew for each `epoch` (training); else cases in order, each from its first
-            stored slice to its last (evaluation).
-        proportions: shares of slices with tumour, with liver only and with neither that are drawn (sum 1; 0 for
-            a kind that no case has). Slices drawn too rarely in the files come as they are, others
-            are left out at random.
+        shuffle: shuffle cases and slices differently in each `epoch` (training); otherwise cases in order, each from
+            its first stored slice to its last (evaluation).
+        proportions: shares of slices with tumour, with liver only and with neither (sum 1; 0 for a kind that no case
+            has). All slices of the kind that is scarcest relative to its share are used; others are left out at random.
         augmentation: callable (hu (H, W) float32, labels (H, W) uint8, seed (2,) int32) -> (hu, labels), in graph
             operations, as `Augmentation`.
         synthesis: callable with a further `spacing_mm` (row, column), as `LesionSynthesis`; comes before augmentation.
-        seed: everything random is a function of this, of the epoch and of the slice's place in it.
-        epoch: number of the round through the cases, at least 0.
+        seed: all random numbers depend on this, on the epoch and on the slice's position in it.
+        epoch: number of the pass through the cases, at least 0.
         with_index: add `{"case": int64, "slice": int64}`: the case's number, and the slice counted from inferior.
-        cache: `"memory"`, or a file to keep decoded slices in; random steps, channels and sizes come after the cache.
-            A file of other cases, of files that were changed, or of another selection or `hu_range` is refused, as its
-            record `<file>.json` tells.
+        cache: `"memory"`, or a file to keep decoded slices in; random steps, channels and resizing come after the
+            cache. According to its record `<file>.json`, a cache of other cases, changed files, or another selection or
+            `hu_range` is refused.
         hu_range: (lowest, highest) HU to clip to, or None for none.
-        deterministic: keep the order whatever the parallelism; False may be faster.
-        shuffle_buffer: slices that are mixed with one another at a time, at least 1.
+        deterministic: keep the order independent of parallelism; False may be faster.
+        shuffle_buffer: size of the shuffle buffer in slices, at least 1.
     """
 
     classes: int = len(CLASS_NAMES)

@@ -1,8 +1,8 @@
-"""Slices of NIfTI files as a tf.data pipeline: read, turned, windowed and resized in graph operations.
+"""Slices of NIfTI files as a tf.data pipeline: read, reoriented, windowed and resized in graph operations.
 
-Slices along the file's third axis stand one after another, so TensorFlow's own record reader streams them, gzip
-included, without Python. The reader trusts no header: sizes come from the checked header, records are counted, and a
-file that ends early is an error even when it ends on a slice's edge.
+Slices along the file's third axis are stored one after another, so TensorFlow's record reader streams them, also from
+gzip, without Python. Sizes come from the checked header, records are counted, and a file that ends early is an error
+even if it ends at a slice's edge.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from liverseg_tf.labels import CLASS_NAMES, CLASSES, LIVER, TUMOUR, to_labels
 from liverseg_tf.ownership import write_text
 from liverseg_tf.strict_json import to_json
 
-# Changes whenever other slices come out of the same files and options.
+# Increase it when the same files and options give different slices.
 _CACHE_FORMAT = 1
-# What a slice shows, in the order of `proportions`.
+# Kinds of slices, in the order of `proportions`.
 CATEGORIES = ("tumour", "liver only", "neither")
 
 
@@ -49,18 +49,18 @@ def slice_dataset(
     """Read labelled cases slice by slice.
 
     Args:
-        cases: those with a mask are read; their headers are checked at once, their voxels when they are read.
-        image_size: rows and columns in pixels of channels and labels; None gives HU and labels as in the file.
-        options: which slices, in what order and form; see `SliceOptions`.
+        cases: those with a mask are read; headers are checked immediately, voxels when they are read.
+        image_size: rows and columns of channels and labels in pixels; None returns HU and labels as in the file.
+        options: which slices, their order and form; see `SliceOptions`.
         changes: fields of `SliceOptions` as keywords, such as `shuffle=True`; they count before `options`.
 
     Returns:
         An unbatched dataset of (channels (S, S, C) float32 in [0, 1], labels (S, S) uint8), or without `image_size`
-        of (hu (H, W) float32, labels (H, W) uint8); rows from anterior, columns from the patient's right.
+        of (hu (H, W) float32, labels (H, W) uint8); rows start anterior, columns at the patient's right.
 
     Raises:
         CaseError: if no case has a mask.
-        InputFileError, GeometryError: for files that can't be used, or a mask on another grid than its volume.
+        InputFileError, GeometryError: for files that can't be used, or if a mask and its volume have different grids.
         ConfigError: for options that can't be met, or a stale cache.
         OutputError: if the cache's record can't be written.
 
@@ -85,15 +85,15 @@ def training_batches(
     options: SliceOptions | None = None,
     **changes: Unpack[SliceChanges],
 ) -> tf.data.Dataset:
-    """Batches for training, epoch after epoch without end.
+    """Endless batches for training, epoch after epoch.
 
-    Beginning with `first_epoch` gives what an uninterrupted dataset gives from there on, so that training can resume.
+    A dataset that begins with `first_epoch` continues like an uninterrupted one, so that training can resume.
 
     Args:
-        cases, image_size, options, changes: as `slice_dataset`; `shuffle` is on, and `epoch` does not count.
-        batch_size: slices a batch.
-        steps_per_epoch: batches an epoch; the cases are gone through again where they run out.
-        first_epoch: number of the epoch to begin with.
+        cases, image_size, options, changes: as in `slice_dataset`; `shuffle` is on, and `epoch` is ignored.
+        batch_size: slices per batch.
+        steps_per_epoch: batches per epoch; the cases are repeated when they run out.
+        first_epoch: number of the first epoch.
 
     Returns:
         A dataset of (channels (B, S, S, C) float32, labels (B, S, S) uint8).
@@ -112,7 +112,7 @@ def training_batches(
 
 
 def count_slices(cases: Sequence[Case], selection: SliceSelection | None = None) -> dict[str, int]:
-    """Count the slices of each of `CATEGORIES`, by reading the masks alone.
+    """Count the slices of each of `CATEGORIES`; reads only the masks.
 
     Returns:
         For example `{"tumour": 40, "liver only": 90, "neither": 120}`.
@@ -124,7 +124,7 @@ def count_slices(cases: Sequence[Case], selection: SliceSelection | None = None)
 def explain_read_error(
     error: Exception, cases: Sequence[Case], class_names: Sequence[str] = CLASS_NAMES
 ) -> LiverSegError:
-    """Turn TensorFlow's error while reading into one that names the file and says what is wrong with it."""
+    """Turn TensorFlow's error while reading into one that names the file and its defect."""
     for case in with_masks(cases):
         for path in case.files:
             try:
@@ -136,22 +136,22 @@ def explain_read_error(
                     )
             except LiverSegError as found:
                 return found
-    return InputFileError(f"reading slices failed, though every file reads well by itself: {str(error)[:300]}")
+    return InputFileError(f"reading slices failed, although every file can be read by itself: {str(error)[:300]}")
 
 
 def _options() -> tf.data.Options:
-    """Slices are worked on side by side; sharing out each operation's pixels as well only costs time."""
+    """Slices are processed in parallel; parallelism within each operation would only cost time."""
     options = tf.data.Options()
     options.threading.max_intra_op_parallelism = 1
     return options
 
 
-# An epoch goes through the cases at most this often.
+# An epoch repeats the cases at most this often.
 _MOST_ROUNDS = 1000
 
 
 class _Pipeline:
-    """The options of `slice_dataset`; `round(r)` is its dataset for the r-th time through the cases."""
+    """The pipeline of `slice_dataset`; `round(r)` is the dataset of the r-th pass through the cases."""
 
     def __init__(self, cases: Sequence[Case], image_size: int | None, options: SliceOptions):
         if image_size is not None and image_size < 1:
@@ -162,7 +162,7 @@ class _Pipeline:
         self.channels = CTChannels.from_channels_config(options.channels or ChannelsConfig())
         self.resize = SquareResize(image_size) if image_size else None
         self.keep = self._keep_probabilities(options.proportions) if options.proportions is not None else None
-        # made once, so that every round reads the same cache
+        # made once, so that all passes read the same cache
         self.cached = self._cache(options.cache) if options.cache else None
 
     def _cache(self, where: str | Path) -> tf.data.Dataset:
@@ -188,8 +188,8 @@ class _Pipeline:
         return slices.cache(str(where))
 
     def round(self, number: tf.Tensor) -> tf.data.Dataset:
-        """The dataset of one round; called while a graph function is traced."""
-        # tf.data mixes the graph's seed into every shuffle: the user's must not reach it
+        """The dataset of one pass; called while a graph function is traced."""
+        # tf.data mixes the graph's seed into every shuffle; a seed set by the user must not affect it
         tf.random.set_seed(1)
         order = None
         if self.options.shuffle and self.cached is None:
@@ -214,7 +214,7 @@ class _Pipeline:
         return dataset.prefetch(tf.data.AUTOTUNE)
 
     def _seed(self, number, purpose: int, index=0):
-        """Seed pair of one purpose, round and slice."""
+        """Seed pair of one purpose, pass and slice."""
         mixed = tf.random.experimental.stateless_fold_in([self.options.seed, purpose], tf.cast(number, tf.int32))
         return tf.random.experimental.stateless_fold_in(mixed, tf.cast(index, tf.int32))
 
@@ -246,7 +246,7 @@ class _Pipeline:
                 hu, labels = self.options.synthesis(hu, labels, first, item["spacing_mm"])
             if self.options.augmentation is not None:
                 hu, labels = self.options.augmentation(hu, labels, tf.random.experimental.stateless_fold_in(seed, 2))
-            hu = tf.cast(tf.round(hu), tf.int32)  # as a scanner stores HU; the histogram is then a matter of counting
+            hu = tf.cast(tf.round(hu), tf.int32)  # integers, so that the histogram is a count
         if self.resize is None:
             result = tf.cast(hu, tf.float32), labels
         else:
@@ -269,7 +269,7 @@ def _category(labels):
 
 
 class _Source:
-    """Headers of the cases, checked, as tensors; and the readers that go by them."""
+    """The checked headers of the cases as tensors, and the readers that use them."""
 
     def __init__(
         self,
@@ -289,13 +289,13 @@ class _Source:
             check_same_grid(geometry, Geometry(mask.shape, mask.affine), (volume.path, mask.path))
             self._geometries.append(geometry)
         self.count = sum(len(range(0, g.canonical_shape[2], selection.every_slice)) for g in self._geometries)
-        # Integer HU stay integers up to the channels: smaller buffers, and a histogram by counting.
+        # Integer HU stay integers until channels are computed: smaller buffers, and a histogram by counting.
         self.hu_dtype = tf.float32
         if all(v.dtype.kind in "iu" and v.slope.is_integer() and v.intercept.is_integer() for v in self._volumes):
             fits = hu_range is not None and hu_range[0] >= -(2**15) and hu_range[1] < 2**15
             self.hu_dtype = tf.int16 if fits else tf.int32
         self._all_axial = all(self._is_axial(g) for g in self._geometries)
-        # How the file's axes z, y, x (slowest first, as the bytes come) become slices, rows, columns.
+        # How the file's axes z, y, x (slowest first, as stored) become slices, rows, columns.
         self._axes = [[2 - int(np.flatnonzero(g.transform[:, 0] == a)[0]) for a in (2, 0, 1)] for g in self._geometries]
         self._flips = [
             [bool(g.transform[2 - z, 1] < 0) for z in axes]
@@ -303,7 +303,7 @@ class _Source:
         ]
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides what `slices` gives: the files as they are now, and the options."""
+        """Digest of everything that `slices` depends on: the current files and the options."""
         files = [
             (case.id, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
             for case in self.cases
@@ -393,7 +393,7 @@ class _Source:
                 "spacing_mm": case["spacing_mm"],
             }
 
-        # prefetched each by itself, so that both files are decompressed at the same time
+        # prefetched separately, so that both files are decompressed at the same time
         volumes = self._read(case, "volume", self._volumes, self._to_hu).prefetch(2)
         masks = self._read(case, "mask", self._masks, self._to_labels).prefetch(2)
         return tf.data.Dataset.zip(volumes, masks).map(lambda hu, mask: item(hu[0], mask[0], mask[1]))
@@ -402,7 +402,7 @@ class _Source:
         return self._read(case, "mask", self._masks, self._to_labels)
 
     def _read(self, case, name: str, files: Sequence[NiftiFile], convert) -> tf.data.Dataset:
-        """Dataset of (converted slice (H, W), its index from inferior) of one file, in the order of the file."""
+        """Dataset of (converted slice (H, W), its index from inferior) of one file, in the file's order."""
         dataset = self._read_axial(case, name, files, convert)
         if not self._all_axial:
             dataset = dataset.concatenate(self._read_whole(case, name, files, convert))
@@ -410,9 +410,10 @@ class _Source:
 
     @staticmethod
     def _records(case, name, count) -> tf.data.Dataset:
-        """The first `count` planes along the file's third axis, as bytes; what a stream has behind them is not read.
+        """The first `count` planes along the file's third axis, as bytes; later bytes are not read.
 
-        A file cut on a plane's edge ends without an error: an empty record behind the last one tells how many came.
+        A file truncated at a plane's edge ends without an error, so an empty record at the end carries the number of
+        planes.
         """
         records = tf.data.FixedLengthRecordDataset(
             case[f"{name}_path"],
@@ -443,7 +444,7 @@ class _Source:
             plane = tf.reshape(
                 _decode(record, case[f"{name}_type"], self._types(files)), [case["shape"][1], case["shape"][0]]
             )
-            # branches that no file takes would still cost time on each slice
+            # unused branches would cost time on each slice
             if any(axes[1] == 2 for axes in self._axes):
                 plane = tf.cond(case["axes"][1] == 2, lambda: tf.transpose(plane), lambda: plane)
             for axis in (0, 1):
@@ -454,7 +455,7 @@ class _Source:
         return records.filter(wanted).map(read)
 
     def _read_whole(self, case, name, files, convert) -> tf.data.Dataset:
-        """Sagittal and coronal storage: no slice stands in one piece, so the whole file is read and turned."""
+        """Sagittal and coronal storage: axial slices are not contiguous, so the whole file is read and transposed."""
 
         count = tf.where(case["axial"], tf.constant(0, tf.int64), case["shape"][2])
 
@@ -503,14 +504,14 @@ class _Source:
             return tf.cast(rounded, tf.uint8)
 
 
-# These functions are graph operations already; AutoGraph would only slow their tracing down.
+# These functions use graph operations only; AutoGraph would slow down tracing.
 _as_written = tf.autograph.experimental.do_not_convert
-# More files at once only cost memory: two cores decompress, and the slices are mixed again afterwards.
+# Reading more files at once would only cost memory: two cores decompress, and slices are shuffled again later.
 _FILES_AT_ONCE = 4
 
 
 def _footer_bytes(file: NiftiFile) -> int:
-    """Bytes behind the last voxel of a plain file, which the record reader must be told of."""
+    """Number of bytes after the last voxel of an uncompressed file, for the record reader."""
     return 0 if file.compressed else file.path.stat().st_size - file.offset - file.data_bytes
 
 

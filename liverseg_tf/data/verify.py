@@ -1,4 +1,4 @@
-"""`verify`: every file of a data set read to its end, and all that is wrong or doubtful with it."""
+"""`verify`: reads every file of a data set completely and lists errors and doubts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from liverseg_tf.hounsfield import AIR_HU, BODY_HU
 from liverseg_tf.labels import BACKGROUND, CLASS_NAMES, LIVER, TUMOUR, to_labels
 
 SEVERITIES = ("error", "warning")
-# Between neighbors within a slice, and between slices.
+# Between neighbouring pixels, and between slices.
 PLAUSIBLE_SPACING_MM = ((0.2, 4.0), (0.2, 10.0))
-# Above this lies tissue, below it air, lung and fat.
+# Tissue is above this, air, lung and fat below.
 # The liver's center of mass lies about a fifth of the body's width to the right of its middle.
 _LEFT_SHARE = 0.05
-# Most voxels whose files are held at a time: this share of the machine's memory.
+# Files that are read at the same time may take this share of the machine's memory.
 _MEMORY_SHARE, _MEMORY_UNKNOWN_BYTES = 0.25, 2 << 30
 
 Progress = Callable[[int, int, str], None]
@@ -40,10 +40,10 @@ class Finding:
     """Something wrong or doubtful.
 
     Attributes:
-        severity: "error", which keeps the data from being used as they are, or "warning".
-        kind: what it is about: file, pair, shape, affine, labels, spacing, orientation, intensities, padding, tumour,
+        severity: "error" if the data can't be used unchanged, or "warning".
+        kind: one of file, pair, shape, affine, labels, spacing, orientation, intensities, padding, tumour,
             duplicate, patients.
-        case: number of the case, or None.
+        case: the case's number, or None.
         path: the file, or None.
         message: one line.
     """
@@ -57,12 +57,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        cases: one row a case: files, shape (rows, columns, slices), spacing, orientation, voxels of each class.
+        cases: a row for each case: files, shape (rows, columns, slices), spacing, orientation, voxels of each class.
         findings: errors first, each severity in the order of the cases.
-        patients: how many there are.
+        patients: number of patients.
     """
 
     cases: list[dict[str, Any]]
@@ -78,7 +78,7 @@ class Verification:
         return [finding for finding in self.findings if finding.severity == "warning"]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dictionaries, lists and numbers."""
+        """The result as dictionaries, lists and numbers."""
         return {
             "errors": len(self.errors),
             "warnings": len(self.warnings),
@@ -101,17 +101,17 @@ def verify(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Check a data set before it is trained on, predicted or scored. Every file is read to its end.
+    """Check a data set before training, prediction or scoring. Every file is read completely.
 
     Args:
-        folders: as `find_cases` takes them.
+        folders: as in `find_cases`.
         patients: CSV file with the columns `id,patient`.
-        max_bytes: most bytes that a volume may take in memory; see `CTVolume.load`.
-        threads: cases read at a time, as far as memory goes; by default one a CPU.
-        progress: called with cases done, all cases, and the name of the last.
+        max_bytes: memory limit of a volume in bytes; see `CTVolume.load`.
+        threads: number of cases read at a time, if memory allows; by default one per CPU.
+        progress: called with the number of cases done, their total, and the name of the last.
 
     Returns:
-        The findings. Data without errors can be trained on; warnings are worth a look.
+        The findings. Data without errors can be used for training; warnings should be looked at.
 
     Raises:
         InputFileError: if a folder is missing, or `patients` can't be read.
@@ -156,7 +156,7 @@ def verify(
 
 
 def _pairs(volumes: list[Path], masks: list[Path]) -> Iterator[tuple[Path | None, Path | None]]:
-    """Each file once; the first of each kind go together."""
+    """Each file once; the first volume and the first mask of a number are paired."""
     for index in range(max(len(volumes), len(masks))):
         yield volumes[index] if index < len(volumes) else None, masks[index] if index < len(masks) else None
 
@@ -168,7 +168,7 @@ def _pairing(files: CaseFiles) -> Iterator[Finding]:
                 listed = ", ".join(map(str, paths))
                 yield Finding(
                     "error", "pair", number, str(paths[0]),
-                    f"{kind} {number} stands {len(paths)} times: {listed}; keep one",
+                    f"{kind} {number} is there {len(paths)} times: {listed}; keep one",
                 )  # fmt: skip
     for number in sorted(set(files.masks) - set(files.volumes)):
         path = str(files.masks[number][0])
@@ -181,7 +181,7 @@ def _pairing(files: CaseFiles) -> Iterator[Finding]:
         listed = ", ".join(str(p) for p in files.others[:3]) + (", ..." if len(files.others) > 3 else "")
         yield Finding(
             "warning", "pair", None, str(files.others[0]),
-            f"{len(files.others)} NIfTI files are passed over, their names have no number or kind: {listed}",
+            f"{len(files.others)} NIfTI files are skipped, their names have no number or kind: {listed}",
         )  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def _grouping(files: CaseFiles, groups: dict[int, str], path: str | Path | None)
 
 
 class _CaseCheck:
-    """One volume, its mask, and what is found in them."""
+    """Checks one volume and its mask."""
 
     def __init__(self, number: int, volume: Path | None, mask: Path | None, max_bytes: int | None):
         self.number, self.volume, self.mask, self.max_bytes = number, volume, mask, max_bytes
@@ -254,7 +254,7 @@ class _CaseCheck:
         return True
 
     def _check_volume(self, file: NiftiFile) -> float | None:
-        """Check a CT; returns the column of the body's center in the canonical view."""
+        """Check a CT; returns the column of the body's centre in the canonical view."""
         geometry = Geometry(file.shape, file.affine)
         self.row |= {
             "shape": geometry.canonical_shape,
@@ -339,7 +339,7 @@ class _CaseCheck:
                 self._add("warning", "orientation", file.path, message)
 
     def _check_tumours(self, file: NiftiFile, labels: np.ndarray) -> None:
-        """Find connected pieces that hold tumour but no liver."""
+        """Find connected components of tumour that touch no liver."""
         if not (labels == TUMOUR).any():
             return
         pieces, count = ndimage.label(labels != BACKGROUND, np.ones((3, 3, 3)))
@@ -360,14 +360,14 @@ def _duplicates(checks: list[_CaseCheck], groups: dict[int, str]) -> Iterator[Fi
         same = [check for check in checks if check.digest == digest]
         listed = ", ".join(str(check.volume) for check in same)
         patients = {groups.get(check.number, str(check.number)) for check in same}
-        advice = "keep one" if len(patients) == 1 else "keep one, or give them one patient: else a split may part them"
+        advice = "keep one" if len(patients) == 1 else "keep one, or give them one patient: a split may separate them"
         yield Finding(
             "warning", "duplicate", same[0].number, str(same[0].volume), f"{listed}: hold the same voxels; {advice}"
         )
 
 
 class _Memory:
-    """Lets threads hold so many bytes together; who needs more waits until nobody else holds any."""
+    """Limits the bytes that threads hold together; a thread that needs more than the limit runs alone."""
 
     def __init__(self, size: int):
         self._size, self._held, self._changed = size, 0, threading.Condition()

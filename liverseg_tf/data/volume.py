@@ -1,4 +1,4 @@
-"""CT volumes and masks: HU or labels, the geometry they come in, and the way back to it."""
+"""CT volumes and masks: HU or labels, their geometry, and the conversion back to the file's grid."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from liverseg_tf.data.dicom.series import DicomSeries
 
 AFFINE_TOLERANCE = 1e-3
-# Axes whose cosine is larger are not perpendicular: a gantry's tilt, not the rounding of a header.
+# Axes with a larger cosine are sheared (a tilted gantry); smaller ones are rounding errors of headers.
 _SHEAR_TOLERANCE = 1e-4
 _CANONICAL = nib.orientations.axcodes2ornt(("P", "L", "S"))
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """A voxel grid as a file has it, and the way to the canonical view and back.
+    """A file's voxel grid, and the conversion to the canonical view and back.
 
-    In the canonical view slices face the reader: axis 0 runs from anterior to posterior (rows), axis 1 from the
+    In the canonical view axial slices have radiological orientation: axis 0 runs from anterior to posterior (rows),
+        axis 1 from the
     patient's right to left (columns), axis 2 from inferior to superior (slices).
 
     Attributes:
@@ -42,10 +43,10 @@ class Geometry:
 
     @classmethod
     def from_spacing(cls, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Geometry:
-        """The grid of an array that is in the canonical view already; its first voxel lies at 0 mm.
+        """The grid of an array in the canonical view; its first voxel is at 0 mm.
 
         Raises:
-            GeometryError: for spacings that are not three positive numbers.
+            GeometryError: if the spacing is not three positive numbers.
         """
         spacing = np.asarray(spacing_mm, np.float64)
         if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
@@ -67,7 +68,7 @@ class Geometry:
 
     @property
     def axis_codes(self) -> str:
-        """The file's axes as three letters, as LPS or RAS."""
+        """The file's axes as three letters, such as LPS or RAS."""
         return "".join(nib.orientations.ornt2axcodes(self._orientation))
 
     @property
@@ -87,15 +88,15 @@ class Geometry:
     def voxel_volume_ml(self) -> float:
         """Volume of a voxel in ml: the affine's determinant. In a sheared grid the spacings' product is too large."""
         x, y, z = self.affine[:3, :3].T
-        return abs(float(x @ np.cross(y, z))) / 1000  # exact for plain grids, which LAPACK's determinant is not
+        return abs(float(x @ np.cross(y, z))) / 1000  # exact for unsheared grids, unlike LAPACK's determinant
 
     @property
     def steps_mm(self) -> np.ndarray:
         """(3, 3) float64: its columns are the steps along (rows, columns, slices) of the canonical view, in mm.
 
-        They are turned so that rows run along the first axis, and columns within the first two. Index differences
-        times this are differences in mm, so lengths are right in a sheared grid (a tilted gantry's) too; without shear
-        it is the diagonal matrix of `spacing_mm`.
+        The matrix is rotated so that rows run along the first axis, and columns within the first two. It converts index
+        differences to mm, so lengths are also right in a sheared grid (tilted gantry). Without shear it is the diagonal
+        matrix of `spacing_mm`.
         """
         steps = self.canonical_affine[:3, :3]
         unit = steps / self.spacing_mm
@@ -111,7 +112,7 @@ class Geometry:
 
     @property
     def is_identity_affine(self) -> bool:
-        """True for 1x1x1 mm without direction, as LiTS volumes 28 to 47 have: mm and ml are then unreliable."""
+        """True for the identity, as in LiTS volumes 28 to 47: mm and ml are then unreliable."""
         return bool(np.allclose(np.abs(self.affine[:3, :3]), np.eye(3), atol=1e-6))
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
@@ -124,19 +125,19 @@ class Geometry:
         return nib.orientations.apply_orientation(array, back)
 
     def matches(self, other: Geometry, tolerance: float = AFFINE_TOLERANCE) -> bool:
-        """Tell whether two grids have the same shape, and affines equal to within `tolerance` in each element."""
+        """Whether two grids have the same shape, and affines equal to within `tolerance` in each element."""
         return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, rtol=0, atol=tolerance))
 
 
 def check_same_grid(first: Geometry, second: Geometry, names: tuple[str | Path, str | Path]) -> None:
-    """Check that two files lie on one grid.
+    """Check that two files have the same grid.
 
     Raises:
-        GeometryError: with both shapes or both affines.
+        GeometryError: if not; the message shows both shapes or both affines.
     """
     if first.shape != second.shape:
         raise GeometryError(
-            f"{names[1]}: expected the shape {first.shape} of {names[0]}, got {second.shape}; are they one patient's?"
+            f"{names[1]}: expected the shape {first.shape} of {names[0]}, got {second.shape}; are they of one patient?"
         )
     if not first.matches(second):
 
@@ -164,16 +165,16 @@ def check_same_voxels(first: Geometry, second: Geometry, names: tuple[str | Path
 class CTVolume:
     """A CT volume in Hounsfield units.
 
-    Made by `load`, `from_image` or `from_array`. Voxels are kept as the file stores them; `hu` and `slices` scale
-    them to HU, turn them to the canonical view, make NaN and infinity air, and clip.
+    Made by `load`, `from_image` or `from_array`. Voxels are kept as stored in the file; `hu` and `slices` scale them to
+    HU, bring them to the canonical view, replace NaN and infinity by air, and clip.
 
     Attributes:
         geometry: the file's grid (`Geometry`).
         path: the file, folder or archive, or None.
         header: nibabel's header of the file, or None.
-        series: the DICOM series (`DicomSeries`) that it was read from, or None.
+        series: the DICOM series (`DicomSeries`) from which it was read, or None.
         hu_range: lowest and highest HU that values are clipped to, or None.
-        doubt: why its values don't look like HU, or None.
+        doubt: why its values are probably not HU, or None.
 
     Examples:
         >>> volume = CTVolume.from_array(np.zeros((4, 5, 6)), spacing_mm=(0.7, 0.7, 2.0))
@@ -209,24 +210,24 @@ class CTVolume:
         series: str | None = None,
         allow_gaps: bool = False,
     ) -> CTVolume:
-        """Read a CT to its end.
+        """Read a whole CT.
 
         Args:
             path: NIfTI (.nii, .nii.gz), NRRD, MetaImage; or DICOM: a folder, one file, or a .zip archive.
-            hu_range: HU to clip to, or None for none.
-            max_bytes: most bytes its voxels may take in memory; by default LIVERSEG_MAX_BYTES, else 8 GiB.
-            series: UID of the DICOM series that is meant, where several lie at `path`.
+            hu_range: HU range to clip to, or None.
+            max_bytes: memory limit for its voxels in bytes; by default LIVERSEG_MAX_BYTES, else 8 GiB.
+            series: UID of the DICOM series to read, if there are several at `path`.
             allow_gaps: resample a DICOM series with gaps or uneven steps to even ones.
 
         Raises:
-            InputFileError: if it can't be read whole, or no DICOM series or several can be meant.
+            InputFileError: if it can't be read completely, or there is no usable DICOM series, or several.
             GeometryError: if its dimensions or affine can't be used.
             MissingDependencyError: if the extra that reads the format is missing.
 
         Warns:
             GeometryWarning: for suspicious geometry.
             NotHounsfieldWarning: for intensities that don't look like HU.
-            DataWarning: for NaN or infinity, with their count; for DICOM slices that stand twice or were made up.
+            DataWarning: for NaN or infinity, with their count; for duplicate or interpolated DICOM slices.
         """
         stored = read_volume(path, series=series, allow_gaps=allow_gaps, max_bytes=max_bytes)
         return cls(
@@ -248,11 +249,11 @@ class CTVolume:
 
         Raises:
             GeometryError: if it is not 3-D, or its affine can't be used.
-            InputFileError: if its voxels can't be read or are no real numbers.
+            InputFileError: if its voxels can't be read or are not real numbers.
         """
         try:
             stored = np.asanyarray(image.dataobj)
-        except Exception as error:  # whatever a lazily read image meets
+        except Exception as error:  # any error of an image that is read lazily
             raise InputFileError(f"nibabel image: its voxels could not be read ({error})") from None
         while stored.ndim > 3 and stored.shape[-1] == 1:
             stored = stored[..., 0]
@@ -267,14 +268,14 @@ class CTVolume:
     def from_array(
         cls, hu: np.ndarray, spacing_mm: tuple[float, float, float], *, hu_range: tuple[float, float] | None = HU_RANGE
     ) -> CTVolume:
-        """Take an array that is in the canonical view already.
+        """Take an array in the canonical view.
 
         Args:
             hu: (rows A->P, columns R->L, slices I->S), any real dtype, HU.
             spacing_mm: distances along those axes, in mm.
 
         Raises:
-            GeometryError: for another number of axes or spacings that are not positive.
+            GeometryError: for another number of axes, or a spacing that is not positive.
         """
         stored = np.asarray(hu)
         _check_array(stored, "HU array")
@@ -282,11 +283,11 @@ class CTVolume:
 
     @cached_property
     def hu(self) -> np.ndarray:
-        """(rows A->P, columns R->L, slices I->S) float32, in HU. Computed once and kept."""
+        """(rows A->P, columns R->L, slices I->S) float32, in HU. Computed once and cached."""
         return self._to_hu(self._stored)
 
     def slices(self, start: int, stop: int) -> np.ndarray:
-        """Slices start to stop - 1 as (slices, rows, columns) float32, in HU; takes memory for these alone."""
+        """Slices start to stop - 1 as (slices, rows, columns) float32, in HU; takes memory only for these slices."""
         return np.ascontiguousarray(np.moveaxis(self._to_hu(self._stored[..., start:stop]), 2, 0))
 
     @property
@@ -311,7 +312,7 @@ class CTVolume:
 
     @property
     def files(self) -> list[Path]:
-        """The files that it was read from; none for an array."""
+        """The files from which it was read; empty for an array."""
         if self.series is not None:
             return list(dict.fromkeys(image.file.path for image in self.series.images))
         return [self.path] if self.path else []
@@ -324,7 +325,7 @@ class CTVolume:
         """A canonical (rows, columns, slices) array as an image in the file's own grid, orientation and header.
 
         Args:
-            array: of this volume's shape; its dtype is what the image stores.
+            array: an array of this volume's shape; the image gets its dtype.
 
         Raises:
             GeometryError: for another shape.
@@ -337,7 +338,7 @@ class CTVolume:
         header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0
         header["intent_code"] = 0
         kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-        with np.errstate(all="ignore"):  # a flat file's header may hold any spacing for the axis that it lacks
+        with np.errstate(all="ignore"):  # the header of a 2-D file may hold any spacing for the third axis
             affine = self.affine.copy()
             affine[:3] /= unit_mm(self.header)
             image = kind(np.asfortranarray(self.geometry.to_file(array)), affine, header)
@@ -355,7 +356,7 @@ class CTVolume:
 
     def _to_hu(self, stored: np.ndarray) -> np.ndarray:
         is_scaled = self._slope != 1.0 or self._intercept != 0.0
-        with np.errstate(all="ignore"):  # what is beyond float32 becomes infinite, and so air
+        with np.errstate(all="ignore"):  # values beyond float32 become infinite, and then air
             if is_scaled:
                 hu = (stored.astype(np.float64) * self._slope + self._intercept).astype(np.float32)
             else:
@@ -390,8 +391,8 @@ class MaskVolume:
         labels: (rows A->P, columns R->L, slices I->S) uint8, values of `classes`.
         geometry: the file's grid.
         path: the file, or None.
-        classes: what the values are; liver and tumour unless it is said.
-        is_cropped: True of a DICOM SEG without its CT: the grid ends where its frames do, not where the CT does.
+        classes: the classes of the values; by default liver and tumour.
+        is_cropped: True for a DICOM SEG read without its CT: its grid ends with its frames, not with the CT.
     """
 
     def __init__(
@@ -415,13 +416,14 @@ class MaskVolume:
         classes: ClassSet | None = None,
         like: CTVolume | MaskVolume | None = None,
     ) -> MaskVolume:
-        """Read a mask file to its end.
+        """Read a whole mask file.
 
         Args:
-            path: NIfTI, NRRD, MetaImage, or a DICOM SEG, whose segments are told by their codes.
-            max_bytes: most bytes its voxels may take in memory; see `CTVolume.load`.
-            classes: what the values are; by default what `predict` wrote into the file, else liver and tumour.
-            like: what it belongs to: a SEG, which leaves empty slices out, is put on its grid. Without it a SEG has the
+            path: NIfTI, NRRD, MetaImage, or a DICOM SEG, whose segments are identified by their codes.
+            max_bytes: memory limit for its voxels in bytes; see `CTVolume.load`.
+            classes: the classes of the values; by default those that `predict` wrote into the file, else liver and
+                tumour.
+            like: the CT of the mask. A SEG lacks empty slices and is placed on this grid; without it, a SEG gets the
                 smallest grid that holds its frames.
 
         Raises:
@@ -450,7 +452,7 @@ class MaskVolume:
 
     @cached_property
     def organ_labels(self) -> np.ndarray:
-        """`labels` with what is neither organ nor lesion as background."""
+        """`labels` with all classes except organ and lesion as background."""
         return self.classes.organ_part(self.labels)
 
     @property
@@ -482,18 +484,18 @@ class MaskVolume:
 
 
 def grid_in_words(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> str:
-    """A grid for people: "512 x 512 x 75 (rows, columns, slices), 0.7 x 0.7 x 5 mm"."""
+    """A grid in words: "512 x 512 x 75 (rows, columns, slices), 0.7 x 0.7 x 5 mm"."""
     spacing = " x ".join(f"{distance:.3g}" for distance in spacing_mm)
     return f"{' x '.join(map(str, shape))} (rows, columns, slices), {spacing} mm"
 
 
 def doubt_about_hu(stored: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> str | None:
-    """Say why intensities don't look like Hounsfield units, or None where they do.
+    """Why intensities are probably not Hounsfield units, or None.
 
-    A CT of a body holds air or fat, so some value lies below 0.
+    A CT of a body holds air or fat, so some values are below 0.
 
     Args:
-        stored: any shape; a sample of it is looked at.
+        stored: any shape; a sample of it is checked.
         slope, intercept: scaling to HU.
     """
     step = max(1, round((stored.size / 500_000) ** (1 / stored.ndim)))

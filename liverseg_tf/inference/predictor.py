@@ -262,7 +262,7 @@ class Predictor:
         """Pickle the model's path instead of its weights: the other process opens the model itself."""
         models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
         if not all(model is None or isinstance(model, (str, os.PathLike)) for model in models):
-            raise ConfigError("only a predictor made from a path can be sent to another process; save the model")
+            raise ConfigError("a predictor for other processes must be made from a model's path; save the model")
         by_name = {None, "shipped", *shipped_models()}  # the other process has the shipped models too
         paths = [
             os.path.abspath(m) if isinstance(m, (str, os.PathLike)) and (m not in by_name or Path(m).exists()) else m

@@ -83,5 +83,5 @@ def test_formats_are_told_apart(tmp_path):
 
 def test_options_for_dicom_alone(tmp_path, image):
     itk.WriteImage(image, str(tmp_path / "ct.nii"))
-    with pytest.raises(ConfigError, match="for DICOM alone"):
+    with pytest.raises(ConfigError, match="only for DICOM"):
         CTVolume.load(tmp_path / "ct.nii", series="1.2.3")

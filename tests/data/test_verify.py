@@ -150,7 +150,7 @@ def test_every_warning_by_its_name(data, write_nifti):
             "its liver lies on the patient's left",
             "has no mask",
             "has no volume 20",
-            "1 NIfTI files are passed over",
+            "1 NIfTI files are skipped",
         ),
         strict=True,
     ):
