@@ -1,1 +1,1 @@
-"""Thin commands: parse, call one public function, print."""
+"""The command line: each command parses its arguments, calls one public function and prints the result."""

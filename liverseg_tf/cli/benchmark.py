@@ -1,4 +1,4 @@
-"""`liverseg benchmark`: what this machine does with each runtime."""
+"""`liverseg benchmark`: time and memory of each runtime on this machine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "benchmark",
-        help="what this machine takes with each runtime",
-        description="Segment a CT with every runtime that a model has, each in a process of its own: milliseconds a "
-        "slice, the whole command's seconds and its peak memory. The default stands first. Close other programs.",
+        help="measure time and memory of each runtime on this machine",
+        description="Segment a CT with every runtime of a model, each in a separate process, and print milliseconds "
+        "per slice, seconds of the whole command and its peak memory. The default runtime comes first. Close other "
+        "programs before.",
     )
-    parser.add_argument("ct", nargs="?", metavar="CT", help="what to segment (default: a phantom of 512 x 512 x 60)")
+    parser.add_argument("ct", nargs="?", metavar="CT", help="CT to segment (default: a phantom of 512 x 512 x 60)")
     add_model(parser)
     add_json(parser)
     parser.set_defaults(run=run)

@@ -1,4 +1,4 @@
-"""`liverseg calibrate`: intervals that hold, from a site's own labelled cases."""
+"""`liverseg calibrate`: prediction intervals from a site's own labelled cases."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "calibrate",
-        help="find how far volumes may be off on your own cases",
-        description="From 20 to 100 labelled cases of your own that the model was not trained on: intervals of liver "
-        "and tumour volume with a promised coverage, each lesion's probability of being one, and an order to review "
-        "cases in. 'predict --calibration FILE' uses them. CTS are segmented, unless --predictions names the masks.",
+        help="estimate the errors of volumes from your own cases",
+        description="From 20 to 100 labelled cases of your own that were not used in training, compute prediction "
+        "intervals of liver and tumour volume with a given coverage, the probability that a finding is a lesion, and "
+        "an order in which to review cases. 'predict --calibration FILE' uses them. CTS are segmented, unless "
+        "--predictions names the masks.",
     )
     parser.add_argument("masks", metavar="MASKS", help="folder of your reference masks")
     parser.add_argument("cts", nargs="?", metavar="CTS", help="folder of their CTs")
     parser.add_argument("--predictions", metavar="DIR", help="masks that the model predicted, with its manifest.jsonl")
     parser.add_argument(
-        "--coverage", type=float, default=0.9, metavar="C", help="of the intervals, 0.5 to below 1 (default: 0.9)"
+        "--coverage",
+        type=float,
+        default=0.9,
+        metavar="C",
+        help="coverage of the intervals, 0.5 to below 1 (default: 0.9)",
     )
     add_output(parser, "FILE", "JSON file to write", ".json")
     add_model(parser)
@@ -52,14 +57,15 @@ def run(args: argparse.Namespace) -> int:
     quality = found.quality
     promised = f"{100 * found.liver.coverage:.0f} % promised"
     print(
-        f"{args.output}: {found.case_count} cases, {found.lesion_count} predicted lesions; each judged by the others:"
+        f"{args.output}: {found.case_count} cases, {found.lesion_count} predicted lesions; each tested with a "
+        "calibration by the others:"
     )
     for name in ("liver", "tumour"):
         inside, width = getattr(quality, f"{name}_coverage"), getattr(quality, f"{name}_width")
         print(f"  {name} volume in its interval: {100 * inside:.0f} % ({promised}), ends {width:.2f} times apart")
     if quality.lesion_brier is None:
-        print("  lesions: too few to tell true ones from false ones")
+        print("  lesions: too few to separate true from false findings")
     else:
         print(f"  lesions: Brier score {quality.lesion_brier:.3f} ({quality.lesion_brier_of_mean:.3f} by their mean)")
-    print(f"  the fifth to review first holds {100 * quality.error_in_first_fifth:.0f} % of all error (chance: 20 %)")
+    print(f"  the fifth to review first has {100 * quality.error_in_first_fifth:.0f} % of all error (chance: 20 %)")
     return 0

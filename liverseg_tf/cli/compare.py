@@ -13,12 +13,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "compare",
         help="follow lesions over scans of one patient",
-        description="Lay the later CTs of a patient upon the first, link their lesions, and tell what changed: JSON, "
-        "CSV and a page in DIR. Masks are given with --masks, or predicted; files that are masks themselves (DICOM "
-        "SEGs too) are compared by the liver's shape. Needs the extra [compare].",
+        description="Register the later CTs of a patient to the first, link their lesions, and write the changes to "
+        "DIR as JSON, CSV and a page. Masks are taken from --masks, or predicted. If BEFORE and AFTER are masks (DICOM "
+        "SEG too), they are registered by the liver's shape. Needs the extra [compare].",
     )
     parser.add_argument("before", metavar="BEFORE", help="the first CT, or mask")
-    parser.add_argument("after", nargs="+", metavar="AFTER", help="the later ones, in time")
+    parser.add_argument("after", nargs="+", metavar="AFTER", help="the later CTs or masks, in order of time")
     add_output(parser, "DIR", "folder to write", folder=True)
     parser.add_argument("--masks", nargs="+", metavar="M", help="masks of the CTs, in their order (default: predicted)")
     parser.add_argument("--days", nargs="+", type=float, metavar="D", help="day of each scan, for the growth curve")
@@ -73,7 +73,8 @@ def _print(found) -> None:
         ],
         names=("name", "response"),
         sentences=("why",),
-        caption="sum: long axes of at most two targets of 10 mm or more; RECIST is arithmetic here, no reading",
+        caption="sum: long axes of at most two targets of 10 mm or more; this is RECIST's arithmetic, not a reading by "
+        "a radiologist",
     )
     rows = []
     for lesion in found.lesions:
@@ -99,5 +100,5 @@ def _print(found) -> None:
             ("lesion", "scan", "what", "ml", "change", "long mm", "short mm", "sure"),
             rows,
             names=("what",),
-            caption="*: target; sure: how often the link is made again if the registration errs by its residual",
+            caption="*: target; sure: share of repeated links when the registration is perturbed by its residual",
         )

@@ -1,4 +1,4 @@
-"""`liverseg demo`: the whole way on CT phantoms, no data needed."""
+"""`liverseg demo`: the whole workflow on CT phantoms, without data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 from liverseg_tf.cli.options import add_json, add_seed, output_name
 
-# Small enough for two cores to take all of it in under five minutes, large enough to learn a liver by.
+# Small enough for under five minutes on two cores, large enough to learn what a liver looks like.
 _TRAINING_CASES, _TEST_CASES = 12, 3
 _EPOCHS, _STEPS, _IMAGE_SIZE = 5, 22, 96
 
@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "demo",
-        help="try everything on phantoms, no data needed",
+        help="try the whole workflow on phantoms, without data",
         description="Make CT phantoms in LiTS layout, train a ResNet34 U-Net on some of the patients, segment the "
         "others, score the masks and draw them. Takes about five minutes on two CPU cores.",
     )
@@ -28,7 +28,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="folder (default: liverseg-demo)",
     )
     add_seed(parser, "decides the patients and the training")
-    parser.add_argument("--epochs", type=int, default=_EPOCHS, metavar="N", help=f"of training (default: {_EPOCHS})")
+    parser.add_argument(
+        "--epochs", type=int, default=_EPOCHS, metavar="N", help=f"epochs of training (default: {_EPOCHS})"
+    )
     parser.add_argument("--explain", action="store_true", help="also explain the largest predicted tumour")
     parser.add_argument("--report", action="store_true", help="also write a report page")
     parser.add_argument("--export", action="store_true", help="also export for TensorFlow Serving and TFLite")
@@ -37,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Go through the stages and end with a table of results and paths."""
+    """Run all stages and print a table of results and paths."""
     import time
     from dataclasses import replace
     from pathlib import Path
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         callbacks=[TrainingProgress(out)],
     )
 
-    stage("3. Segmenting patients that it never saw")
+    stage("3. Segmenting patients that were not in training")
     from liverseg_tf.cohorts.predict_folder import predict_folder
 
     with progress_bar() as bar:
@@ -131,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         **summary["paths"],
     }
     columns = ("result", "value")
-    print_table(columns, list(results.items()), names=columns, title="Phantom patients that the model never saw")
+    print_table(columns, list(results.items()), names=columns, title="Phantom patients that were not in training")
     return 0
 
 
@@ -147,7 +149,7 @@ def _draw(output, pairs) -> None:
 
 
 def _extras(args, output, model, pair) -> dict:
-    """The stages that are asked for by option."""
+    """The optional stages."""
     scan, mask = pair
     made = {}
     if args.explain:

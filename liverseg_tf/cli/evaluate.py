@@ -1,4 +1,4 @@
-"""`liverseg evaluate`: LiTS scores and more, from two folders of masks."""
+"""`liverseg evaluate`: LiTS scores and others from two folders of masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "evaluate",
-        help="score predicted masks as the LiTS challenge does, and beyond",
+        help="score predicted masks with the LiTS challenge's metrics and others",
         description="Score predicted masks against reference masks. Masks are paired by case number: segmentation-7, "
         "liver_7, liver_7_seg and volume-7_seg are all case 7.",
     )
@@ -30,15 +30,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="draw Dice, volumes and lesion detection (.png, .pdf, .svg)",
     )
-    parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: intervals resample patients")
+    parser.add_argument(
+        "--patients", metavar="FILE.csv", help="CSV with columns id,patient: the bootstrap resamples patients"
+    )
     parser.add_argument(
         "--exclude-identity",
         action="store_true",
-        help="leave cases with an identity affine out of means over mm and ml (the LiTS scores keep them)",
+        help="exclude cases with an identity affine from means in mm and ml (LiTS scores keep them)",
     )
-    add_classes(parser, "of predicted masks that don't tell it themselves")
-    parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default: 2000)")
-    add_seed(parser, "of the bootstrap")
+    add_classes(parser, "classes of predicted masks that don't hold their class names")
+    parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: 2000)")
+    add_seed(parser, "seed of the bootstrap")
     add_overwrite(parser)
     parser.set_defaults(run=run)
 
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse to write over what is read or others', before an hour of scoring."""
+    """Check before scoring, which may take an hour, that the outputs may be written."""
     from liverseg_tf.ownership import claim
 
     inputs = [path for path in (args.truth, args.prediction, args.patients) if path]

@@ -13,9 +13,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "explain",
         help="show what made the network see a lesion",
-        description="For each lesion a heatmap of its largest slice (NIfTI in the input's grid), a figure (PNG), and a "
-        "verdict (explanation.json): supported, if the map beats 95 % of 20 random maps over the body on deletion and "
-        "insertion, is little like maps of randomised networks, and most of its heat is within the liver.",
+        description="Write for each lesion a heatmap of its largest slice (NIfTI in the input's grid), a figure (PNG), "
+        "and a verdict (explanation.json). A map is supported if it beats 95 % of 20 random maps over the body on "
+        "deletion and insertion, differs from maps of randomised networks, and has most of its heat within the liver.",
     )
     parser.add_argument("input", metavar="INPUT", help="a CT: NIfTI, NRRD, MetaImage, or DICOM (folder, file, .zip)")
     add_series(parser)
@@ -24,16 +24,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--target",
         metavar="CLASS",
-        help="tumour: each lesion by itself, all-tumour: all together, liver, or a class of another model "
+        help="tumour: each lesion separately; all-tumour: all together; liver; or a class of another model "
         "(default: tumour)",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--lesion", type=int, metavar="K", help="only this lesion; 1 is the largest")
-    which.add_argument("--point", type=_point, metavar="X,Y,Z", help="around this voxel of the file, counted from 0")
-    parser.add_argument(
-        "--radius", type=float, default=ExplainOptions.radius_mm, metavar="MM", help="of --point (default: %(default)g)"
+    which.add_argument("--lesion", type=int, metavar="K", help="explain only this lesion; 1 is the largest")
+    which.add_argument(
+        "--point", type=_point, metavar="X,Y,Z", help="explain the region around this voxel of the file, from 0"
     )
-    parser.add_argument("--mask", metavar="SEG", help="take the regions from this mask, not from the prediction")
+    parser.add_argument(
+        "--radius",
+        type=float,
+        default=ExplainOptions.radius_mm,
+        metavar="MM",
+        help="radius of --point (default: %(default)g)",
+    )
+    parser.add_argument("--mask", metavar="SEG", help="explain regions of this mask instead of the prediction")
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -44,25 +50,26 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--layer",
         default=ExplainOptions.layer,
-        help="of the CAMs: bottleneck, decoder0 (coarse) to decoder4 (fine), or a layer's name (default: bottleneck)",
+        help="layer of the CAMs: bottleneck, decoder0 (coarse) to decoder4 (fine), or a layer's name (default: "
+        "bottleneck)",
     )
     parser.add_argument(
         "--most-lesions",
         type=int,
         default=ExplainOptions.most_lesions,
         metavar="N",
-        help="the largest ones (default: %(default)s)",
+        help="number of lesions to explain, the largest first (default: %(default)s)",
     )
     parser.add_argument(
-        "--all-slices", action="store_true", help="maps on all of a lesion's slices, not the tested one"
+        "--all-slices", action="store_true", help="make maps of all slices of a lesion, not only of the tested one"
     )
     parser.add_argument("--no-tests", action="store_true", help="don't test the maps: faster, and without a verdict")
-    add_seed(parser, "of the tests' random maps")
+    add_seed(parser, "seed of the tests' random maps")
     parser.add_argument(
         "--safe-colors",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="colors told apart with any color vision",
+        help="use colours that colour-blind readers can distinguish",
     )
     add_overwrite(parser)
     add_json(parser)

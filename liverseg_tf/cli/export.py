@@ -1,4 +1,4 @@
-"""`liverseg export`: artefacts that take raw HU."""
+"""`liverseg export`: export to artefacts that take raw HU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "export",
-        help="turn a model into a SavedModel or a TFLite file",
-        description="Turn a trained model into an artefact that takes raw HU and gives labels: a SavedModel for "
+        help="export a model as a SavedModel or a TFLite file",
+        description="Export a trained model as an artefact that takes raw HU and returns labels: a SavedModel for "
         "TensorFlow Serving (DIR/<next version>/), or a TFLite file of builtin operators with a JSON beside it.",
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, .keras file, or 'shipped'")
@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--precision",
         choices=("float32", "float16", "int8"),
         default="float32",
-        help="float16 halves the weights on disk, int8 is for tflite (default: float32)",
+        help="float16 halves the weights on disk; int8 only for TFLite (default: float32)",
     )
     parser.add_argument(
         "--calibration", metavar="DIR", help="cases with tumours to calibrate int8 on (default: phantoms)"
@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export; returns 1 if a check falls short."""
+    """Export; returns 1 if a check fails."""
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.exporting.export import export
     from liverseg_tf.strict_json import to_json

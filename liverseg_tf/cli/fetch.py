@@ -10,15 +10,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "fetch",
         help="copy CT series from an archive (DICOMweb)",
-        description="Copy a study's CT series from a DICOMweb archive into a folder, to predict from. Credentials come "
+        description="Copy a study's CT series from a DICOMweb archive into a folder. Credentials come "
         "from ~/.netrc or, as a bearer token, from LIVERSEG_DICOMWEB_TOKEN; certificates are verified.",
     )
     parser.add_argument("study", metavar="STUDY", help="StudyInstanceUID")
     parser.add_argument(
         "--from", required=True, dest="source", metavar="URL", help="DICOMweb service: https://host/dicom-web"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder; a series becomes a folder in it")
-    parser.add_argument("--series", metavar="UID", help="one series (default: all of modality CT)")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder to write to; each series becomes a folder in it"
+    )
+    parser.add_argument("--series", metavar="UID", help="SeriesInstanceUID (default: all series of modality CT)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.set_defaults(run=run)
 

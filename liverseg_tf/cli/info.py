@@ -15,13 +15,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="versions, shipped models, classes and windows",
         description="Versions, shipped models, classes and CT windows.",
     )
-    parser.add_argument("--devices", action="store_true", help="load TensorFlow and list what it computes on")
+    parser.add_argument("--devices", action="store_true", help="load TensorFlow and list its devices")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what there is."""
+    """Print them."""
     from rich.text import Text
 
     from liverseg_tf.cli.tables import print_table

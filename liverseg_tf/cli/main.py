@@ -41,7 +41,7 @@ _WITH_TENSORFLOW = {"demo", "train", "find-lr", "explain", "report", "export", "
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers an unknown option with the usage of the command it was given to, not of `liverseg`."""
+    """A parser that answers an unknown option with the usage of the command, not of `liverseg`."""
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, unknown = super().parse_known_args(args, namespace)
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _PrintCompletion(argparse.Action):
-    """`--print-completion`: what a shell completes the command line by."""
+    """`--print-completion`: the script by which a shell completes the command line."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         shtab = require("shtab", "completion", "shell completion")
@@ -94,20 +94,20 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GLOG_minloglevel", "3")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name need not be text in the terminal's encoding
+        if hasattr(stream, "reconfigure"):  # file names may have characters outside the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", LiverSegWarning)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    # --debug is taken anywhere on the line
+    # --debug may be anywhere on the line
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     flags: dict[str, str] = {}
     try:
         parser = build_parser()
         if not arguments:
-            # a command is missing, perhaps because a script's variable was empty: wrong usage, not success
+            # no command, possibly an empty variable in a script: wrong usage, not success
             parser.print_help(sys.stderr)
             return 2
         args = parser.parse_args(arguments)

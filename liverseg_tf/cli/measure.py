@@ -1,4 +1,4 @@
-"""`liverseg measure`: volumes, diameters, HU and doubts of masks."""
+"""`liverseg measure`: volumes, diameters and HU of masks, and what makes them doubtful."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "measure",
         help="measure masks: volumes, long and short axes, HU, and what makes them doubtful",
-        description="Measure any mask of liver (1) and lesions (2), whoever made it: volumes, burden, of each lesion "
-        "long and short axis (RECIST 1.1), shape, depth and place; with the CT also HU. What makes a figure doubtful "
-        "is flagged, as a liver that the field of view cuts. Folders are paired by case number or name.",
+        description="Measure any mask of liver (1) and lesions (2), from any source: volumes, tumour burden, and for "
+        "each lesion long and short axis (RECIST 1.1), shape, depth and position; HU too if the CT is given. Doubtful "
+        "values are flagged, such as the volume of a liver that the field of view cuts. Files of two folders are "
+        "paired by case number or name.",
     )
     parser.add_argument("mask", metavar="MASK", help="mask (NIfTI, NRRD, MetaImage, DICOM SEG), or folder of masks")
     parser.add_argument("ct", nargs="?", metavar="CT", help="its CT (a DICOM folder too), or folder of CTs, for HU")
@@ -25,9 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--output",
         type=output_name(".json", ".csv"),
         metavar="FILE",
-        help=".json: everything; .csv: a row a case, and FILE_lesions.csv with a row a lesion",
+        help=".json: everything; .csv: a row per case, and FILE_lesions.csv with a row per lesion",
     )
-    add_classes(parser, "of masks that don't tell it themselves")
+    add_classes(parser, "classes of masks that don't hold their class names")
     parser.add_argument(
         "--radiomics",
         action="store_true",
@@ -140,6 +141,6 @@ def _print(measured: list) -> None:
         ],
         names=("case",),
         caption=named(
-            "round: sphericity, 1 is a ball; deep: from the liver's surface; contrast: against liver within 10 mm"
+            "round: sphericity, 1 for a ball; deep: distance to the liver's surface; contrast: to liver within 10 mm"
         ),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from liverseg_tf.config import BACKBONES
 
-# A name that ends so is meant as a file's; ".v2" and ".2024" are parts of a folder's name.
+# A name with such an ending is a file's; ".v2" and ".2024" may end a folder's name.
 _FILE_SUFFIX = re.compile(r"\.(?!v\d)[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
 
 
@@ -23,11 +23,11 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
 
 
 def as_flags(message: str, flags: dict[str, str]) -> str:
-    """A message of the library, which names arguments, in the command line's words.
+    """Replace Python arguments in the library's messages by the command line's options.
 
     Args:
-        message: with arguments as `name=value`, or `name=` for any value.
-        flags: of the command, as `flags_of` gives them; other arguments stay as they are.
+        message: a text with arguments as `name=value`, or `name=` for any value.
+        flags: the result of `flags_of`; other arguments are not changed.
 
     Examples:
         >>> as_flags("try xla=False, precision='float32' or a smaller batch_size=", {"xla": "--xla"})
@@ -50,8 +50,8 @@ def as_flags(message: str, flags: dict[str, str]) -> str:
 def output_name(*suffixes: str, folder: bool = False) -> Callable[[str], str]:
     """A type for argparse: the name of a file that ends in one of `suffixes`, or, if `folder`, of a folder.
 
-    A folder is not made under what looks like a file's name: somebody hoped for a file of that format. One that is
-    there already, or whose name ends in "/", is meant.
+    A name that looks like a file's is refused as a folder, because the user expects a file of that format. An existing
+    folder, or a name ending in "/", is accepted.
 
     Example:
         >>> output_name(".nii", ".nii.gz", folder=True)("masks")
@@ -89,7 +89,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_series(parser: argparse.ArgumentParser) -> None:
-    """`--series` and `--allow-gaps`: which DICOM series, and how whole."""
+    """`--series` and `--allow-gaps`: which DICOM series to read, and whether gaps are accepted."""
     parser.add_argument("--series", metavar="UID", help="DICOM series to take, as 'liverseg series' lists them")
     parser.add_argument(
         "--allow-gaps", action="store_true", help="resample a DICOM series with missing slices or uneven steps"
@@ -97,7 +97,7 @@ def add_series(parser: argparse.ArgumentParser) -> None:
 
 
 def ct_of(args: argparse.Namespace, path=None, series: str | None = None):
-    """What a CT (by default `INPUT`) means: its path, or the volume where `add_series` or `series` say which."""
+    """The CT (by default `INPUT`): its path, or its volume if a series or `--allow-gaps` was given."""
     path = args.input if path is None else path
     series = args.series or series
     if series is None and not args.allow_gaps:
@@ -109,25 +109,32 @@ def ct_of(args: argparse.Namespace, path=None, series: str | None = None):
 
 def add_patients(parser: argparse.ArgumentParser) -> None:
     """`--patients`: the groups file."""
-    parser.add_argument("--patients", metavar="FILE.csv", help="columns id,patient: which cases are one patient's")
+    parser.add_argument(
+        "--patients", metavar="FILE.csv", help="CSV with columns id,patient that groups cases by patient"
+    )
 
 
 def add_training_input(parser: argparse.ArgumentParser) -> None:
-    """What `train` and `find-lr` change about a recipe."""
-    parser.add_argument("--recipe", default="default", metavar="R", help="default, or report for the original's")
+    """Options by which `train` and `find-lr` change a recipe."""
+    parser.add_argument(
+        "--recipe",
+        default="default",
+        metavar="R",
+        help="default, or report for the recipe of the original project's report",
+    )
     parser.add_argument("--image-size", type=int, metavar="S", help="rows and columns of the network's input")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="slices a step, over all devices")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="slices per step, over all devices")
     parser.add_argument("--backbone", choices=BACKBONES, help="encoder, in place of the recipe's")
     parser.add_argument("--encoder-weights", metavar="W", help="imagenet, none, or a file")
 
 
 def add_classes(parser: argparse.ArgumentParser, of: str) -> None:
-    """`--classes`: what masks hold, where it isn't liver and tumour."""
+    """`--classes`: the classes of masks, if not liver and tumour."""
     parser.add_argument(
         "--classes",
         type=_classes,
         metavar="ORGAN[,LESION[,MORE]]",
-        help=f"{of}, by value from 1; LESION is 'none' where the organ has none (default: liver,tumour)",
+        help=f"{of}, in order of value from 1; LESION is 'none' for an organ without lesions (default: liver,tumour)",
     )
 
 
@@ -145,13 +152,15 @@ def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
 
 def add_max_bytes(parser: argparse.ArgumentParser) -> None:
     """`--max-bytes`."""
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes that a volume may take in memory")
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="memory limit of a volume in bytes")
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """`--overwrite`."""
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace files of others, or changed by others; never an input"
+        "--overwrite",
+        action="store_true",
+        help="replace files that liverseg did not write, or that were changed; never an input",
     )
 
 

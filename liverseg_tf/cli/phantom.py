@@ -12,14 +12,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "phantom",
         help="make CT phantoms in LiTS layout",
-        description="Make CT phantoms of the abdomen: volume-<i>.nii.gz with the exact segmentation-<i>.nii.gz; "
-        "or the CTs as DICOM series, a folder volume-<i> each.",
+        description="Make CT phantoms of the abdomen with exact masks: volume-<i>.nii.gz and segmentation-<i>.nii.gz, "
+        "or the CTs as DICOM series in folders volume-<i>.",
     )
     parser.add_argument(
         "folder", type=output_name(folder=True), metavar="DIR", help="folder to write to; made if missing"
     )
     parser.add_argument("--cases", type=int, default=10, metavar="N", help="number of patients (default: %(default)s)")
-    add_seed(parser, "decides every patient")
+    add_seed(parser, "seed of all patients")
     parser.add_argument(
         "--shape",
         type=int,
@@ -29,7 +29,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="voxels of each volume (default: 128 128 40)",
     )
     parser.add_argument(
-        "--format", choices=("nifti", "dicom"), default="nifti", help="of the CTs; masks are NIfTI (default: nifti)"
+        "--format",
+        choices=("nifti", "dicom"),
+        default="nifti",
+        help="format of the CTs; masks are NIfTI (default: nifti)",
     )
     add_overwrite(parser)
     add_json(parser)

@@ -16,9 +16,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="segment CT volumes",
         description="Segment CT volumes. One input and OUT ending in .nii or .nii.gz: that file. Otherwise OUT is a "
         "folder: volume-7.nii.gz gives segmentation-7.nii.gz, x.nii.gz gives x_seg.nii.gz, and manifest.jsonl "
-        "tells what was done, a line a volume. Of a DICOM series a DICOM SEG is written too; what is written as DICOM "
-        "is read again and kept only if it agrees with the mask. INPUT and OUT may be URLs (s3://, gs://). Files of "
-        "others, and masks that were changed since, are kept; inputs always.",
+        "has a line for each volume. For a DICOM series a DICOM SEG is written too; DICOM objects are read back and "
+        "kept only if they agree with the mask. INPUT and OUT may be URLs (s3://, gs://). Inputs are never replaced; "
+        "files that liverseg did not write, and masks that were edited since, only with --overwrite.",
     )
     parser.add_argument(
         "inputs",
@@ -31,60 +31,65 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--format",
         metavar="F,…",
-        help="what to write: nifti, seg, sr, rtstruct, pdf (default: nifti; of DICOM nifti,seg)",
+        help="formats to write: nifti, seg, sr, rtstruct, pdf (default: nifti; for DICOM nifti,seg)",
     )
     parser.add_argument(
-        "--segmentation-type", choices=("BINARY", "LABELMAP"), default="BINARY", help="of DICOM SEG (default: BINARY)"
+        "--segmentation-type",
+        choices=("BINARY", "LABELMAP"),
+        default="BINARY",
+        help="type of the DICOM SEG (default: BINARY)",
     )
-    parser.add_argument("--lesion-segments", action="store_true", help="DICOM SEG: one segment a lesion")
+    parser.add_argument("--lesion-segments", action="store_true", help="DICOM SEG: one segment for each lesion")
     add_model(parser)
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
         default="auto",
-        help="what runs the model (default: auto, the fastest on this machine; 'liverseg info' tells which and why)",
+        help="runtime of the model (default: auto, the fastest on this machine; 'liverseg info' shows which and why)",
     )
     parser.add_argument(
-        "--all-slices", action="store_true", help="segment every slice, not those alone that can hold the liver"
+        "--all-slices", action="store_true", help="segment every slice, not only those that can hold the liver"
     )
     parser.add_argument(
-        "--server", metavar="URL", help="TensorFlow Serving to ask: grpc://host:8500/NAME or http://..."
+        "--server", metavar="URL", help="TensorFlow Serving to use: grpc://host:8500/NAME or http://..."
     )
-    parser.add_argument("--probabilities", action="store_true", help="write each class's probabilities too")
+    parser.add_argument("--probabilities", action="store_true", help="also write each class's probabilities")
     parser.add_argument(
         "--uncertainty",
         action="store_true",
-        help="segment shifted, turned and scaled copies too: entropy as NIfTI, the range of volumes (8 times as long)",
+        help="test-time augmentation with 8 copies: write entropy as NIfTI and ranges of volumes (takes 8 times as "
+        "long)",
     )
     parser.add_argument(
         "--calibration",
         metavar="FILE",
-        help="of 'liverseg calibrate': intervals of volumes that hold at your site",
+        help="result of 'liverseg calibrate': adds prediction intervals of volumes for your site",
     )
     parser.add_argument(
         "--variations",
         type=int,
         metavar="N",
-        help="average over N copies, a little shifted, turned, scaled and denser (N times as long; default: none)",
+        help="test-time augmentation: average N shifted, rotated, scaled and brightened copies (takes N times as long)",
     )
-    parser.add_argument(
-        "--preview", action="store_true", help="draw each result on one picture that fits a slide (PNG)"
-    )
+    parser.add_argument("--preview", action="store_true", help="draw a one-page picture of each result (PNG)")
     parser.add_argument("--statistics", action="store_true", help="print volumes and lesions")
     add_overwrite(parser)
-    parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped (output folders)")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="slices at a time (default: by their size)")
-    parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels as they are")
+    parser.add_argument("--resume", action="store_true", help="continue a stopped run (output folders)")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="slices per batch (default: depends on their size)")
+    parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels unchanged")
     add_max_bytes(parser)
     parser.add_argument(
-        "--engine", choices=("embedded", "ray"), default="embedded", help="who predicts: this process (default), or Ray"
+        "--engine",
+        choices=("embedded", "ray"),
+        default="embedded",
+        help="predict in this process (default), or with Ray",
     )
     parser.add_argument("--address", metavar="ADDR", help="Ray: cluster to use (default: one on this machine)")
     parser.add_argument("--workers", type=int, metavar="N", help="Ray: processes that each hold the model")
     parser.add_argument("--threads", type=int, metavar="T", help="Ray: CPU threads of each worker")
     parser.add_argument("--gpus", type=int, metavar="G", help="Ray: GPUs of each worker")
     parser.add_argument(
-        "--timeout", type=float, metavar="S", help="Ray: most seconds a volume may take (default: 3600)"
+        "--timeout", type=float, metavar="S", help="Ray: time limit of a volume in seconds (default: 3600)"
     )
     add_json(parser)
     parser.set_defaults(run=run)
@@ -199,7 +204,7 @@ def _print_rows(rows: list[dict], args: argparse.Namespace) -> None:
                 if "uncertainty" in row:
                     ranges = {k: v for k, v in row["uncertainty"].items() if k.endswith("_range_ml")}
                     found = ", ".join(f"{k.removesuffix('_range_ml')} {_range(v)} ml" for k, v in ranges.items())
-                    print(f"  over variations of the scan: {found} (disagreement, no interval of the truth)")
+                    print(f"  test-time augmentation: {found} (spread of predictions, not a confidence interval)")
 
 
 def _print_calibrated(found: dict) -> None:
@@ -209,17 +214,17 @@ def _print_calibrated(found: dict) -> None:
     )
     if found["lesions"]:
         chances = ", ".join(f"{one['number']}: {100 * one['probability']:.0f} %" for one in found["lesions"][:20])
-        print(f"  probability of being a lesion: {chances}")
+        print(f"  probability that the finding is a lesion: {chances}")
 
 
 def _read_again(written: dict) -> str:
     found = written["read_again"]
     if "liver" not in found:
-        return "read again: whole"
+        return "read back, complete"
     from liverseg_tf.cli.tables import counted
 
     lesions = counted(len(found["lesions"]), "lesion")
-    return f"read again, agrees with the mask: liver {found['liver']['volume_ml']:.1f} ml, {lesions}"
+    return f"read back, agrees with the mask: liver {found['liver']['volume_ml']:.1f} ml, {lesions}"
 
 
 def _range(ends: list[float]) -> str:

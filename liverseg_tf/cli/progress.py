@@ -11,12 +11,12 @@ _SECONDS_A_LINE = 30.0
 
 
 def console() -> Console:
-    """Where messages go: stderr, so that stdout keeps to results."""
+    """Console for messages on stderr, so that stdout has only results."""
     return Console(stderr=True, highlight=False)
 
 
 def progress_bar(stages: bool = False) -> ProgressBar:
-    """A bar with counts, time taken and time left, gone when done; where stderr is no terminal, lines instead.
+    """A bar with counts, elapsed and remaining time, removed at the end; lines if stderr is not a terminal.
 
     Args:
         stages: descriptions are stages of the work, and each is worth a line; else they name what the work has come

@@ -1,4 +1,4 @@
-"""Loading TensorFlow without the lines that it writes to stderr, and nibabel without what a command doesn't need."""
+"""Loads TensorFlow without its lines on stderr, and nibabel without the parts that no command needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def load_tensorflow_quietly(start_devices: bool = True) -> None:
     """Import TensorFlow and start its devices.
 
     Args:
-        start_devices: False where a cluster must be set up before.
+        start_devices: False if a cluster must be set up first.
     """
     if "tensorflow" in sys.modules:
         return
@@ -19,7 +19,7 @@ def load_tensorflow_quietly(start_devices: bool = True) -> None:
         import tensorflow as tf
 
         if start_devices:
-            tf.constant(0)  # the devices write theirs when they are first used
+            tf.constant(0)  # devices write their lines on first use
 
 
 def load_nibabel_quickly() -> None:

@@ -14,8 +14,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "report",
         help="write one self-contained page about a CT",
-        description="Segment a CT and write one page about it: slices to scroll through in any CT window, mask, truth, "
-        "heatmap and uncertainty to lay over, lesions to jump to, figures. It needs no network and opens from disk.",
+        description="Segment a CT and write one HTML page about it: slices in any CT window, overlays of mask, truth, "
+        "heatmap and uncertainty, a list of lesions, figures. The page opens from disk and needs no network.",
     )
     parser.add_argument("input", metavar="INPUT", help="a CT: NIfTI, NRRD, MetaImage, or DICOM (folder, file, .zip)")
     add_series(parser)
@@ -23,26 +23,28 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_model(parser)
     parser.add_argument("--truth", metavar="SEG", help="reference mask: adds scores and an overlay")
     parser.add_argument("--title", help="heading (default: the file's name)")
-    parser.add_argument("--no-heatmaps", action="store_true", help="leave them out: faster")
-    parser.add_argument("--method", choices=METHODS, metavar="NAME", help=f"of heatmaps: {', '.join(METHODS)}")
+    parser.add_argument("--no-heatmaps", action="store_true", help="no heatmaps: faster")
+    parser.add_argument("--method", choices=METHODS, metavar="NAME", help=f"method of heatmaps: {', '.join(METHODS)}")
     parser.add_argument(
-        "--uncertainty", action="store_true", help="add test-time variation: about eight times as long as predicting"
+        "--uncertainty", action="store_true", help="add test-time augmentation: takes about eight times as long"
     )
     parser.add_argument(
         "--most-lesions",
         type=int,
         default=ReportOptions.most_lesions,
         metavar="N",
-        help="with a heatmap (default: %(default)s)",
+        help="lesions with a heatmap, the largest first (default: %(default)s)",
     )
     parser.add_argument(
         "--safe-colors",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="colors told apart with any color vision",
+        help="use colours that colour-blind readers can distinguish",
     )
     parser.add_argument(
-        "--plan", action="store_true", help="try a resection on the page: remnant, margins (not for planning treatment)"
+        "--plan",
+        action="store_true",
+        help="add a resection tool to the page: remnant, margins (not for planning treatment)",
     )
     add_overwrite(parser)
     add_json(parser)

@@ -10,10 +10,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "send",
         help="send DICOM objects to an archive (DICOMweb)",
-        description="Send the DICOM objects that liverseg wrote to a DICOMweb archive, and ask whether it has them. "
+        description="Send the DICOM objects that liverseg wrote to a DICOMweb archive, and check that it lists them. "
         "Credentials come from ~/.netrc or, as a token, from LIVERSEG_DICOMWEB_TOKEN; certificates are verified.",
     )
-    parser.add_argument("paths", nargs="+", metavar="OUT", help="files, or folders that predict wrote to")
+    parser.add_argument("paths", nargs="+", metavar="OUT", help="files, or output folders of predict")
     parser.add_argument("--to", required=True, metavar="URL", help="DICOMweb service: https://host/dicom-web")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.set_defaults(run=run)

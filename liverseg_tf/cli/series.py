@@ -1,4 +1,4 @@
-"""`liverseg series`: which CT series lie in a folder."""
+"""`liverseg series`: lists the CT series in folders."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "series",
         help="list the DICOM series in folders",
-        description="Read the headers of all DICOM files in folders or zip archives and list their series: what can be "
-        "segmented, and why the rest can't. Names and dates are not shown. Exit status 1 if no series is usable.",
+        description="Read the headers of all DICOM files in folders or zip archives and list their series: which can "
+        "be segmented, and why the others can't. Patients' names and dates are not shown. Exit status 1 if no series "
+        "is usable.",
     )
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="folders, searched recursively; files; .zip archives"
     )
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="most bytes that an archive may expand to")
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="limit of an archive's expanded size in bytes")
     add_json(parser)
     parser.set_defaults(run=run)
 

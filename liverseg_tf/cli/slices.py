@@ -1,4 +1,4 @@
-"""`liverseg slices`: the data set as pictures, as the original had it."""
+"""`liverseg slices`: a data set as pictures, in the original project's format."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "slices",
         help="write slices as pictures",
         description="Write slices of CTs with masks as JPG or PNG of three channels (liver window, custom window, "
-        "histogram) and masks as PNG, as the original project stored its data. Training needs none of it.",
+        "histogram) and masks as PNG, in the format of the original project. Training does not need them.",
     )
     add_folders(parser)
     add_output(parser, "OUT", "folder to write", folder=True)
-    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the channels (default: jpg)")
-    parser.add_argument("--quality", type=int, default=90, metavar="Q", help="of JPG, 1 to 100 (default: 90)")
+    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="format of the channels (default: jpg)")
+    parser.add_argument("--quality", type=int, default=90, metavar="Q", help="JPG quality, 1 to 100 (default: 90)")
     parser.add_argument(
         "--every-volume", type=int, default=3, metavar="N", help="every n-th volume by name (default: 3)"
     )

@@ -1,4 +1,4 @@
-"""`liverseg summarize`: a whole archive on one page."""
+"""`liverseg summarize`: a page about a cohort."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "summarize",
-        help="a cohort on one page",
-        description="Sum up what 'predict' wrote into DIR, or any folder of masks: FILE.html with distributions, "
-        "outliers, flags, failed cases and links to reports, and FILE.csv with a row a case.",
+        help="summarize a cohort on one page",
+        description="Summarize the output folder of 'predict', or any folder of masks: FILE.html has distributions, "
+        "outliers, flags, failed cases and links to reports, FILE.csv a row for each case.",
     )
     parser.add_argument("folder", metavar="DIR", help="folder of masks, with manifest.jsonl if 'predict' wrote it")
-    add_output(parser, "FILE.html", "page to write; the CSV lies beside it", ".html", ".htm")
-    parser.add_argument("--flags", action="store_true", help="measure every mask: finds livers that the CT cuts")
+    add_output(parser, "FILE.html", "page to write; the CSV is written beside it", ".html", ".htm")
+    parser.add_argument(
+        "--flags", action="store_true", help="measure every mask, to find livers cut by the field of view"
+    )
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-# A column of sentences is not made narrower than this.
+# Smallest width of a column of sentences.
 _NARROWEST_SENTENCES = 24
 _ANY_WIDTH = 100_000
 
@@ -35,15 +35,15 @@ def print_table(
     title: str | None = None,
     caption: str | None = None,
 ) -> None:
-    """Print a table; where the terminal is too narrow for it, its rows one below the other.
+    """Print a table, or a list of its rows if the terminal is too narrow.
 
-    No figure is ever cut or wrapped. Where stdout is no terminal and COLUMNS is not set, any width will do.
+    Numbers are never cut or wrapped. If stdout is not a terminal and COLUMNS is not set, the width is unlimited.
 
     Args:
         columns: the headings.
         rows: a cell for each column.
-        names: columns of names, which stand to the left; the others hold figures and stand to the right.
-        sentences: columns of text, which stand to the left and may be wrapped.
+        names: columns of names, aligned left; the others hold numbers and are aligned right.
+        sentences: columns of text, aligned left, which may be wrapped.
         title: above the table.
         caption: below it.
     """

@@ -22,40 +22,51 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "train",
         help="train a U-Net on labelled CTs",
         description="Train a U-Net on volume-<i> and segmentation-<i> in any number of folders, and keep the best "
-        "epoch. RUN will hold the model, its settings, the split, the history and its curves.",
+        "epoch. Model, settings, split, history and curves are written to RUN.",
     )
     add_folders(parser)
     add_output(parser, "RUN", "folder to make", folder=True)
     add_training_input(parser)
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs after the frozen phase")
-    parser.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches an epoch (default: all slices)")
+    parser.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches per epoch (default: all slices)")
     parser.add_argument(
         "--validation-fraction",
         type=float,
         default=TrainingOptions.validation_fraction,
         metavar="F",
-        help="share of the patients (default: %(default)s)",
+        help="share of the patients to validate on (default: %(default)s)",
     )
-    add_classes(parser, "of another organ's masks")
+    add_classes(parser, "classes of another organ's masks")
     add_patients(parser)
-    parser.add_argument("--split", choices=SPLITS, default=TrainingOptions.split, help="slices: as the original")
-    parser.add_argument("--folds", type=int, metavar="K", help="cross-validate over K shares of the patients")
-    parser.add_argument("--from", dest="from_model", metavar="MODEL", help="model to start from; 'shipped' for ours")
-    add_seed(parser, "everything random goes by it")
-    parser.add_argument("--resume", action="store_true", help="go on where a run stopped; more --epochs extend it")
-    parser.add_argument("--xla", action=argparse.BooleanOptionalAction, default=None, help="default: where it pays")
+    parser.add_argument(
+        "--split", choices=SPLITS, default=TrainingOptions.split, help="slices: split by slices, as in the original"
+    )
+    parser.add_argument("--folds", type=int, metavar="K", help="cross-validate over K folds of the patients")
+    parser.add_argument(
+        "--from", dest="from_model", metavar="MODEL", help="model to start from; 'shipped' for the shipped one"
+    )
+    add_seed(parser, "seed of all random numbers")
+    parser.add_argument("--resume", action="store_true", help="continue a stopped run; a larger --epochs extends it")
+    parser.add_argument(
+        "--xla",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compile with XLA (default: where it is faster)",
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="default: mixed on a new GPU, bfloat16 on a CPU that computes with it",
+        help="default: mixed on a recent GPU, bfloat16 on a CPU with bfloat16 instructions",
     )
     parser.add_argument(
         "--strategy",
         choices=("one", "mirrored", "multiworker"),
         default="one",
-        help="mirrored: all GPUs; multiworker: the hosts of TF_CONFIG, on each of which this command is started",
+        help="mirrored: all GPUs; multiworker: all hosts of TF_CONFIG, with this command started on each",
     )
-    parser.add_argument("--data-shards", type=int, metavar="N", help="patient-disjoint shards (default: one a worker)")
+    parser.add_argument(
+        "--data-shards", type=int, metavar="N", help="patient-disjoint shards (default: one per worker)"
+    )
     parser.add_argument("--data-service", metavar="grpc://HOST:PORT", help="dispatcher of a tf.data service")
     parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard (extra [tensorboard])")
     parser.add_argument("--summary", action="store_true", help="print the network's layers")
@@ -78,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if len(labelled) < len(cases):
         out.print(f"{len(cases) - len(labelled)} volumes without a mask are left out", markup=False)
     if args.strategy == "multiworker":
-        out.print("waiting for the other workers of TF_CONFIG; Ctrl-C ends it", markup=False)
+        out.print("waiting for the other workers of TF_CONFIG; Ctrl-C stops", markup=False)
     strategy = create_strategy(args.strategy)
     worker, workers = worker_index(strategy)
     if worker > 0:
@@ -113,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         progress.close()
         kept = f"the best epoch so far is kept in {args.output}" if progress.rows else "no epoch was complete"
-        raise KeyboardInterrupt(f"{kept}; go on with --resume") from None
+        raise KeyboardInterrupt(f"{kept}; continue with --resume") from None
     finally:
         progress.close()
     best = result.best

@@ -1,4 +1,4 @@
-"""A training's progress on the terminal, as a Keras callback."""
+"""Progress of training on the terminal, as a Keras callback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from liverseg_tf.training.train import dice_in_words
 
 
 class TrainingProgress(keras.callbacks.Callback):
-    """One line an epoch, and a bar with the time left.
+    """One line per epoch, and a bar with the remaining time.
 
     Args:
         out: where lines go.
@@ -56,7 +56,7 @@ class TrainingProgress(keras.callbacks.Callback):
         self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

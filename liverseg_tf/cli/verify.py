@@ -1,4 +1,4 @@
-"""`liverseg verify`: is a data set fit for use?"""
+"""`liverseg verify`: checks a data set."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "verify",
         help="check a data set",
-        description="Read every volume and mask of a data set to its end and tell what is wrong with it. Errors: "
-        "files that can't be used, doubles, shapes or affines that don't fit, values that are no class. Warnings: "
-        "spacing, orientation, intensities that are no HU, padding, tumours outside the liver, volumes that stand "
-        "twice under different numbers. Exit status 1 on errors, 0 on none or on warnings alone.",
+        description="Read every volume and mask of a data set completely and report errors and doubts. Errors: "
+        "unusable files, two files with one number, mismatched shapes or affines, invalid mask values. Warnings: "
+        "spacing, orientation, intensities that are not HU, padding, tumours outside the liver, duplicate volumes "
+        "under different numbers. Exit status 1 if there are errors, else 0.",
     )
     add_folders(parser)
     add_patients(parser)
     add_max_bytes(parser)
-    parser.add_argument("--threads", type=int, metavar="N", help="cases read at a time (default: one a CPU)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="number of cases read at a time (default: one per CPU)"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 

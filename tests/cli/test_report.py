@@ -31,7 +31,7 @@ def test_predict_with_uncertainty(capsys, tmp_path, phantom_folder, small_model_
     arguments = ["predict", str(ct), "-o", str(tmp_path / "out"), "--model", str(small_model_file), "--uncertainty"]
     assert main([*arguments, "--statistics"]) == 0
     shown = capsys.readouterr().out
-    assert "over variations of the scan: liver" in shown and "no interval of the truth" in shown
+    assert "test-time augmentation: liver" in shown and "not a confidence interval" in shown
     _, row = map(json.loads, (tmp_path / "out" / "manifest.jsonl").read_text().splitlines())
     entropy = nib.load(tmp_path / "out" / "segmentation-1_uncertainty.nii.gz")
     assert row["uncertainty"]["entropy"].endswith("segmentation-1_uncertainty.nii.gz")

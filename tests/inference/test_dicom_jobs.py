@@ -142,7 +142,7 @@ def test_predict_writes_what_is_asked_for_and_names_nobody(study, tmp_path, smal
     arguments = ["predict", str(study / "b"), "-o", str(out), "--model", str(small_model_file), "--no-postprocessing"]
     assert main([*arguments, "--format", "nifti,seg,sr"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.count("read again, agrees with the mask") == 2
+    assert printed.out.count("read back, agrees with the mask") == 2
     names = ["c_seg.dcm", "c_seg.nii.gz", "c_seg_sr.dcm", "manifest.jsonl"]
     assert sorted(p.name for p in out.iterdir() if p.name[0] != ".") == names
     row = json.loads((out / "manifest.jsonl").read_text().splitlines()[1])
