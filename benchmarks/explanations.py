@@ -113,7 +113,8 @@ def _explanations(args: argparse.Namespace, predictor: Predictor) -> dict:
                 found = _explained(own, volume, labels, region, all_slices=False)
                 (found,) = _compared([found], others, volume, labels, lambda *step: None)
                 curves = test.curves(found.slice_map(index), inside)
-                found = replace(found, curves=curves, filled_probability=test.filled_probability(inside))
+                probability, fall_inside = test.counterfactual(inside)
+                found = replace(found, curves=curves, filled_probability=probability, fall_inside=fall_inside)
                 row = {"case": case, "diameter_mm": round(float(np.cbrt(6 * mm3 / np.pi)), 1), "method": method}
                 rows.append(row | found.to_dict())
                 log.info("%s %s, %s: %s", case, region.name, method, found.words)
@@ -131,6 +132,7 @@ def _summary(rows: list[dict]) -> dict:
         "rank_correlation_low": sum(row["randomized_rank_correlation"] < MOST_RANK_CORRELATION for row in rows),
         "heat_in_liver": sum(row["heat_in_liver"] > LEAST_IN_LIVER for row in rows),
         "mean_rank_correlation": float(np.mean([row["randomized_rank_correlation"] for row in rows])),
+        "mean_fall_in_region": float(np.mean([row["fall_in_region_share"] for row in rows])),
         "mean_heat_in_liver": float(np.mean([row["heat_in_liver"] for row in rows])),
     }
 

@@ -64,6 +64,8 @@ class RegionExplanation:
         randomized_correlation: mean absolute rank correlation with the maps of randomised networks; None if not tested.
         filled_probability: mean probability of the class in the region, once the region alone is filled with what
             surrounds it; None if not tested.
+        fall_inside: share of the falls of that probability over the whole slice that lies in the region; None if not
+            tested.
         classes: what the labels are.
     """
 
@@ -73,6 +75,7 @@ class RegionExplanation:
     curves: DeletionInsertion | None = None
     randomized_correlation: float | None = None
     filled_probability: float | None = None
+    fall_inside: float | None = None
     classes: ClassSet = LIVER_CLASSES
 
     @property
@@ -113,7 +116,7 @@ class RegionExplanation:
             f"{self.verdict}{against}: beats {100 * curves.deletion_beats:.0f} % (deletion) and "
             f"{100 * curves.insertion_beats:.0f} % (insertion) of {len(curves.random_deletion)} random maps, {share}, "
             f"rank correlation {self.randomized_correlation:.2f}; filled: probability {curves.deletion[0]:.2f} to "
-            f"{self.filled_probability:.2f}"
+            f"{self.filled_probability:.2f}, {100 * (self.fall_inside or 0):.0f} % of the fall within it"
         )
 
     def heatmap(self, shape: tuple[int, int, int]) -> np.ndarray:
@@ -141,6 +144,7 @@ class RegionExplanation:
             "randomized_rank_correlation": self.randomized_correlation,
             "probability": None if self.curves is None else float(self.curves.deletion[0]),
             "probability_filled": self.filled_probability,
+            "fall_in_region_share": self.fall_inside,
             "deletion_insertion": self.curves.to_dict() if self.curves else None,
         }
 
@@ -447,5 +451,8 @@ def _tested(
         test = SliceTest(runtime.probabilities, hu, filled, label, watched, random_maps, seed)
         for i, mask in zip(own, masks, strict=True):
             curves = test.curves(explained[i].slice_map(index), mask)
-            tested[i] = replace(explained[i], curves=curves, filled_probability=test.filled_probability(mask))
+            filled_probability, fall_inside = test.counterfactual(mask)
+            tested[i] = replace(
+                explained[i], curves=curves, filled_probability=filled_probability, fall_inside=fall_inside
+            )
     return tested

@@ -201,13 +201,21 @@ class SliceTest:
         insertion = np.hstack([ones * end, kept[:, 1], ones * start])
         return DeletionInsertion(np.array(FRACTIONS), deletion[0], insertion[0], deletion[1:], insertion[1:])
 
-    def filled_probability(self, region: np.ndarray) -> float:
-        """Mean probability of the class in a region, once the region alone is filled: the counterfactual.
+    def counterfactual(self, region: np.ndarray) -> tuple[float, float]:
+        """Fill a region alone: how does the class's probability fall, and where?
 
         Args:
             region: (rows, columns) bool, within `watched`.
+
+        Returns:
+            Mean probability of the class in the region, once it is filled; and the share of all falls of that
+            probability over the slice that lies in the region (1 where nothing falls).
         """
-        return float(self._scores([region.ravel()[self._places]])[0, region[self._watched]].mean())
+        filled = np.where(region, self._filled, self._hu)
+        before, after = self._probabilities(np.stack([self._hu, filled]))[..., self._label].astype(np.float64)
+        fall = np.maximum(before - after, 0)
+        total = fall.sum()
+        return float(after[region].mean()), float(fall[region].sum() / total) if total else 1.0
 
     def _steps(self, maps: np.ndarray) -> np.ndarray:
         """(M, places) -> (M, deletion and insertion, steps, watched pixels) probabilities."""

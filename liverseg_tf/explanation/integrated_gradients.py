@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from liverseg_tf.channels import RestoreSize, SquareResize
 from liverseg_tf.config import ModelConfig
+from liverseg_tf.explanation.region_score import region_score
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.saving import config_of
 
@@ -74,8 +75,5 @@ class IntegratedGradients:
     def _score_gradient(self, channels: tf.Tensor, weights: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             tape.watch(channels)
-            logits = tf.cast(self.model(channels, training=False), tf.float32)
-            own = tf.one_hot(label, logits.shape[-1])
-            others = tf.reduce_logsumexp(logits - 1e9 * own, -1)
-            score = tf.reduce_sum((tf.reduce_sum(logits * own, -1) - others) * weights)
+            score = region_score(self.model(channels, training=False), weights, label)
         return tape.gradient(score, channels)

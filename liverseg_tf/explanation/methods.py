@@ -10,6 +10,7 @@ import numpy as np
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.explanation.integrated_gradients import IntegratedGradients
+from liverseg_tf.explanation.occlusion import Occlusion
 from liverseg_tf.explanation.options import METHODS
 from liverseg_tf.explanation.seg_grad_cam import SegGradCam
 
@@ -35,7 +36,7 @@ def make_explainer(model: keras.Model, config: ModelConfig, method: str, layer: 
         model: channels in, logits out.
         config: how its input is prepared.
         method: one of `METHODS`.
-        layer: as `SegGradCam` takes it; not for integrated gradients.
+        layer: as `SegGradCam` takes it; integrated gradients and occlusion look at none.
 
     Raises:
         ConfigError: for an unknown method or layer.
@@ -47,6 +48,8 @@ def make_explainer(model: keras.Model, config: ModelConfig, method: str, layer: 
     """
     if method == "integrated-gradients":
         return IntegratedGradients(model, config)
+    if method == "occlusion":
+        return Occlusion(model, config)
     if method not in METHODS:
         raise ConfigError(f"explanation method: expected one of {', '.join(METHODS)}. Received: {method!r}")
     return SegGradCam(model, config, method, layer)

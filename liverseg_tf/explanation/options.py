@@ -11,7 +11,7 @@ from liverseg_tf.errors import ConfigError
 RANDOM_MAPS = 20  # the fewest that a verdict may rest on
 DEFAULT_METHOD = "integrated-gradients"  # what passes the tests most often: docs/explanations.md
 CAM_METHODS = ("gradcam", "gradcam++", "layercam", "scorecam", "hirescam", "segxrescam")
-METHODS = (DEFAULT_METHOD, *CAM_METHODS)
+METHODS = (DEFAULT_METHOD, "occlusion", *CAM_METHODS)
 Progress = Callable[[int, int, str], None]
 
 
@@ -20,9 +20,10 @@ class ExplainOptions:
     """Options of `explain`.
 
     Attributes:
-        method: "integrated-gradients" (`IntegratedGradients`), or "gradcam", "gradcam++", "layercam", "scorecam",
+        method: "integrated-gradients" (`IntegratedGradients`), "occlusion" (`Occlusion`), or "gradcam", "gradcam++", "layercam", "scorecam",
             "hirescam", "segxrescam" (`SegGradCam`).
-        layer: "bottleneck", "decoder0" to "decoder4", or a layer's name; not for integrated gradients.
+        layer: "bottleneck", "decoder0" to "decoder4", or a layer's name; integrated gradients and occlusion look at
+            none.
         all_slices: make maps on all slices of a region, not on the tested one alone.
         radius_mm: of the surroundings of `point`, in mm, above 0.
         faithfulness: test the maps.

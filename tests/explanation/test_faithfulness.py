@@ -59,8 +59,25 @@ def test_curves_begin_and_end_with_the_untouched_and_the_filled_slice(test, lesi
     for deletion, insertion in zip(found.random_deletion, found.random_insertion, strict=True):
         assert deletion[0] == insertion[-1] == found.deletion[0] > 0.9
         assert deletion[-1] == insertion[0] == found.insertion[0] < 0.2
-    assert test.filled_probability(lesion) < 0.2
+    probability, fall_inside = test.counterfactual(lesion)
+    assert probability < 0.2
+    assert fall_inside > 0.99  # this network looks at nothing else
     assert found.to_dict()["random_maps"] == 20
+
+
+def test_a_network_that_looks_elsewhere_falls_elsewhere():
+    """One that says tumour in a square on the right as long as another on the left is dark."""
+    left, right = np.zeros((2, 32, 32), bool)
+    left[8:16, 4:12] = right[8:16, 20:28] = True
+    hu = np.where(left, 20.0, 100.0)
+
+    def network(pictures):
+        dark = (pictures[:, left].mean(axis=1) < 60)[:, None, None]
+        tumour = (dark & (left | right)).astype(float)
+        return np.stack([1 - tumour, tumour], -1)
+
+    test = SliceTest(network, hu, np.full((32, 32), 100.0), label=1, watched=left)
+    assert test.counterfactual(left) == (0.0, 0.5)
 
 
 def test_an_empty_map_is_a_random_one(test, lesions):

@@ -41,7 +41,7 @@ def test_methods_are_made_by_name(dark_is_tumour, lesions):
     )
     heat = make_explainer(dark_is_tumour, dark_is_tumour.liverseg_config, "segxrescam").slice_map(hu, tumour, 2, hu)
     assert heat.shape == (64, 64) and heat.any()
-    with pytest.raises(ConfigError, match="integrated-gradients, gradcam"):
+    with pytest.raises(ConfigError, match="integrated-gradients, occlusion, gradcam"):
         make_explainer(dark_is_tumour, dark_is_tumour.liverseg_config, "magic")
     with pytest.raises(ModelError, match="no configuration"):
         IntegratedGradients(build_unet(32, "resnet18"))
