@@ -9,6 +9,7 @@ from typing import Any
 from liverseg_tf.errors import ModelError
 
 DEFAULT_MODEL = "liverseg-resnet34"
+SECOND_LOOK_MODEL = "liverseg-lite0"  # looks again at the tumours that the default model finds
 
 
 def models_folder() -> Path:

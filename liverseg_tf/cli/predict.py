@@ -51,6 +51,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--all-slices", action="store_true", help="segment every slice, not only those that can hold the liver"
     )
     parser.add_argument(
+        "--second-look",
+        metavar="MODEL",
+        default="auto",
+        help="model that must confirm each tumour, or none (default: liverseg-lite0 with the shipped model)",
+    )
+    parser.add_argument(
         "--server", metavar="URL", help="TensorFlow Serving to use: grpc://host:8500/NAME or http://..."
     )
     parser.add_argument("--probabilities", action="store_true", help="also write each class's probabilities")
@@ -162,6 +168,7 @@ def run(args: argparse.Namespace) -> int:
             on_done=on_done,
             runtime=args.runtime,
             extent=not args.all_slices,
+            second_look=None if args.second_look == "none" else args.second_look,
             batch_size=args.batch_size,
             **({"postprocessing": None} if args.no_postprocessing else {}),
             variations=args.variations,
@@ -181,7 +188,10 @@ def needs_tensorflow(args: argparse.Namespace) -> bool:
 
     if args.uncertainty or args.variations:
         return True
-    return args.engine == "embedded" and choose(locate_model(args.model), args.runtime).runtime != "tflite"
+    models = [args.model] + [args.second_look] * (args.second_look not in ("auto", "none"))
+    return args.engine == "embedded" and any(
+        choose(locate_model(model), args.runtime).runtime != "tflite" for model in models
+    )
 
 
 def _print_rows(rows: list[dict], args: argparse.Namespace) -> None:

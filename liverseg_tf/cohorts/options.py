@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from liverseg_tf.inference.jobs import Job
     from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 
-PREDICTOR_OPTIONS = ("batch_size", "postprocessing", "variations", "runtime", "extent", "max_bytes")
+PREDICTOR_OPTIONS = ("batch_size", "postprocessing", "variations", "runtime", "extent", "second_look", "max_bytes")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class PredictOptions:
         variations: test-time augmentation over so many copies.
         runtime: what runs a model that was exported in several ways.
         extent: segment only the slices that can hold the liver.
+        second_look: a second model that must confirm each tumour; see `Predictor`.
         max_bytes: most bytes that a volume may take.
 
     Raises:
@@ -76,6 +77,7 @@ class PredictOptions:
     variations: int | TestTimeAugmentation | None = None
     runtime: str = "auto"
     extent: bool = True
+    second_look: str | Path | None = "auto"
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -109,4 +111,5 @@ class PredictChanges(TypedDict, total=False):
     variations: int | TestTimeAugmentation | None
     runtime: str
     extent: bool
+    second_look: str | Path | None
     max_bytes: int | None

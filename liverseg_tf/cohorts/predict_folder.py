@@ -194,6 +194,7 @@ def _settings(options: PredictOptions, formats: Sequence[str], predictor: Predic
         "model": predictor.config.to_dict(),
         "runtime": predictor.runtime_names,
         "extent": predictor.extent,
+        "second_look": str(predictor.second_look) if isinstance(predictor.second_look, (str, os.PathLike)) else None,
         "postprocessing": _postprocessing_setting(predictor.postprocessing),
         "variations": _variations_setting(predictor.variations),
         "probabilities": options.probabilities,

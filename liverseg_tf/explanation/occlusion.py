@@ -21,7 +21,8 @@ class Occlusion:
     """Which patches of a slice the class depends on: each is replaced by a slice on which there is nothing to be found.
 
     Occlusion (Zeiler and Fergus 2014, arXiv 1311.2901) on a grid of 16 x 16 patches; patches that hold nothing of the
-    body are left out. A patch's heat is the fall of the region's score. It needs no gradients, and runs the network once a patch: about 100 times a slice.
+    body are left out. A patch's heat is the fall of the region's score (`region_score`). It needs no gradients, and
+    runs the network once a patch: about 100 times a slice.
 
     Args:
         model: channels in, logits out, as `build_unet` makes it.

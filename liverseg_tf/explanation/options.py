@@ -20,8 +20,8 @@ class ExplainOptions:
     """Options of `explain`.
 
     Attributes:
-        method: "integrated-gradients" (`IntegratedGradients`), "occlusion" (`Occlusion`), or "gradcam", "gradcam++", "layercam", "scorecam",
-            "hirescam", "segxrescam" (`SegGradCam`).
+        method: "integrated-gradients" (`IntegratedGradients`), "occlusion" (`Occlusion`), or "gradcam", "gradcam++",
+            "layercam", "scorecam", "hirescam", "segxrescam" (`SegGradCam`).
         layer: "bottleneck", "decoder0" to "decoder4", or a layer's name; integrated gradients and occlusion look at
             none.
         all_slices: make maps on all slices of a region, not on the tested one alone.

@@ -123,7 +123,7 @@ def _milliseconds_a_slice(model: str, runtime: str, ct: str) -> float:
     from liverseg_tf.data.volume import CTVolume
     from liverseg_tf.inference.predictor import Predictor
 
-    predictor = Predictor(model, runtime=runtime, extent=False)
+    predictor = Predictor(model, runtime=runtime, extent=False, second_look=None)
     volume = predictor.read(ct)
     count = min(_SLICES, volume.shape[2])
     first = (volume.shape[2] - count) // 2

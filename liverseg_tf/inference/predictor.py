@@ -24,12 +24,13 @@ from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.choice import choose
 from liverseg_tf.inference.postprocessing import DEFAULT, OTHER_ORGANS, PostProcessing, SliceSmoother
 from liverseg_tf.inference.runtimes import Runtime, TFLiteRuntime, keras_runtime, open_keras, open_runtime
+from liverseg_tf.inference.second_look import look_again
 from liverseg_tf.inference.segment import LabelScoring, NetworkScoring, Scoring, Segmenter
 from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, folds_of, version_folder
 from liverseg_tf.ownership import save_image, sign
-from liverseg_tf.shipped import locate_model, shipped_models
+from liverseg_tf.shipped import DEFAULT_MODEL, SECOND_LOOK_MODEL, locate_model, shipped_models
 
 if TYPE_CHECKING:
     import keras
@@ -162,10 +163,12 @@ class Predictor:
         variations: test-time augmentation: the number of slightly shifted, rotated, scaled and brightened copies, the
             unchanged one included, whose probabilities are averaged; or a `TestTimeAugmentation`. Inference takes that
             many times as long. By default none.
+        second_look: a second model that must confirm each tumour (`look_again`); None for none. With `auto` it is
+            `liverseg-lite0` for the default model, and none for any other.
         max_bytes: the largest volume to read, in bytes; see `CTVolume.load`.
 
     Raises:
-        ModelError: if the model does not exist, or the models of a list have different classes.
+        ModelError: if the model does not exist, or models that work together have different classes.
 
     Examples:
         >>> prediction = Predictor("run/").predict("volume-7.nii.gz")  # doctest: +SKIP
@@ -181,6 +184,7 @@ class Predictor:
         variations: int | TestTimeAugmentation | None = None,
         runtime: str = "auto",
         extent: bool = True,
+        second_look: str | Path | keras.Model | Runtime | None = "auto",
         max_bytes: int | None = None,
     ):
         self._model, self.runtime, self.extent = model, runtime, extent
@@ -192,15 +196,24 @@ class Predictor:
         models = list(model) if isinstance(model, (list, tuple)) else folds_of(locate_model(model))
         self.runtimes = [self._open(locate_model(m)) for m in models]
         self.config: ModelConfig = self.runtimes[0].config
-        for other in self.runtimes[1:]:
+        self.second_look = self._second_model() if second_look == "auto" else second_look
+        self._second_runtime = None if self.second_look is None else self._open(locate_model(self.second_look))
+        for other in [*self.runtimes[1:], *([self._second_runtime] if self._second_runtime else [])]:
             if other.config.classes != self.config.classes:
                 raise ModelError(
-                    f"an ensemble needs models of the same classes: expected {self.config.class_names}, "
+                    f"models that work together need the same classes: expected {self.config.class_names}, "
                     f"got {other.config.class_names}"
                 )
         if postprocessing is DEFAULT and not self.config.classes.is_liver:
             postprocessing = OTHER_ORGANS
         self.batch_size, self.postprocessing, self.max_bytes = batch_size, postprocessing, max_bytes
+
+    def _second_model(self) -> str | None:
+        """The shipped model that looks again at what the default model found; None for any other model."""
+        model, found = self._model, shipped_models()
+        if SECOND_LOOK_MODEL not in found or isinstance(model, (list, tuple)):
+            return None
+        return SECOND_LOOK_MODEL if locate_model(model) == found.get(DEFAULT_MODEL) else None
 
     def _open(self, model) -> Runtime:
         if isinstance(model, (str, os.PathLike)):
@@ -226,7 +239,8 @@ class Predictor:
         return (
             f"Predictor({self.name}: {', '.join(type(runtime).__name__ for runtime in self.runtimes)}, "
             f"{self.config.image_size} x {self.config.image_size}, classes {', '.join(self.config.class_names)}; "
-            f"{'with' if self.postprocessing else 'no'} post-processing, {variations})"
+            f"{'with' if self.postprocessing else 'no'} post-processing, {variations}, "
+            f"{'a' if self.second_look else 'no'} second look)"
         )
 
     @property
@@ -246,6 +260,8 @@ class Predictor:
         """
         models = self._model if isinstance(self._model, (list, tuple)) else folds_of(locate_model(self._model))
         digests = [_model_digest(model, runtime) for model, runtime in zip(models, self.runtimes, strict=True)]
+        if self._second_runtime is not None:
+            digests.append(_model_digest(self.second_look, self._second_runtime))
         known = [digest for digest in digests if digest is not None]
         return hashlib.sha256("".join(known).encode()).hexdigest() if len(known) == len(digests) else None
 
@@ -264,10 +280,15 @@ class Predictor:
         if not all(model is None or isinstance(model, (str, os.PathLike)) for model in models):
             raise ConfigError("a predictor for other processes must be made from a model's path; save the model")
         by_name = {None, "shipped", *shipped_models()}  # the other process has the shipped models too
-        paths = [
-            os.path.abspath(m) if isinstance(m, (str, os.PathLike)) and (m not in by_name or Path(m).exists()) else m
-            for m in models
-        ]
+
+        def absolute(m):
+            return (
+                os.path.abspath(m)
+                if isinstance(m, (str, os.PathLike)) and (m not in by_name or Path(m).exists())
+                else m
+            )
+
+        paths = [absolute(m) for m in models]
         made = partial(
             Predictor,
             batch_size=self.batch_size,
@@ -275,6 +296,7 @@ class Predictor:
             variations=self.variations,
             runtime=self.runtime,
             extent=self.extent,
+            second_look=absolute(self.second_look),
             max_bytes=self.max_bytes,
         )
         return made, (paths if isinstance(self._model, (list, tuple)) else paths[0],)
@@ -353,6 +375,8 @@ class Predictor:
             labels = segmenter.liver_slices(tell)
         else:
             labels = segmenter.all_slices(tell, keep if kept else None)
+        if self._second_runtime is not None:
+            labels = look_again(labels, volume, self._second_runtime.probabilities, self.config.classes, batch)
         if self.postprocessing is not None:
             labels = self.postprocessing(labels, volume.spacing_mm, volume.voxel_volume_ml, self.config.classes)
         return labels, kept

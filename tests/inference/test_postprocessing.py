@@ -9,7 +9,8 @@ from scipy import ndimage, sparse
 import liverseg_tf as ls
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother, _connected
+from liverseg_tf.inference.pieces import _connected
+from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
 
 SPACING = (2.0, 2.0, 5.0)  # a voxel is 0.02 ml
 
