@@ -155,6 +155,18 @@ class ClassSet:
         names = {"liver": self.organ, "tumour": self.lesion or "lesion"}
         return re.sub(r"(?<![a-zA-Z])(liver|tumour)(?![a-zA-Z])", lambda m: names[m[1]], text)
 
+    def heading(self, text: str) -> str:
+        """A heading written for "Liver" and "Tumours", as readers want it of this organ.
+
+        Examples:
+            >>> ClassSet.of("kidney", "kidney_tumour").heading("Tumours (ml)")
+            'Kidney tumour (ml)'
+        """
+        if self.named("liver tumour") == "liver tumour":
+            return text
+        words = {"Liver": self.organ, "Tumours": self.lesion or "lesion"}
+        return re.sub("Liver|Tumours", lambda m: words[m[0]].replace("_", " ").capitalize(), text)
+
     def to_json(self) -> str:
         """One line, for a mask's header."""
         return to_json({"classes": list(self.names), "lesion": self.lesion})

@@ -9,8 +9,8 @@ import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.cli.main import main
-from liverseg_tf.data.volume import MaskVolume
-from liverseg_tf.errors import ConfigError, LabelError
+from liverseg_tf.data.volume import Geometry, MaskVolume
+from liverseg_tf.errors import CaseError, ConfigError, LabelError
 from liverseg_tf.inference.postprocessing import OTHER_ORGANS, PostProcessing
 from liverseg_tf.labels import CLASSES, LIVER_CLASSES, ClassSet, color_mask
 from liverseg_tf.models.artefacts import Manifest
@@ -228,3 +228,84 @@ def test_clean_up_leaves_further_structures():
     labels[11, 11, 11] = 3
     cleaned = PostProcessing()(labels.copy(), (2.0, 2.0, 2.0), classes=KIDNEYS)
     assert cleaned[5, 5, 5] == 1 and cleaned[3, 3, 3] == cleaned[11, 11, 11] == 3
+
+
+KIDNEY = ClassSet.of("kidney", "kidney_tumour")
+
+
+def kidney_mask(tumour=8, aside=0):
+    """No two axes alike, in a grid of 3 mm; a cyst or something else (3) lies beside it."""
+    x, y, z = np.indices((40, 46, 36))
+    labels = ((((x - 18) / 10) ** 2 + ((y - 22) / 13) ** 2 + ((z - 17) / 14) ** 2) <= 1).astype(np.uint8)
+    labels |= ((((x - 25) / 6) ** 2 + ((y - 30) / 7) ** 2 + ((z - 22) / 6) ** 2) <= 1).astype(np.uint8)
+    labels[14 : 14 + tumour, 18:24, 14 + aside : 20 + aside] = 2
+    return labels
+
+
+def test_scans_of_another_organ_are_compared_under_its_names(tmp_path, capsys):
+    pytest.importorskip("SimpleITK")
+    affine, names = np.diag([-3.0, -3, 3, 1]), []
+    for number, labels in enumerate((kidney_mask(6), kidney_mask(9))):
+        names.append(str(tmp_path / f"mask-{number}.nii.gz"))
+        labels[1:3, 1:3, 1:3] = 3  # far away: it must not take part
+        nib.save(nib.Nifti1Image(labels, affine), names[-1])
+    arguments = ["compare", *names, "-o", str(tmp_path / "out"), "--classes", "kidney,kidney_tumour,cyst", "--json"]
+    assert main(arguments) == 0
+    printed_text = capsys.readouterr().out
+    found = json.loads(printed_text)
+    assert found["scans"][0]["kidney_tumour_volume_ml"] == pytest.approx(6 * 36 * 27 / 1000)
+    assert found["lesions"][0]["sightings"][1]["event"] == "kept" and found["scans"][1]["registration"]["by"]
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "Kidney tumour (ml)" in page and "liver" not in page.split("</style>")[1].lower().replace("liverseg", "")
+    assert "liver" not in json.dumps({k: found[k] for k in ("scans", "lesions", "responses")})
+    whole = MaskVolume.load(names[0], classes=ClassSet.of("kidney", "kidney_tumour", "cyst"))
+    with pytest.raises(ConfigError, match="expected one organ's, got kidney, kidney_tumour, cyst and then liver"):
+        ls.compare(whole, MaskVolume(kidney_mask(), whole.geometry))
+
+
+def test_another_organ_is_calibrated_and_judged_under_its_names(tmp_path):
+    from liverseg_tf.calibration.calibrate import fit, labelled_case
+
+    geometry = Geometry.from_spacing((40, 46, 36), (3, 3, 3))
+    cases = []
+    for number in range(20):
+        truth, predicted = kidney_mask(8), kidney_mask(5 + number % 5)
+        truth[0, 0, 0] = predicted[:2, 0, 0] = 3
+        cases.append(labelled_case(*(MaskVolume(one, geometry, classes=KIDNEYS) for one in (truth, predicted))))
+    assert cases[0].true_liver_ml == pytest.approx(np.count_nonzero(kidney_mask()) * 27 / 1000)  # without the bone
+    found = fit(cases, with_ct=False)
+    found.save(tmp_path / "c.json")
+    found = ls.Calibration.load(tmp_path / "c.json")
+    assert found.classes == KIDNEYS
+    judged = found.judge(ls.measure(kidney_mask(8), spacing_mm=(3, 3, 3), classes=KIDNEYS))
+    low, high = judged["kidney_tumour_interval_ml"]
+    assert low < 8 * 36 * 27 / 1000 < high and "kidney_interval_ml" in judged and "liver" not in json.dumps(judged)
+    liver = MaskVolume(kidney_mask(8), geometry)
+    with pytest.raises(ConfigError, match="expected a mask of kidney, kidney_tumour, bone, got one of liver"):
+        labelled_case(MaskVolume(kidney_mask(8), geometry, classes=KIDNEYS), liver)
+
+
+def test_an_archive_of_another_organ_is_summed_up_under_its_names(tmp_path, capsys):
+    from liverseg_tf.ownership import signed_line
+
+    measured = ls.measure(kidney_mask(6), spacing_mm=(3, 3, 3), classes=KIDNEY)
+    row = {"input": "scans/a.nii.gz", "output": "segmentation-1.nii.gz", "status": "done", "seconds": 3.0}
+    lines = [{"settings": {}, "model": "net"}, row | {"statistics": measured.statistics.to_dict()}]
+    (tmp_path / "manifest.jsonl").write_text("".join(signed_line(line, "manifest") for line in lines))
+    nib.save(nib.Nifti1Image(kidney_mask(9)[:20], np.diag([-3.0, -3, 3, 1])), tmp_path / "segmentation-2.nii.gz")
+    with pytest.raises(CaseError, match="expected masks of one organ, got kidney, liver"):
+        ls.summarize(tmp_path)
+    found = printed(capsys, "summarize", tmp_path, "-o", tmp_path / "a.html", "--classes", "kidney,kidney_tumour")
+    assert [r["kidney_tumour_volume_ml"] for r in found["rows"]] == pytest.approx([5.832, 5.832])
+    assert found["rows"][1]["flags"] == ["cut_by_field_of_view"] and found["rows"][0]["flags"] == []  # no small_liver
+    assert "kidney_volume_ml" in (tmp_path / "a.csv").read_text().splitlines()[0]
+    page = (tmp_path / "a.html").read_text()
+    assert "Kidney tumour (ml)" in page and "kidney goes on beyond" in page
+
+
+@pytest.mark.slow
+def test_what_predict_writes_beside_masks_of_another_organ_is_no_mask(predicted):
+    from liverseg_tf.evaluation.measure import find_masks
+
+    assert len(list(predicted.glob("*.nii.gz"))) == 4
+    assert [one.mask.name for one in find_masks(predicted)] == ["segmentation-0.nii.gz"]

@@ -25,7 +25,7 @@ from liverseg_tf.evaluation.evaluate import load_pair
 from liverseg_tf.evaluation.measure import Measurement, find_masks, measure
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.pairs import find_pairs
-from liverseg_tf.labels import TUMOUR
+from liverseg_tf.labels import BACKGROUND, CLASS_NAMES, LIVER_CLASSES, TUMOUR, ClassSet
 from liverseg_tf.ownership import claim, write_text
 
 FORMAT = 1
@@ -47,6 +47,7 @@ class CalibrationCase:
         true_liver_ml, true_tumour_ml: of the reference.
         features: by name, what may tell how wrong the case is.
         lesion_features, lesion_is_one: of each predicted lesion, and whether the reference has one there.
+        classes: of its masks; of another organ, "liver" and "tumour" stand for it and its lesions.
     """
 
     name: str
@@ -57,6 +58,7 @@ class CalibrationCase:
     features: Features
     lesion_features: tuple[Features, ...] = ()
     lesion_is_one: tuple[bool, ...] = ()
+    classes: ClassSet = LIVER_CLASSES
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Calibration(Config):
             first: a linear score.
         quality: measured by leaving one case out.
         format: of the file.
+        class_names, lesion_is_2: of the masks, as `ClassSet` has them; of another organ, "liver" and "tumour" stand for
+            it and its lesions.
     """
 
     model: str | None
@@ -112,6 +116,8 @@ class Calibration(Config):
     review_weights: tuple[float, ...]
     quality: Quality
     format: int = FORMAT
+    class_names: tuple[str, ...] = CLASS_NAMES
+    lesion_is_2: bool = True
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -127,6 +133,12 @@ class Calibration(Config):
         unknown += sorted(set(self.lesion.feature_names) - set(_lesion_names(True))) if self.lesion else []
         if unknown:
             raise ConfigError(f"expected features that this version knows. Received: {unknown[0]!r}")
+        self.classes  # noqa: B018 - checks the names
+
+    @property
+    def classes(self) -> ClassSet:
+        """What it was made of."""
+        return ClassSet(self.class_names, self.lesion_is_2)
 
     def save(self, path: str | Path, *, inputs: Sequence[str | Path] = (), overwrite: bool = False) -> None:
         """Write it as JSON.
@@ -171,10 +183,13 @@ class Calibration(Config):
             for one in found.lesions:
                 chance = self.lesion(lesion_features(one, self.with_ct))
                 lesions.append({"number": one.statistics.number, "probability": round(chance, 3)})
+        named = self.classes.named
+        intervals = {"liver": self.liver.interval_ml(statistics.liver_volume_ml, features)}
+        if self.classes.lesion is not None:
+            intervals["tumour"] = self.tumour.interval_ml(statistics.tumour_volume_ml, features)
         return {
             "coverage": self.liver.coverage,
-            "liver_interval_ml": _rounded(self.liver.interval_ml(statistics.liver_volume_ml, features)),
-            "tumour_interval_ml": _rounded(self.tumour.interval_ml(statistics.tumour_volume_ml, features)),
+            **{named(f"{name}_interval_ml"): _rounded(ends) for name, ends in intervals.items()},
             "lesions": lesions,
             "review_score": round(self._review(features), 4),
             "cases": self.case_count,
@@ -192,6 +207,7 @@ def calibrate(
     predictions: str | Path | None = None,
     model: Any = None,
     coverage: float = COVERAGE,
+    classes: ClassSet | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -206,6 +222,7 @@ def calibrate(
         model: as `Predictor` takes it, where CTs are segmented.
         coverage: promised, 0.5 to below 1: in so many of the cases to come the truth lies in the interval, as long as
             they are like these.
+        classes: what the masks' values are; by default what predictions say of themselves, else liver and tumour.
         output: JSON file to write.
         overwrite: replace a file that this library did not make.
         progress: called with cases done, their number, and what is being done.
@@ -240,7 +257,7 @@ def calibrate(
             tell(done, len(pairs), predicted.name)
             scan = scans.get(truth)
             ct = None if scan is None or scan.ct is None else CTVolume.load(scan.ct, series=scan.series)
-            cases.append(labelled_case(*load_pair(truth, predicted, like=ct), ct, uncertain.get(predicted.name)))
+            cases.append(labelled_case(*load_pair(truth, predicted, classes, ct), ct, uncertain.get(predicted.name)))
     else:
         from liverseg_tf.inference.predictor import Predictor
 
@@ -248,13 +265,14 @@ def calibrate(
         _check_count(len(found_masks))
         predictor = model if isinstance(model, Predictor) else Predictor(model)
         name, sha256 = predictor.name, predictor.sha256
+        classes = classes or predictor.config.classes
         for done, (truth, path, series) in enumerate(found_masks):
             assert path is not None  # of find_masks with CTs
             tell(done, len(found_masks), path.name)
             volume = CTVolume.load(path, series=series)
-            reference = MaskVolume.load(truth, like=volume)
+            reference = MaskVolume.load(truth, classes=classes, like=volume)
             check_same_voxels(volume.geometry, reference.geometry, (path, truth))
-            predicted_mask = MaskVolume(predictor.predict(volume).labels, volume.geometry)
+            predicted_mask = MaskVolume(predictor.predict(volume).labels, volume.geometry, classes=classes)
             cases.append(labelled_case(reference, predicted_mask, volume))
     tell(len(cases), len(cases), "fitting")
     found = fit(cases, cts is not None, coverage, name, sha256)
@@ -270,23 +288,29 @@ def labelled_case(
 
     Raises:
         GeometryError: if they lie on different grids.
+        ConfigError: if they are of different organs.
     """
+    if truth.classes != predicted.classes:
+        names = [", ".join(one.classes.names[1:]) for one in (truth, predicted)]
+        raise ConfigError(f"{predicted.path or 'prediction'}: expected a mask of {names[0]}, got one of {names[1]}")
     check_same_voxels(truth.geometry, predicted.geometry, (truth.path or "reference", predicted.path or "prediction"))
     found = measure(predicted, ct)
-    numbered, box = numbered_lesions(predicted.labels)
+    numbered, box = numbered_lesions(predicted.organ_labels)
+    organ = truth.organ_labels
     touched: set[int] = set()
     if box is not None:
-        touched = set(np.unique(numbered[truth.labels[box] == TUMOUR]).tolist())
+        touched = set(np.unique(numbered[organ[box] == TUMOUR]).tolist())
     voxel_ml = truth.voxel_volume_ml
     return CalibrationCase(
         found.case,
         found.statistics.liver_volume_ml,
         found.statistics.tumour_volume_ml,
-        float(np.count_nonzero(truth.labels) * voxel_ml),
-        float(np.count_nonzero(truth.labels == TUMOUR) * voxel_ml),
+        float(np.count_nonzero(organ != BACKGROUND) * voxel_ml),
+        float(np.count_nonzero(organ == TUMOUR) * voxel_ml),
         case_features(found, ct is not None, uncertainty),
         tuple(lesion_features(one, ct is not None) for one in found.lesions),
         tuple(one.statistics.number in touched for one in found.lesions),
+        predicted.classes,
     )
 
 
@@ -300,9 +324,14 @@ def fit(
     """Fit to cases, and measure by leaving one out at a time.
 
     Raises:
-        CaseError: with fewer than 20.
+        CaseError: with fewer than 20, or of several organs.
     """
     _check_count(len(cases))
+    organs = {case.classes for case in cases}
+    if len(organs) > 1:
+        raise CaseError(
+            f"expected cases of one organ, got {', '.join(sorted(c.organ for c in organs))}; calibrate each"
+        )
     names = list(cases[0].features)
     table = np.array([[case.features[name] for name in names] for case in cases])
     sizes = np.array([(c.liver_ml, c.true_liver_ml, c.tumour_ml, c.true_tumour_ml) for c in cases])
@@ -324,6 +353,8 @@ def fit(
         tuple(sds.tolist()),
         tuple(weights.tolist()),
         _quality(cases, names, table, sizes, coverage),
+        class_names=cases[0].classes.names,
+        lesion_is_2=cases[0].classes.lesion_is_2,
     )
 
 
@@ -339,7 +370,8 @@ def case_features(found: Measurement, with_ct: bool, uncertainty: dict[str, Any]
         liver, tumour = statistics.liver_mean_hu or 0.0, statistics.tumour_mean_hu
         values |= {"liver_hu": liver, "contrast_hu": 0.0 if tumour is None else tumour - liver}
     if uncertainty is not None:
-        low, high = uncertainty["tumour_range_ml"]
+        what = "liver" if statistics.classes.lesion is None else "tumour"
+        low, high = uncertainty[statistics.classes.named(f"{what}_range_ml")]
         values["disagreement"] = float(np.log((high + 0.5) / (low + 0.5)))
     return values
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_json, add_model, add_output, add_overwrite
+from liverseg_tf.cli.options import add_classes, add_json, add_model, add_output, add_overwrite
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -29,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_output(parser, "FILE", "JSON file to write", ".json")
     add_model(parser)
+    add_classes(parser, "of masks that don't tell it themselves")
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate."""
     from liverseg_tf.calibration.calibrate import calibrate
     from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.labels import ClassSet
     from liverseg_tf.strict_json import to_json
 
     with progress_bar() as bar:
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
             predictions=args.predictions,
             model=args.model,
             coverage=args.coverage,
+            classes=args.classes and ClassSet.of(*args.classes),
             output=args.output,
             overwrite=args.overwrite,
             progress=bar.show("calibrate"),
@@ -60,9 +63,12 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output}: {found.case_count} cases, {found.lesion_count} predicted lesions; each tested with a "
         "calibration by the others:"
     )
-    for name in ("liver", "tumour"):
+    for name in ("liver", "tumour")[: 1 if found.classes.lesion is None else 2]:
         inside, width = getattr(quality, f"{name}_coverage"), getattr(quality, f"{name}_width")
-        print(f"  {name} volume in its interval: {100 * inside:.0f} % ({promised}), ends {width:.2f} times apart")
+        print(
+            f"  {found.classes.named(name)} volume in its interval: {100 * inside:.0f} % ({promised}), "
+            f"ends {width:.2f} times apart"
+        )
     if quality.lesion_brier is None:
         print("  lesions: too few to separate true from false findings")
     else:

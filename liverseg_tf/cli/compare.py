@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from liverseg_tf.cli.options import add_json, add_model, add_output, add_overwrite
+from liverseg_tf.cli.options import add_classes, add_json, add_model, add_output, add_overwrite
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -23,6 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--masks", nargs="+", metavar="M", help="masks of the CTs, in their order (default: predicted)")
     parser.add_argument("--days", nargs="+", type=float, metavar="D", help="day of each scan, for the growth curve")
     add_model(parser)
+    add_classes(parser, "of mask files that don't tell it themselves")
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare."""
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.followup.compare import JSON_NAME, LESIONS_NAME, PAGE_NAME, SCANS_NAME, compare
+    from liverseg_tf.labels import ClassSet
     from liverseg_tf.ownership import claim
     from liverseg_tf.strict_json import to_json
 
@@ -40,7 +42,13 @@ def run(args: argparse.Namespace) -> int:
         claim(Path(args.output) / name, "comparison", inputs=inputs, overwrite=args.overwrite)
     with progress_bar() as bar:
         found = compare(
-            args.before, *args.after, masks=args.masks, days=args.days, model=args.model, progress=bar.show("compare")
+            args.before,
+            *args.after,
+            masks=args.masks,
+            days=args.days,
+            model=args.model,
+            classes=args.classes and ClassSet.of(*args.classes),
+            progress=bar.show("compare"),
         )
         written = found.save(args.output, inputs=inputs, overwrite=args.overwrite)
     if args.json:
@@ -55,8 +63,19 @@ def run(args: argparse.Namespace) -> int:
 def _print(found) -> None:
     from liverseg_tf.cli.tables import print_table
 
+    named = found.classes.named
     print_table(
-        ("scan", "name", "day", "liver ml", "tumour ml", "sum mm", "response", "why", "residual mm"),
+        (
+            "scan",
+            "name",
+            "day",
+            f"{named('liver')} ml",
+            f"{named('tumour')} ml",
+            "sum mm",
+            "response",
+            "why",
+            "residual mm",
+        ),
         [
             (
                 str(number),

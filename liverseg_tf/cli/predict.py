@@ -218,10 +218,9 @@ def _print_rows(rows: list[dict], args: argparse.Namespace) -> None:
 
 
 def _print_calibrated(found: dict) -> None:
-    liver, tumour = (_range(found[f"{name}_interval_ml"]) for name in ("liver", "tumour"))
-    print(
-        f"  {100 * found['coverage']:.0f} % intervals by {found['cases']} cases: liver {liver} ml, tumour {tumour} ml"
-    )
+    ends = {name.removesuffix("_interval_ml"): found[name] for name in found if name.endswith("_interval_ml")}
+    intervals = ", ".join(f"{name} {_range(interval)} ml" for name, interval in ends.items())
+    print(f"  {100 * found['coverage']:.0f} % intervals by {found['cases']} cases: {intervals}")
     if found["lesions"]:
         chances = ", ".join(f"{one['number']}: {100 * one['probability']:.0f} %" for one in found["lesions"][:20])
         print(f"  probability that the finding is a lesion: {chances}")

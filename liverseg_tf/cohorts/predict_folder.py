@@ -180,8 +180,9 @@ def _calibration(options: PredictOptions, predictor: Predictor) -> Calibration |
     calibration = Calibration.load(given) if isinstance(given, (str, Path)) else given
     if calibration is None:
         return None
-    if predictor.config.classes != LIVER_CLASSES:
-        raise ConfigError(f"calibration: is of livers; got a model of {', '.join(predictor.config.class_names[1:])}")
+    if predictor.config.classes != calibration.classes:
+        of, model = (", ".join(one.class_names[1:]) for one in (calibration, predictor.config))
+        raise ConfigError(f"calibration: is of {of}; got a model of {model}; calibrate that model")
     calibration.warn_if_of_another(predictor.sha256)
     if calibration.with_uncertainty and not options.uncertainty:
         raise ConfigError("calibration: was made with uncertainty; expected uncertainty=True too")

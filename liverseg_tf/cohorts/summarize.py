@@ -16,10 +16,11 @@ import numpy as np
 
 from liverseg_tf.data.nifti import stem
 from liverseg_tf.errors import CaseError, InputFileError, LiverSegError, OutputError
-from liverseg_tf.evaluation.measure import FLAGS, SMALLEST_LIVER_ML, measure
+from liverseg_tf.evaluation.measure import FLAGS, SMALLEST_LIVER_ML, measure, without_side_products
 from liverseg_tf.evaluation.pairs import masks_in
 from liverseg_tf.files import csv_cell
 from liverseg_tf.inference.run_manifest import MANIFEST, read_rows
+from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, SOFTWARE
 from liverseg_tf.reporting.assets import asset, fill, script_data
@@ -36,8 +37,6 @@ FIGURES = (
 # So many robust standard deviations from the median, and a case is an outlier.
 _OUTLIER = 4.0
 _BINS = 24
-# What `predict` writes beside masks holds no classes.
-_SIDE_PRODUCTS = ("_uncertainty", "_liver", "_tumour")
 
 Progress = Callable[[int, int, str], None]
 
@@ -50,10 +49,32 @@ class Summary:
         rows: one a case, in their order: `case`, `status` ("done" or "error"), the figures of `FIGURES` (None where
             unknown), `flags`, `outlier_in`, `warnings`, `error`, `mask`, `report`.
         folder: where they lie.
+        classes: of the masks; of another organ, "liver" and "tumour" in rows stand for it and its lesions, and what is
+            written has its names.
     """
 
     rows: tuple[dict[str, Any], ...]
     folder: Path
+    classes: ClassSet = LIVER_CLASSES
+
+    @property
+    def figures(self) -> list[tuple[str, str, bool]]:
+        """`FIGURES` that these masks have: of an organ without lesions those of the organ alone."""
+        has_lesion = self.classes.lesion is not None
+        return [one for one in FIGURES if has_lesion or not one[0].startswith(("tumour", "lesion"))]
+
+    def named_rows(self) -> list[dict[str, Any]]:
+        """The rows under the names of the masks' classes."""
+        left_out = {name for name, *_ in FIGURES} - {name for name, *_ in self.figures}
+        named = self.classes.named
+        return [
+            {
+                named(key): [named(v) for v in value] if key in ("flags", "outlier_in") else value
+                for key, value in row.items()
+                if key not in left_out
+            }
+            for row in self.rows
+        ]
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -74,20 +95,21 @@ class Summary:
         return {
             "cases": len(self.rows),
             "failed": len(self.failed),
-            "flags": {flag: flagged.count(flag) for flag in dict.fromkeys(flagged)},
+            "flags": {self.classes.named(flag): flagged.count(flag) for flag in dict.fromkeys(flagged)},
             "outliers": sum(bool(row["outlier_in"]) for row in self.rows),
-            "distributions": {name: self.distribution(name) for name, *_ in FIGURES},
-            "rows": list(self.rows),
+            "distributions": {self.classes.named(name): self.distribution(name) for name, *_ in self.figures},
+            "rows": self.named_rows(),
             "note": NOT_A_MEDICAL_DEVICE,
         }
 
     def to_csv(self) -> str:
         """CSV with a row a case."""
         text = io.StringIO()
-        names = list(self.rows[0])
+        rows = self.named_rows()
+        names = list(rows[0])
         writer = csv.DictWriter(text, names, lineterminator="\r\n")
         writer.writeheader()
-        for row in self.rows:
+        for row in rows:
             cells = {k: " ".join(v) if isinstance(v, (list, tuple)) else v for k, v in row.items()}
             writer.writerow({name: csv_cell(value) for name, value in cells.items()})
         return text.getvalue()
@@ -113,17 +135,24 @@ class Summary:
         return page, table
 
 
-def summarize(folder: str | Path, *, flags: bool = False, progress: Progress | None = None) -> Summary:
+def summarize(
+    folder: str | Path,
+    *,
+    flags: bool = False,
+    classes: ClassSet | None = None,
+    progress: Progress | None = None,
+) -> Summary:
     """Summarize what `predict` wrote into a folder, or any folder of masks.
 
     Args:
         folder: with a `manifest.jsonl`, whose rows have the figures; masks without a row are measured.
         flags: measure every mask, also those with a row: flags such as a liver cut by the field of view need it.
+        classes: what the values of masks without a row are, where they don't tell it; by default liver and tumour.
         progress: called with masks done, their number, and the mask's name.
 
     Raises:
         InputFileError: if there is no such folder.
-        CaseError: if it holds neither a manifest nor a mask.
+        CaseError: if it holds neither a manifest nor a mask, or masks of several organs.
 
     Examples:
         >>> found = summarize("masks/")  # doctest: +SKIP
@@ -135,10 +164,11 @@ def summarize(folder: str | Path, *, flags: bool = False, progress: Progress | N
         raise InputFileError(f"{folder}: expected a folder of masks, there is none; check the path")
     manifest = folder / MANIFEST
     known = read_rows(manifest) if manifest.is_file() else []
-    rows = [_row_of_manifest(folder, row) for row in known]
+    organs: list[ClassSet] = []
+    rows = [_row_of_manifest(folder, row, organs) for row in known]
     listed = {row["mask"] for row in rows}
     try:
-        masks = [path for path in masks_in(folder).values() if not stem(path).endswith(_SIDE_PRODUCTS)]
+        masks = list(without_side_products(masks_in(folder)).values())
     except CaseError:
         if not rows:
             raise
@@ -153,11 +183,16 @@ def summarize(folder: str | Path, *, flags: bool = False, progress: Progress | N
         if row is None:
             row = _empty(path.name)
             rows.append(row)
-        _measure(row, path)
+        _measure(row, path, classes, organs)
+    if len(set(organs)) > 1:
+        named = ", ".join(sorted({one.organ for one in organs}))
+        raise CaseError(
+            f"{folder}: expected masks of one organ, got {named}; put each organ's into a folder of its own"
+        )
     for row in rows:
         row["report"] = _report_of(folder, row)
     _mark_outliers(rows)
-    return Summary(tuple(rows), folder)
+    return Summary(tuple(rows), folder, organs[0] if organs else LIVER_CLASSES)
 
 
 def _empty(name: str) -> dict[str, Any]:
@@ -166,7 +201,7 @@ def _empty(name: str) -> dict[str, Any]:
     return row | {"flags": [], "outlier_in": [], "warnings": [], "error": "", "mask": name, "report": ""}
 
 
-def _row_of_manifest(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _row_of_manifest(folder: Path, given: dict[str, Any], organs: list[ClassSet]) -> dict[str, Any]:
     mask = Path(str(given.get("output", ""))).name
     row = _empty(mask)
     row["case"] = Path(str(given.get("input", mask))).name or mask
@@ -174,28 +209,41 @@ def _row_of_manifest(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     row["error"], row["warnings"] = str(given.get("error") or ""), [str(w) for w in given.get("warnings") or ()]
     row["seconds"] = given.get("seconds")
     statistics = given.get("statistics") or {}
+    organ = _organ_of(statistics)
     for name, *_ in FIGURES[:-1]:
-        row[name] = statistics.get(name)
+        row[name] = statistics.get(organ.named(name))
     if row["status"] == "done":
+        organs.append(organ)
         liver = row["liver_volume_ml"]
         if not liver:
             row["flags"].append("no_liver")
-        elif liver < SMALLEST_LIVER_ML:
+        elif organ.is_liver and liver < SMALLEST_LIVER_ML:
             row["flags"].append("small_liver")
         if statistics.get("identity_affine"):
             row["flags"].append("identity_affine")
     return row
 
 
-def _measure(row: dict[str, Any], path: Path) -> None:
+def _organ_of(statistics: dict[str, Any]) -> ClassSet:
+    """The organ and its lesion by the names of a row's figures, as `MaskStatistics.to_dict` gives them."""
+    organ = next((k.removesuffix("_slices_from_1") for k in statistics if k.endswith("_slices_from_1")), None)
+    if organ is None or organ == LIVER_CLASSES.organ:
+        return LIVER_CLASSES
+    lesion = next((k.removesuffix("_burden") for k in statistics if k.endswith("_burden")), None)
+    return ClassSet.of(organ, lesion)
+
+
+def _measure(row: dict[str, Any], path: Path, classes: ClassSet | None, organs: list[ClassSet]) -> None:
     try:
-        found = measure(path)
+        found = measure(path, classes=classes)
     except LiverSegError as error:
         row["status"], row["error"] = "error", str(error)
         return
-    statistics = found.statistics.to_dict()
+    organ = found.statistics.classes
+    # further structures play no part here, and a manifest's rows don't tell them
+    organs.append(LIVER_CLASSES if organ.is_liver else ClassSet.of(organ.organ, organ.lesion))
     for name in ("liver_volume_ml", "tumour_volume_ml", "tumour_burden", "lesion_count"):
-        row[name] = statistics[name]
+        row[name] = getattr(found.statistics, name)
     row["flags"] = list(found.flags)
 
 
@@ -242,20 +290,21 @@ def build_page(found: Summary, beside: Path) -> str:
         found: the cohort.
         beside: the folder that the page will lie in; links to reports go from there.
     """
-    columns = ["case", "status", *(name for name, *_ in FIGURES), "flags", "outlier_in", "error", "report"]
+    figures = [(name, found.classes.heading(words), is_log) for name, words, is_log in found.figures]
+    columns = ["case", "status", *(name for name, *_ in figures), "flags", "outlier_in", "error", "report"]
     table: dict[str, list[Any]] = {name: [row[name] for row in found.rows] for name in columns}
-    for name, *_ in FIGURES:
+    for name, *_ in figures:
         table[name] = [round(v, 4) if isinstance(v, float) else v for v in table[name]]
     up = os.path.relpath(found.folder, beside or ".")
     table["report"] = [quote(f"{up}/{name}".replace(os.sep, "/")) if name else "" for name in table["report"]]
     for name in ("flags", "outlier_in"):
-        table[name] = [" ".join(v) for v in table[name]]
-    data = {"columns": table, "words": {name: words for name, words, _ in FIGURES}}
+        table[name] = [found.classes.named(" ".join(v)) for v in table[name]]
+    data = {"columns": table, "words": {name: words for name, words, _ in figures}}
     values = {
         "title": html.escape(f"{len(found.rows)} cases"),
         "style": asset("liverseg_tf.reporting", "style.css") + "\n" + asset("liverseg_tf.cohorts", "summary.css"),
         "overview": _overview(found),
-        "distributions": "".join(_histogram(found.rows, *figure) for figure in FIGURES),
+        "distributions": "".join(_histogram(found.rows, *figure) for figure in figures),
         "footer": html.escape(SOFTWARE),
         "data": script_data(data),
         "script": asset("liverseg_tf.cohorts", "summary.js"),
@@ -267,7 +316,8 @@ def _overview(found: Summary) -> str:
     content = found.to_dict()
     rows = [("Cases", str(content["cases"])), ("Failed", str(content["failed"]))]
     rows.append(("Outliers", str(content["outliers"])))
-    rows += [(FLAGS[flag], str(count)) for flag, count in content["flags"].items()]
+    words = {found.classes.named(flag): found.classes.named(text) for flag, text in FLAGS.items()}
+    rows += [(words[flag], str(count)) for flag, count in content["flags"].items()]
     body = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th><td class="number">{html.escape(value)}</td></tr>'
         for name, value in rows

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from liverseg_tf.data.nifti import is_nifti_name
+from liverseg_tf.data.nifti import is_nifti_name, read_comment
 from liverseg_tf.data.reading import is_itk_name, is_segmentation_file, read_volume
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.errors import ConfigError
@@ -24,7 +24,7 @@ from liverseg_tf.followup.lesions import Cloud, Link, link_lesions
 from liverseg_tf.followup.page import build_page
 from liverseg_tf.followup.registration import Registration, register
 from liverseg_tf.followup.response import Response, choose_targets, respond
-from liverseg_tf.labels import BACKGROUND
+from liverseg_tf.labels import BACKGROUND, LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.strict_json import to_json
@@ -67,16 +67,17 @@ class Scan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's form."""
-        found = self.measurement.statistics
+        found, named = self.measurement.statistics, self.mask.classes.named
+        fit = None if self.registration is None else self.registration.to_dict()
         return {
             "name": self.name,
             "day": self.day,
-            "liver_volume_ml": found.liver_volume_ml,
-            "tumour_volume_ml": found.tumour_volume_ml,
+            named("liver_volume_ml"): found.liver_volume_ml,
+            named("tumour_volume_ml"): found.tumour_volume_ml,
             "lesion_count": found.lesion_count,
             "volume_is_lower_bound": self.measurement.volume_is_lower_bound,
-            "flags": {name: FLAGS[name] for name in self.measurement.flags},
-            "registration": None if self.registration is None else self.registration.to_dict(),
+            "flags": {named(name): named(FLAGS[name]) for name in self.measurement.flags},
+            "registration": fit and {named(k): named(v) if isinstance(v, str) else v for k, v in fit.items()},
         }
 
 
@@ -158,6 +159,11 @@ class Comparison:
     responses: tuple[Response, ...]
 
     @property
+    def classes(self) -> ClassSet:
+        """What the masks' values are."""
+        return self.scans[0].mask.classes
+
+    @property
     def difference_count(self) -> int:
         """How many lesions are not, to the millilitre's last digit, what they were in the scan before."""
         return sum(
@@ -236,6 +242,7 @@ def compare(
     masks: Sequence[str | Path | MaskVolume] | None = None,
     days: Sequence[float] | None = None,
     model: Any = None,
+    classes: ClassSet | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare scans of one patient: what grew, shrank, came and went.
@@ -250,11 +257,12 @@ def compare(
         masks: the CTs' masks, in their order; without them the CTs are segmented.
         days: of each scan, counted from any day, ascending; for the growth curve.
         model: as `Predictor` takes it, for CTs without masks.
+        classes: what the values of mask files are; by default what they say of themselves, else liver and tumour.
         progress: called with steps done, their number, and what is being done.
 
     Raises:
         RegistrationError: if the livers of two scans can't be laid upon each other: another patient, a flip.
-        ConfigError: for another number of masks or days than scans, or days that don't ascend.
+        ConfigError: for another number of masks or days than scans, days that don't ascend, or masks of several organs.
         InputFileError, GeometryError, LabelError: as `CTVolume.load` and `MaskVolume.load`.
         MissingDependencyError: without the extra `[compare]`.
 
@@ -279,8 +287,11 @@ def compare(
     predictor: list[Any] = []
     for number, source in enumerate(sources):
         tell(number, len(sources), "reading")
-        ct, mask = _load(source, None if masks is None else masks[number], model, predictor)
+        ct, mask = _load(source, None if masks is None else masks[number], model, predictor, classes)
         registration = None
+        if scans and mask.classes != scans[0].mask.classes:
+            first, other = (", ".join(one.classes.names[1:]) for one in (scans[0].mask, mask))
+            raise ConfigError(f"masks: expected one organ's, got {first} and then {other}; compare each with its own")
         if scans:
             tell(number, len(sources), "registering")
             registration = register(scans[0].mask, mask, scans[0].ct, ct)
@@ -293,36 +304,41 @@ def compare(
 
 
 def _load(
-    source: Source, mask: str | Path | MaskVolume | None, model: Any, predictor: list[Any]
+    source: Source,
+    mask: str | Path | MaskVolume | None,
+    model: Any,
+    predictor: list[Any],
+    classes: ClassSet | None,
 ) -> tuple[CTVolume | None, MaskVolume]:
     if isinstance(source, MaskVolume):
         return None, source
-    if mask is None and isinstance(source, (str, Path)) and _is_mask(source):
-        return None, MaskVolume.load(source)
+    if mask is None and isinstance(source, (str, Path)) and _is_mask(source, classes):
+        return None, MaskVolume.load(source, classes=classes)
     ct = source if isinstance(source, CTVolume) else CTVolume.load(source)
     if mask is not None:
-        mask = mask if isinstance(mask, MaskVolume) else MaskVolume.load(mask, like=ct)
+        mask = mask if isinstance(mask, MaskVolume) else MaskVolume.load(mask, classes=classes, like=ct)
         check_same_voxels(ct.geometry, mask.geometry, (ct.name, mask.path or "mask"))
         return ct, mask
     from liverseg_tf.inference.predictor import Predictor
 
     if not predictor:
         predictor.append(model if isinstance(model, Predictor) else Predictor(model))
-    return ct, MaskVolume(predictor[0].predict(ct).labels, ct.geometry)
+    return ct, MaskVolume(predictor[0].predict(ct).labels, ct.geometry, classes=predictor[0].config.classes)
 
 
-def _is_mask(path: str | Path) -> bool:
+def _is_mask(path: str | Path, classes: ClassSet | None) -> bool:
     if is_segmentation_file(path):
         return True
     if not (is_nifti_name(path) or is_itk_name(path)) or not Path(path).is_file():
         return False
     stored = read_volume(path)
-    return bool(stored.voxels.min() >= 0 and stored.voxels.max() <= 2)
+    told = ClassSet.from_json(read_comment(path)) if is_nifti_name(path) else None
+    return bool(stored.voxels.min() >= 0 and stored.voxels.max() < len(classes or told or LIVER_CLASSES))
 
 
 def _clouds(scan: Scan) -> list[Cloud]:
     """The lesions of a scan in the first scan's space, the largest first."""
-    numbered, box = numbered_lesions(scan.mask.labels)
+    numbered, box = numbered_lesions(scan.mask.organ_labels)
     if box is None:
         return []
     offset = np.array([b.start for b in box])
@@ -440,7 +456,7 @@ def _lost(track: Track, scan: Scan) -> Sighting:
     there = ((index >= 0) & (index < scan.mask.shape)).all(axis=1)
     if there.mean() < _LEFT_OF_PLACE and not scan.mask.is_cropped:
         return Sighting("outside", volume_ml=None, long_axis_mm=None, short_axis_mm=None)
-    labels = scan.mask.labels[tuple(index[there].T)]
+    labels = scan.mask.organ_labels[tuple(index[there].T)]
     if np.count_nonzero(labels != BACKGROUND) < _LEFT_OF_PLACE * len(index):
         return Sighting("resected")
     return Sighting("vanished")
@@ -458,11 +474,10 @@ def _responses(scans: Sequence[Scan], tracks: Sequence[Track]) -> list[Response]
         began = [track.sightings[0].event == "first" for track in here]
         others.append(sum(first and not t.is_target for t, first in zip(here, began, strict=True)))
         new.append(len(here) - sum(began))
-        doubt = (
-            "the liver goes on beyond the CT: lesions may lie there" if scan.measurement.volume_is_lower_bound else None
-        )
+        beyond, named = scan.measurement.volume_is_lower_bound, scan.mask.classes.named
+        doubt = named("the liver goes on beyond the CT: lesions may lie there") if beyond else None
         if events & {"outside", "resected"}:
-            doubt = "a target lies beyond the CT or in a part of the liver that was cut out"
+            doubt = named("a target lies beyond the CT or in a part of the liver that was cut out")
         doubts.append(doubt)
     return respond(sums, others, new, doubts)
 

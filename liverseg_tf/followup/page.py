@@ -12,7 +12,7 @@ from liverseg_tf.data.volume import CTVolume, Geometry
 from liverseg_tf.evaluation.measure import FLAGS
 from liverseg_tf.evaluation.surface import bounding_box
 from liverseg_tf.hounsfield import AIR_HU
-from liverseg_tf.labels import BACKGROUND, CLASSES
+from liverseg_tf.labels import BACKGROUND
 from liverseg_tf.provenance import SOFTWARE
 from liverseg_tf.reporting.assets import asset, fill, script_data
 from liverseg_tf.reporting.page_data import SLICES_A_LINE, VOLUME_BYTES, encode_layers
@@ -53,12 +53,13 @@ def build_page(found: Comparison, title: str) -> str:
         "scans": scans,
         "slices_a_line": SLICES_A_LINE,
         "lesions": lesions,
+        "organ": found.classes.named("liver").replace("_", " "),
         "start": lesions[0]["place"] if lesions else _middle(found.scans[0]),
         "lowest_hu": AIR_HU,
-        "colors": [c.safe_color for c in CLASSES],
+        "colors": [c.safe_color for c in found.classes.classes],
         "windows": _windows(found),
     }
-    sections = [_scans(found), _lesions(found), _growth(found) if len(found.scans) > 2 else "", _method()]
+    sections = [_scans(found), _lesions(found), _growth(found) if len(found.scans) > 2 else "", _method(found)]
     values = {
         "title": html.escape(title),
         "style": asset("liverseg_tf.reporting", "style.css") + "\n" + asset("liverseg_tf.followup", "style.css"),
@@ -78,7 +79,8 @@ def _windows(found: Comparison) -> list[dict[str, Any]]:
 
     first = found.scans[0]
     own = liver_window(first.ct, first.mask.labels) if first.ct is not None else resolve_window("liver")
-    named = [("liver, measured", *own), *((name, *resolve_window(name)) for name in _WINDOWS)]
+    measured = found.classes.named("liver, measured")
+    named = [(measured, *own), *((name, *resolve_window(name)) for name in _WINDOWS)]
     return [{"name": name, "width": width, "level": level} for name, width, level in named]
 
 
@@ -88,7 +90,7 @@ def _windows(found: Comparison) -> list[dict[str, Any]]:
 def _shown(found: Comparison, number: int, scan: Scan, budget: int) -> tuple[dict[str, Any], dict[str, str]]:
     """What the page knows of a scan's picture, and its texts."""
     assert scan.ct is not None
-    box = bounding_box(scan.mask.labels != BACKGROUND)
+    box = bounding_box(scan.mask.organ_labels != BACKGROUND)
     assert box is not None
     margin = np.ceil(_MARGIN_MM / np.diag(scan.mask.geometry.steps_mm)).astype(int)
     part = tuple(
@@ -172,7 +174,7 @@ def _place(found: Comparison, track: Any) -> list[float]:
 
 def _middle(scan: Scan) -> list[float]:
     affine = scan.mask.geometry.canonical_affine
-    index = np.argwhere(scan.mask.labels != BACKGROUND).mean(axis=0)
+    index = np.argwhere(scan.mask.organ_labels != BACKGROUND).mean(axis=0)
     return (affine[:3, :3] @ index + affine[:3, 3]).round(2).tolist()
 
 
@@ -217,10 +219,19 @@ def _scans(found: Comparison) -> str:
                 html.escape(response.category or ""),
                 html.escape(response.reason),
                 _number(None if fit is None else fit.residual_mm),
-                html.escape("; ".join(FLAGS[flag] for flag in scan.measurement.flags)),
+                html.escape(found.classes.named("; ".join(FLAGS[flag] for flag in scan.measurement.flags))),
             ]
         )
-    heads = ["Scan", "Name", "Day", "Liver (ml)", "Tumours (ml)", "Lesions", "Sum (mm)", "Response", "Why"]
+    heads = [
+        "Scan",
+        "Name",
+        "Day",
+        *map(found.classes.heading, ("Liver (ml)", "Tumours (ml)")),
+        "Lesions",
+        "Sum (mm)",
+        "Response",
+        "Why",
+    ]
     heads += ["Residual (mm)", "Look twice"]
     return (
         f'<section aria-labelledby="h-scans"><h2 id="h-scans">Scans</h2>{_table("Scans", heads, rows)}'
@@ -305,12 +316,13 @@ def _growth(found: Comparison) -> str:
     )
 
 
-def _method() -> str:
+def _method(found: Comparison) -> str:
     text = [
-        "Each later scan is laid upon the first: livers' surfaces, then a B-spline within the liver. Pictures are the "
-        "scans' own, cut around the liver; only the place is carried over, and off the liver it means nothing.",
+        "Each later scan is laid upon the first: by the surface of the liver, then by a B-spline within the liver. "
+        "Pictures are the scans' own, cut around the liver; only the place is carried over, and off the liver it means "
+        "nothing.",
         "Volumes and axes are measured on each scan's own mask. Confidence: how often the link is made again if every "
         "lesion lies as far off as the registration's residual.",
     ]
-    body = "".join(f"<p>{html.escape(t)}</p>" for t in text)
+    body = "".join(f"<p>{html.escape(found.classes.named(t))}</p>" for t in text)
     return f'<section aria-labelledby="h-how"><h2 id="h-how">How it was made</h2>{body}</section>'

@@ -125,8 +125,9 @@ def register(
         MissingDependencyError: without SimpleITK.
     """
     for mask, name in ((earlier, "earlier"), (later, "later")):
-        if not (mask.labels != BACKGROUND).any():
-            raise RegistrationError(f"{mask.path or f'{name} mask'}: expected a liver to register by, got none")
+        if not (mask.organ_labels != BACKGROUND).any():
+            organ = mask.classes.organ
+            raise RegistrationError(f"{mask.path or f'{name} mask'}: expected a {organ} to register by, got none")
     fixed, moving = _Liver(later), _Liver(earlier)
     affine = _align(fixed, moving)
     _check(affine, None, fixed, moving, later, earlier)
@@ -148,7 +149,7 @@ class _Liver:
     def __init__(self, mask: MaskVolume):
         from edt import edt
 
-        organ = mask.labels != BACKGROUND
+        organ = mask.organ_labels != BACKGROUND
         box = bounding_box(organ)
         assert box is not None
         # a step along an axis is at least this long in a sheared grid too
@@ -158,6 +159,7 @@ class _Liver:
         inside = np.pad(organ[box], [(m, m) for m in margin])
         spacing = tuple(map(float, steps))
         signed = edt(~inside, anisotropy=spacing, parallel=1) - edt(inside, anisotropy=spacing, parallel=1)
+        self.organ = mask.classes.organ
         self.first = np.array([b.start for b in box]) - margin
         self.affine = mask.geometry.canonical_affine
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in inside.shape], indexing="ij")).reshape(3, -1).T
@@ -210,12 +212,13 @@ def _align(fixed: _Liver, moving: _Liver) -> np.ndarray:
         RegistrationError: if the later liver fits far better as its own mirror image.
     """
     whole, off_mm = _fit_matrix(fixed, moving)
+    organ = fixed.organ
     if off_mm > _SURELY_RIGHT_MM:
         for axis, words in enumerate(("left and right", "front and back", "head and feet")):
             _, mirrored_mm = _fit_matrix(fixed.mirrored(axis), moving, stretch=False)
             if mirrored_mm < _MIRRORED * off_mm:
                 raise RegistrationError(
-                    f"later scan: its liver could not be laid upon the earlier one's ({off_mm:.1f} mm off), but its "
+                    f"later scan: its {organ} could not be laid upon the earlier one's ({off_mm:.1f} mm off), but its "
                     f"mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of the files; put its "
                     "affine right"
                 )
@@ -367,7 +370,7 @@ def _check(
     residual = float(misfit[paired].mean()) if paired.any() else float("inf")
     inside = fixed.places(np.argwhere(fixed.signed_mm < 0))
     shared = float((moving.at(transform(inside)) < 0).mean())
-    volumes = [float(np.count_nonzero(m.labels) * m.voxel_volume_ml) for m in (later, earlier)]
+    volumes = [float(np.count_nonzero(m.organ_labels) * m.voxel_volume_ml) for m in (later, earlier)]
     shared *= volumes[0] / min(volumes)
     stretch = np.linalg.svd(affine[:3, :3], compute_uv=False)
     bad = residual > LARGEST_RESIDUAL_MM * (2 if displacement is None else 1)
@@ -379,7 +382,8 @@ def _check(
         or stretch.min() < 1 / _LARGEST_STRETCH
     ):
         raise RegistrationError(
-            f"{later.path or 'later mask'}: its liver could not be laid upon that of {earlier.path or 'earlier mask'} "
+            f"{later.path or 'later mask'}: its {later.classes.organ} could not be laid upon that of "
+            f"{earlier.path or 'earlier mask'} "
             f"(surfaces {residual:.1f} mm apart, {100 * away:.0f} % of the surface without counterpart, "
             f"{100 * min(shared, 1.0):.0f} % shared, stretched {stretch.min():.2f} to {stretch.max():.2f} times): "
             "expected one patient's scans with right affines; look at both for a flip, a lost affine or a bad mask"

@@ -130,7 +130,7 @@
       $("slider").max = scan.shape[2];
       $("slider").value = Math.round(where("left")[2]) + 1;
       const fit = [...new Set(Object.values(sides).map((side) => page.scans[side.scan]).filter((s) => s.residual_mm !== null))]
-        .map((s) => s.name + ": livers' surfaces " + s.residual_mm.toFixed(1) + " mm apart after registration");
+        .map((s) => s.name + ": surfaces of the " + page.organ + " " + s.residual_mm.toFixed(1) + " mm apart after registration");
       $("status").textContent = fit.join("; ") || "One scan";
       document.querySelectorAll("tr[data-lesion]").forEach((row) => {
         row.classList.toggle("current", Number(row.dataset.lesion) === lesion);
