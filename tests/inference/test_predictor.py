@@ -60,7 +60,7 @@ def test_reprs_tell_what_they_are(predictor, hu, expected, tmp_path, write_nifti
         f"Prediction({path}: {grid}, ml by class: liver {liver:.1f}, tumour {tumour:.1f}, by given in memory in "
     )
     name = "Predictor(given in memory: KerasRuntime, 32 x 32, classes background, liver, tumour; "
-    assert repr(predictor) == name + "no post-processing, no variations)"
+    assert repr(predictor) == name + "no post-processing, no variations, no second look)"
     assert repr(ls.Predictor(predictor.runtimes[0], variations=4)) == name + "with post-processing, 4 variations)"
 
 
