@@ -1,4 +1,4 @@
-"""The page of a comparison: two scans side by side, one place in both, and what became of each lesion."""
+"""The page of a comparison: two scans side by side, one place in both, and the state of each lesion."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from liverseg_tf.windows import resolve_window
 if TYPE_CHECKING:
     from liverseg_tf.followup.compare import Comparison, Scan
 
-# Around the liver: what is shown of each CT.
+# Margin around the liver in the displayed part of each CT.
 _MARGIN_MM = 25.0
-# Of the lattice that the page maps places by, between whose points it goes linearly.
+# Spacing of the lattice by which the page maps positions, with linear interpolation.
 _LATTICE_MM = 15.0
 _WINDOWS = ("custom", "abdomen_soft", "mediastinum", "lungs", "spine_bone")
 _CURVES = ("#7fb4d8", "#ffe36e", "#e98a8a", "#8fd694", "#c6a0e8", "#f0b35f", "#6fd3cf", "#d8d8d8")
@@ -267,7 +267,7 @@ def _lesions(found: Comparison) -> str:
     heads = ["Lesion", "Scan", "What", "ml", "Long axis (mm)", "Short axis (mm)", "Confidence"]
     return (
         '<section aria-labelledby="h-lesions"><h2 id="h-lesions">Lesions</h2>'
-        '<p class="note">A click goes there in both scans. *: target. In brackets: from the scan before that shows it.'
+        '<p class="note">A click shows the lesion in both scans. *: target. In brackets: since the previous scan.'
         "</p>"
         f"{_table('Changes', heads, rows, attributes)}</section>"
     )
