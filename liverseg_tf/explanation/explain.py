@@ -62,8 +62,8 @@ class RegionExplanation:
             without heat.
         curves: deletion and insertion on the tested slice; None if not tested.
         randomized_correlation: mean absolute rank correlation with the maps of randomised networks; None if not tested.
-        filled_probability: mean probability of the class in the region, once the region alone is filled with what
-            surrounds it; None if not tested.
+        filled_probability: mean probability of the class in the region, after only the region was filled with its
+            surroundings' HU; None if not tested.
         fall_inside: share of the falls of that probability over the whole slice that lies in the region; None if not
             tested.
         classes: what the labels are.

@@ -24,8 +24,8 @@ class ExplainOptions:
             "layercam", "scorecam", "hirescam", "segxrescam" (`SegGradCam`).
         layer: "bottleneck", "decoder0" to "decoder4", or a layer's name; integrated gradients and occlusion look at
             none.
-        all_slices: make maps on all slices of a region, not on the tested one alone.
-        radius_mm: of the surroundings of `point`, in mm, above 0.
+        all_slices: make maps of all slices of a region, not only of the tested one.
+        radius_mm: radius of the explained surroundings of `point`, in mm, above 0.
         faithfulness: test the maps.
         random_maps: random maps to compare each with, at least 2; a verdict needs 20.
         randomized_models: number of re-initialised networks to compare with, at least 1.

@@ -262,7 +262,7 @@ def compare(
         progress: called with steps done, their number, and what is being done.
 
     Raises:
-        RegistrationError: if the livers of two scans can't be laid upon each other: another patient, a flip.
+        RegistrationError: if the livers of two scans can't be registered: different patients, or a flipped scan.
         ConfigError: for another number of masks or days than scans, days that don't ascend, or masks of several organs.
         InputFileError, GeometryError, LabelError: as `CTVolume.load` and `MaskVolume.load`.
         MissingDependencyError: without the extra `[compare]`.
@@ -476,9 +476,9 @@ def _responses(scans: Sequence[Scan], tracks: Sequence[Track]) -> list[Response]
         others.append(sum(first and not t.is_target for t, first in zip(here, began, strict=True)))
         new.append(len(here) - sum(began))
         beyond, named = scan.measurement.volume_is_lower_bound, scan.mask.classes.named
-        doubt = named("the liver goes on beyond the CT: lesions may lie there") if beyond else None
+        doubt = named("the liver extends beyond the CT, where lesions may be") if beyond else None
         if events & {"outside", "resected"}:
-            doubt = named("a target lies beyond the CT or in a part of the liver that was cut out")
+            doubt = named("a target is outside the CT or in a resected part of the liver")
         doubts.append(doubt)
     return respond(sums, others, new, doubts)
 

@@ -318,7 +318,7 @@ def _growth(found: Comparison) -> str:
 
 def _method(found: Comparison) -> str:
     text = [
-        "Each later scan is laid upon the first: by the surface of the liver, then by a B-spline within the liver. "
+        "Each later scan is registered to the first: by the surface of the liver, then by a B-spline within the liver. "
         "Pictures are the scans' own, cut around the liver; only the place is carried over, and off the liver it means "
         "nothing.",
         "Volumes and axes are measured on each scan's own mask. Confidence: how often the link is made again if every "

@@ -218,9 +218,9 @@ def _align(fixed: _Liver, moving: _Liver) -> np.ndarray:
             _, mirrored_mm = _fit_matrix(fixed.mirrored(axis), moving, stretch=False)
             if mirrored_mm < _MIRRORED * off_mm:
                 raise RegistrationError(
-                    f"later scan: its {organ} could not be laid upon the earlier one's ({off_mm:.1f} mm off), but its "
-                    f"mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of the files; put its "
-                    "affine right"
+                    f"later scan: its {organ} could not be registered to the earlier one's ({off_mm:.1f} mm off), but "
+                    f"its mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of the files; put "
+                    "its affine right"
                 )
     return whole
 
@@ -382,7 +382,7 @@ def _check(
         or stretch.min() < 1 / _LARGEST_STRETCH
     ):
         raise RegistrationError(
-            f"{later.path or 'later mask'}: its {later.classes.organ} could not be laid upon that of "
+            f"{later.path or 'later mask'}: its {later.classes.organ} could not be registered to that of "
             f"{earlier.path or 'earlier mask'} "
             f"(surfaces {residual:.1f} mm apart, {100 * away:.0f} % of the surface without counterpart, "
             f"{100 * min(shared, 1.0):.0f} % shared, stretched {stretch.min():.2f} to {stretch.max():.2f} times): "
