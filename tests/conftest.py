@@ -41,7 +41,7 @@ def phantom_folder(tmp_path_factory):
 def small_config():
     from liverseg_tf.config import ModelConfig
 
-    return ModelConfig(image_size=32, backbone="resnet18")
+    return ModelConfig(image_size=32, backbone="tiny")
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def train(data: Path, model: Path, output: Path) -> None:
         name="tiny",
         image_size=32,
         batch_size=2,
-        backbone="resnet18",
+        backbone="tiny",
         epochs=1 + FULL,
         augmentation=False,
         frozen_epochs=0,

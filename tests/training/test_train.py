@@ -21,7 +21,7 @@ RECIPE = Recipe(
     name="tiny",
     image_size=32,
     batch_size=4,
-    backbone="resnet18",
+    backbone="tiny",
     epochs=2,
     frozen_epochs=1,
     augmentation=False,
@@ -218,7 +218,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import liverseg_tf as ls
 from liverseg_tf.training.recipes import Recipe
-recipe = Recipe(name="t", image_size=64, batch_size=8, backbone="resnet18", epochs=1, augmentation=False,
+recipe = Recipe(name="t", image_size=64, batch_size=8, backbone="tiny", epochs=1, augmentation=False,
                 loss="cross_entropy", frozen_epochs=0, learning_rate=3e-4, epsilon=1e-3)
 cases = ls.find_cases({str(cases[0].volume.parent)!r})
 weights = []
