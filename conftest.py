@@ -3,8 +3,8 @@
 import pytest
 from _pytest.doctest import DoctestItem
 
-# Programs that tests start, not modules to import.
-collect_ignore = ["tests/serving_endpoint.py", "tests/training/worker.py"]
+# A program that tests start, not a module to import.
+collect_ignore = ["tests/serving_endpoint.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.processes import Fork
 
 pytestmark = pytest.mark.slow
 
@@ -205,15 +206,12 @@ def test_killed_jobs_leave_whole_files_and_the_next_run_finishes(job, phantom_fo
             shutil.copy(phantom_folder / f"{kind}-{number}.nii.gz", data)
     once = not FULL and job in BEFORE
     arguments = (job, str(data), str(small_model_file), str(tmp_path), 0 if once else POINTS)
-    result = subprocess.run(
-        [sys.executable, "-c", f"from tests.test_kills import nursery; nursery(*{arguments!r})"],
-        capture_output=True, text=True, timeout=300 + 300 * POINTS, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    result = Fork(nursery, *arguments, environment={"CUDA_VISIBLE_DEVICES": ""}).end(300 + 300 * POINTS)
+    assert result.status == 0, result.errors[-3000:]
+    rows = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
     if once:
         (row,) = rows
-        assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), result.stderr[-3000:]
+        assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), result.errors[-3000:]
         left, finished = contents(tmp_path / "left-0"), contents(tmp_path / "killed-0")
         assert BEFORE[job] not in left
         if job == "export":
@@ -227,12 +225,12 @@ def test_killed_jobs_leave_whole_files_and_the_next_run_finishes(job, phantom_fo
     whole = contents(tmp_path / "whole")
     assert whole
     if job == "predict":  # two processes that write into one folder
-        assert rows.pop(0) == {"both": [0, 0]}, result.stderr[-3000:]
+        assert rows.pop(0) == {"both": [0, 0]}, result.errors[-3000:]
         assert contents(tmp_path / "both") == whole
         assert not [p for p in (tmp_path / "both").rglob("*") if p.name.startswith(".")]
     assert len(rows) >= min(POINTS, 1)
     for row in rows:
-        assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), f"{row}\n{result.stderr[-3000:]}"
+        assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), f"{row}\n{result.errors[-3000:]}"
         left = contents(tmp_path / f"left-{row['point']}")
         assert set(left) <= set(whole) | {"run/checkpoint.npz"}
         finished = contents(tmp_path / f"killed-{row['point']}")

@@ -24,7 +24,8 @@ def test_mixed_precision_computes_in_float16_and_gives_float32():
 
 
 @pytest.mark.parametrize(
-    ("backbone", "encoder"), [("resnet18", {"conv0", "relu1", "stage4_unit2_conv2"}), ("tiny", {"conv0", "bn4", "relu4"})]
+    ("backbone", "encoder"),
+    [("resnet18", {"conv0", "relu1", "stage4_unit2_conv2"}), ("tiny", {"conv0", "bn4", "relu4"})],
 )
 def test_encoder_and_decoder_are_told_apart(backbone, encoder):
     names = {True: [], False: []}
