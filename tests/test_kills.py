@@ -3,7 +3,7 @@
 A process is killed (SIGKILL) by itself just before its n-th step that touches the output folder: opening, renaming or
 removing a file, making a folder. LIVERSEG_KILL_POINTS sets how many such points are tried for each job, spread from the
 first step to the last (10 for the full matrix). Without it each job is killed once: prediction and evaluation halfway,
-training and export, which take long, at their most delicate step; `tests/training/test_train.py` compares the weights
+training and export, which take long, at their most delicate step; `tests/training/test_resume.py` compares the weights
 of a resumed training in any case.
 """
 
@@ -86,10 +86,11 @@ def nursery(name: str, data: str, model: str, folder: str, points: int) -> None:
 
     import liverseg_tf.evaluation.evaluate  # noqa: F401
 
-    if name != "evaluate":
+    if name in ("train", "export"):
         import liverseg_tf.exporting.export
-        import liverseg_tf.inference.jobs
-        import liverseg_tf.training.train  # noqa: F401
+        import liverseg_tf.training.train
+    elif name == "predict":
+        import liverseg_tf.inference.jobs  # noqa: F401
 
     count_file = Path(folder, "count")
 
@@ -198,14 +199,17 @@ def _timeless(value):
 
 @pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 @pytest.mark.parametrize("job", JOBS)
-def test_killed_jobs_leave_whole_files_and_the_next_run_finishes(job, phantom_folder, small_model_file, tmp_path):
+def test_killed_jobs_leave_whole_files_and_the_next_run_finishes(
+    job, phantom_folder, small_model_file, tflite_file, tmp_path
+):
     data = tmp_path / "data"
     data.mkdir()
     for number in (0, 1, 2):
         for kind in ("volume", "segmentation"):
             shutil.copy(phantom_folder / f"{kind}-{number}.nii.gz", data)
     once = not FULL and job in BEFORE
-    arguments = (job, str(data), str(small_model_file), str(tmp_path), 0 if once else POINTS)
+    model = tflite_file if job == "predict" else small_model_file  # of a model that is soon open
+    arguments = (job, str(data), str(model), str(tmp_path), 0 if once else POINTS)
     result = Fork(nursery, *arguments, environment={"CUDA_VISIBLE_DEVICES": ""}).end(300 + 300 * POINTS)
     assert result.status == 0, result.errors[-3000:]
     rows = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
