@@ -155,6 +155,7 @@ def many_volumes(model, folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_volumes(small_model_file, tmp_path, write_nifti):
     hu = np.kron(np.random.default_rng(0).normal(0, 300, (8, 8, 2)), np.ones((32, 32, 1))).astype(np.int16)
     for number in range(50):
