@@ -130,7 +130,8 @@ def test_too_little_memory_is_told_with_what_to_do(error, small_config, tmp_path
 
     predictor = ls.Predictor(Greedy())
     hu = np.zeros((32, 30, 5), np.int16)
-    told = r"volume: 32 x 30 x 5 voxels, 5 slices at a time, need more memory than is available; take a smaller batch_size="
+    told = "volume: 32 x 30 x 5 voxels, 5 slices at a time, need more memory than is available; take a smaller "
+    told += "batch_size="
     with pytest.raises(LiverSegError, match=told):
         predictor.predict(hu, spacing_mm=(2, 2, 4))
     path = write_nifti(tmp_path / "ct.nii", hu)
