@@ -19,7 +19,7 @@ from liverseg_tf.models.metrics import metrics_from_confusion
 KIDNEYS = ClassSet.of("kidney", "kidney_tumour", "bone")
 SMALL = [
     "--backbone",
-    "tiny",
+    "resnet18",
     "--image-size",
     "32",
     "--batch-size",

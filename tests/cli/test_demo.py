@@ -23,7 +23,7 @@ def test_every_option_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "_TEST_CASES", 1)
     monkeypatch.setattr(demo, "_STEPS", 2)
     monkeypatch.setattr(phantom, "write_phantoms", partial(phantom.write_phantoms, shape=(64, 64, 8)))
-    small = replace(recipes.get_recipe("default"), backbone="tiny")
+    small = replace(recipes.get_recipe("default"), backbone="resnet18")
     monkeypatch.setattr(recipes, "RECIPES", {"default": small})
     output = tmp_path / "demo"
     options = ["--seed", "1", "--epochs", "1", "--explain", "--report", "--export", "--json"]
