@@ -257,7 +257,7 @@ class _Grid:
         return index, _Grid(self.z[index[0]], self.y[:, index[1]], self.x[:, :, index[2]])
 
     def relative_to(self, center) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x, y and z from a center (x, y, z)."""
+        """x, y and z from a centre (x, y, z)."""
         x, y, z = (axis - np.float32(c) for axis, c in zip((self.x, self.y, self.z), center, strict=True))
         return x, y, z
 
@@ -313,7 +313,7 @@ class _Ellipsoid:
 
 
 class _Column:
-    """Elliptic cylinder along the body; its center and radii are numbers or functions of z."""
+    """Elliptic cylinder along the body; its centre and radii are numbers or functions of z."""
 
     def __init__(self, x, y, radius_x, radius_y, bottom: float = -500.0, top: float = 250.0):
         self.of_z, self.bottom, self.top = (x, y, radius_x, radius_y), bottom, top
@@ -363,7 +363,7 @@ class _Union:
 
 
 def _radial(radius_squared: np.ndarray, rho_squared: np.ndarray) -> np.ndarray:
-    """Distance along the ray from the center to the surface rho = 1, from squares."""
+    """Distance along the ray from the centre to the surface rho = 1, from squares."""
     distance = radius_squared / np.maximum(rho_squared, np.float32(1e-9))
     np.sqrt(distance, out=distance)
     return np.sqrt(radius_squared) - distance
@@ -679,7 +679,7 @@ class _Scan:
         self.table_bend, self.table_hu = u(500, 1600), u(-150, 60)
 
     def grid(self, rows: int, columns: int, slices: int) -> tuple[_Grid, tuple[float, float, float]]:
-        """Grid of the voxels' centers, and their spacing (row, column, slice) in mm."""
+        """Grid of the voxels' centres, and their spacing (row, column, slice) in mm."""
         pixel_mm, slice_mm = self.field_mm / max(rows, columns), (self.top - self.bottom) / slices
         grid = _Grid.of(
             self.bottom + (np.arange(slices) + 0.5) * slice_mm,

@@ -44,8 +44,8 @@ class LesionStatistics:
         slice: number from 1, counted from the feet, of the slice where it is largest.
         slices: first and last slice that it is on, counted alike.
         side: `right`, `central` or `left` third of the liver's width (patient's right).
-        center_mm: its center of mass in the file's RAS+ coordinates.
-        voxel: index from 0, in the file's own axes, of its voxel nearest to that center.
+        center_mm: its centre of mass in the file's RAS+ coordinates.
+        voxel: index from 0, in the file's own axes, of its voxel nearest to that centre.
         place: where it is, in words: thirds of the liver's box, and mm from its middle.
         mean_hu: mean of the CT in it; None without a CT.
     """

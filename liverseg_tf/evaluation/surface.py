@@ -49,7 +49,7 @@ def enclosing_box(boxes: Sequence[Box]) -> Box:
 def surface_voxels(mask: np.ndarray) -> np.ndarray:
     """Surface of a mask.
 
-    A voxel belongs to the surface if it lies in the mask and one of its 18 neighbors (by face or edge) doesn't; what
+    A voxel belongs to the surface if it lies in the mask and one of its 18 neighbours (by face or edge) doesn't; what
     lies outside the array counts as outside. The LiTS challenge's scorer and medpy's `Surface` use this surface.
 
     Args:

@@ -205,7 +205,7 @@ class Explanation:
         Args:
             folder: made if missing.
             overwrite: replace files that this library did not make.
-            safe_colors: use the color-blind-safe colors.
+            safe_colors: use the colour-blind-safe colours.
 
         Returns:
             The files.

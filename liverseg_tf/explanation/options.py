@@ -32,7 +32,7 @@ class ExplainOptions:
         most_lesions: largest number of lesions to explain, the largest first; at least 1.
         seed: of the random maps and networks.
         overwrite: replace files that this library did not make.
-        safe_colors: colors in figures that are told apart with any color vision.
+        safe_colors: colours in figures that are told apart with any colour vision.
         progress: called with regions done, their number, and what is being done.
 
     Raises:

@@ -319,10 +319,10 @@ def _growth(found: Comparison) -> str:
 def _method(found: Comparison) -> str:
     text = [
         "Each later scan is registered to the first: by the surface of the liver, then by a B-spline within the liver. "
-        "Pictures are the scans' own, cut around the liver; only the place is carried over, and off the liver it means "
-        "nothing.",
-        "Volumes and axes are measured on each scan's own mask. Confidence: how often the link is made again if every "
-        "lesion lies as far off as the registration's residual.",
+        "The pictures are not resampled, only cropped around the liver; the registration links positions, and is not "
+        "valid outside the liver.",
+        "Volumes and axes are measured on each scan's own mask. Confidence: share of repetitions with the same link "
+        "when lesions are shifted by the registration's residual.",
     ]
     body = "".join(f"<p>{html.escape(found.classes.named(t))}</p>" for t in text)
     return f'<section aria-labelledby="h-how"><h2 id="h-how">How it was made</h2>{body}</section>'

@@ -219,8 +219,8 @@ def _align(fixed: _Liver, moving: _Liver) -> np.ndarray:
             if mirrored_mm < _MIRRORED * off_mm:
                 raise RegistrationError(
                     f"later scan: its {organ} could not be registered to the earlier one's ({off_mm:.1f} mm off), but "
-                    f"its mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of the files; put "
-                    "its affine right"
+                    f"its mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of the files; "
+                    "correct its affine"
                 )
     return whole
 
