@@ -1,13 +1,16 @@
-"""Make the documentation's pictures: CT phantoms alone, segmented by the shipped model, and curves of stored figures.
+"""Make the documentation's pictures, and the notebook's outputs: CT phantoms alone, and curves of stored figures.
 
-python docs/figures.py
+python docs/figures.py [notebook]
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import liverseg_tf as ls
 from liverseg_tf.drawing import new_figure, save_figure
 
 IMAGES = Path(__file__).parent / "images"
-
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "walkthrough.ipynb"
 
 SIZES = ("5 to 10 mm", "10 to 20 mm", "above 20 mm")
 
@@ -62,5 +65,35 @@ def main() -> None:
             subprocess.run(command, check=True, capture_output=True)
 
 
+def sources_sha256(notebook) -> str:
+    """Digest of a notebook's code: stored beside its outputs, it tells whether they are of the code as it is."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
+def store_outputs() -> None:
+    """Run the notebook in an empty folder, with this copy of the library, and keep what its cells show."""
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(NOTEBOOK, 4)
+    os.environ["PYTHONPATH"] = str(Path(ls.__file__).parents[1])
+    with tempfile.TemporaryDirectory() as folder:
+        nbclient.NotebookClient(
+            notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": folder}}, record_timing=False
+        ).execute()
+    for cell in notebook.cells:
+        # without TensorFlow's log, and the views that need a running kernel
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not _is_widget(o)]
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["sources_sha256"] = sources_sha256(notebook)
+    nbformat.write(notebook, NOTEBOOK)
+
+
+def _is_widget(output) -> bool:
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
 if __name__ == "__main__":
-    main()
+    store_outputs() if sys.argv[1:] == ["notebook"] else main()

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate."""
     from liverseg_tf.calibration.calibrate import calibrate
     from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.cli.tables import counted
     from liverseg_tf.labels import ClassSet
     from liverseg_tf.strict_json import to_json
 
@@ -60,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     quality = found.quality
     promised = f"{100 * found.liver.coverage:.0f} % promised"
     print(
-        f"{args.output}: {found.case_count} cases, {found.lesion_count} predicted lesions; each tested with a "
-        "calibration by the others:"
+        f"{args.output}: {counted(found.case_count, 'case')}, {counted(found.lesion_count, 'predicted lesion')}; "
+        "each tested with a calibration by the others:"
     )
     for name in ("liver", "tumour")[: 1 if found.classes.lesion is None else 2]:
         inside, width = getattr(quality, f"{name}_coverage"), getattr(quality, f"{name}_width")

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from liverseg_tf.cli.progress import console, progress_bar
+    from liverseg_tf.cli.tables import counted
     from liverseg_tf.data.phantom import write_phantoms
     from liverseg_tf.strict_json import to_json
 
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         tumours = sum(len(case["tumours"]) for case in cases)
         console().print(
-            f"{len(cases)} phantoms with {tumours} tumours in {args.folder} ({seconds:.1f} s)", markup=False
+            f"{counted(len(cases), 'phantom')} with {counted(tumours, 'tumour')} in {args.folder} ({seconds:.1f} s)",
+            markup=False,
         )
     return 0

@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_series(parser)
     parser.add_argument(
         "--format",
-        metavar="F,…",
+        metavar="F,...",
         help="formats to write: nifti, seg, sr, rtstruct, pdf (default: nifti; for DICOM nifti,seg)",
     )
     parser.add_argument(
@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
     from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.cli.quiet import load_nibabel_quickly, load_tensorflow_quietly
+    from liverseg_tf.cli.tables import counted
 
     load_nibabel_quickly()
     from liverseg_tf.cohorts.predict_folder import predict_folder
@@ -177,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
     _print_rows(rows, args)
     failed = [row for row in rows if row["status"] == "error"]
     if failed and len(rows) > 1:
-        out.print(f"{len(failed)} of {len(rows)} volumes failed", markup=False)
+        out.print(f"{len(failed)} of {counted(len(rows), 'volume')} failed", markup=False)
     return 1 if failed else 0
 
 

@@ -56,12 +56,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: list) -> None:
+    from liverseg_tf.cli.tables import counted
+
     for row in (series.to_dict() for one in found for series in one.series):
         number = f"series {row['number']}" if row["number"] is not None else "series"
         print(f"{number}: {row['description'] or row['modality'] or 'no description'}")
         if row["spacing_mm"]:
             spacing = " x ".join(f"{s:.3g}" for s in row["spacing_mm"])
-            said = [f"{row['slices']} slices of {row['rows']} x {row['columns']}", f"{spacing} mm"]
+            said = [f"{counted(row['slices'], 'slice')} of {row['rows']} x {row['columns']}", f"{spacing} mm"]
             said += [f"kernel {row['kernel']}"] if row["kernel"] else []
             said += [row["phase"]] if row["phase"] else []
             said += [f"tilted by {row['tilt_degrees']:g} degrees"] if row["tilt_degrees"] else []
@@ -73,4 +75,4 @@ def _print(found: list) -> None:
             print(f"{file.name}: {reason}")
     others = sum(one.other_files for one in found)
     if others:
-        print(f"{others} other {'file' if others == 1 else 'files'}")
+        print(counted(others, "other file"))

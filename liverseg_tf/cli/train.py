@@ -77,6 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and print the best epoch."""
     from liverseg_tf.cli.progress import console
+    from liverseg_tf.cli.tables import counted
     from liverseg_tf.cli.training_progress import TrainingProgress
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.strict_json import to_json
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     cases = find_cases(*args.folders, patients=args.patients)
     labelled = [case for case in cases if case.segmentation is not None]
     if len(labelled) < len(cases):
-        out.print(f"{len(cases) - len(labelled)} volumes without a mask are left out", markup=False)
+        out.print(f"left out: {counted(len(cases) - len(labelled), 'volume')} without a mask", markup=False)
     if args.strategy == "multiworker":
         out.print("waiting for the other workers of TF_CONFIG; Ctrl-C stops", markup=False)
     strategy = create_strategy(args.strategy)

@@ -1,1 +1,1 @@
-"""Heatmaps of findings, tests of these heatmaps, and uncertainty by test-time augmentation."""
+"""Why the network says so: heatmaps, what they are worth, and disagreement over test-time variations."""

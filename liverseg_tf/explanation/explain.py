@@ -1,12 +1,13 @@
-"""`explain`: a map for each lesion of a volume, with the results of its tests."""
+"""`explain`: a map for each lesion of a volume, with the figures that tell how much it means."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -32,7 +33,7 @@ from liverseg_tf.explanation.methods import Explainer, make_explainer
 from liverseg_tf.explanation.options import RANDOM_MAPS, ExplainChanges, ExplainOptions, Progress
 from liverseg_tf.explanation.regions import Region, check_request, find_regions, targets_of
 from liverseg_tf.inference.predictor import Prediction, Predictor
-from liverseg_tf.inference.runtimes import KerasRuntime, keras_runtime
+from liverseg_tf.inference.runtimes import Runtime, keras_runtime
 from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import claim, is_ours, save_image, sign, write_text
@@ -44,26 +45,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUMMARY = "explanation.json"
+# One randomised network is enough where a map's likeness to its map is so far from what is too much.
+_CLEAR_BY = 0.2
 CAN_SHOW = (
-    "A heatmap shows which parts of the slice led to the network's finding; it cannot show whether that is right, "
-    "because maps of false positives pass the same tests, nor what the finding is."
+    "Heat can show where on this slice the network looked for what it said; it cannot show whether that is right, "
+    "since maps of false alarms pass the same tests, nor what the finding is."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class RegionExplanation:
-    """The map of one region and the results of its tests.
+    """The map of one region, and what it is worth.
 
     Attributes:
         region: what is explained.
         maps: (slices of the region, rows, columns) float16 in [0, 1]; 1 is the highest value on the tested slice, the
-            region's largest, and air is 0. Slices without a map are 0.
+            region's largest, and air is 0. Slices that were not looked at are 0.
         heat_in_liver: share of the tested slice's heat that lies within the liver, its tumours, and the region; 0
             without heat.
         curves: deletion and insertion on the tested slice; None if not tested.
         randomized_correlation: mean absolute rank correlation with the maps of randomised networks; None if not tested.
-        filled_probability: mean probability of the class in the region, after only the region was filled with its
-            surroundings' HU; None if not tested.
+        filled_probability: mean probability of the class in the region, once the region alone is filled with what
+            surrounds it; None if not tested.
         fall_inside: share of the falls of that probability over the whole slice that lies in the region; None if not
             tested.
         classes: what the labels are.
@@ -80,7 +83,7 @@ class RegionExplanation:
 
     @property
     def reasons(self) -> list[str]:
-        """The failed tests in words; empty if all passed or none was run."""
+        """What speaks against the map; empty where nothing does, or it was not tested."""
         if self.curves is None:
             return []
         curves, few = self.curves, len(self.curves.random_deletion) < RANDOM_MAPS
@@ -106,7 +109,7 @@ class RegionExplanation:
 
     @property
     def words(self) -> str:
-        """The verdict, the failed tests and the numbers in one line, the same wherever it is shown."""
+        """The verdict, what speaks against it, and its figures, in one line: the same wherever it is shown."""
         share = f"{100 * self.heat_in_liver:.0f} % of the heat within the {self.classes.organ}"
         if self.curves is None:
             return f"{self.verdict}: {share}"
@@ -163,7 +166,7 @@ class Explanation:
         labels: (rows, columns, slices) uint8, the mask whose regions are explained.
         regions: one `RegionExplanation` for each, the largest lesion first.
         left_out: how many smaller lesions were not explained.
-        settings: the request's settings.
+        settings: what was asked for.
         mask_path: the file that the regions come from, if one was given.
         classes: what the labels are.
     """
@@ -205,7 +208,7 @@ class Explanation:
         Args:
             folder: made if missing.
             overwrite: replace files that this library did not make.
-            safe_colors: use the colour-blind-safe colours.
+            safe_colors: use the color-blind-safe colors.
 
         Returns:
             The files.
@@ -228,7 +231,7 @@ class Explanation:
         earlier = _regions_of(folder / SUMMARY)
         text = to_json({"made_by": "liverseg_tf", **self.to_dict()}, indent=2) + "\n"
         write_text(folder / SUMMARY, text, "explanation", **options)
-        for name in earlier - set(names):  # left by an earlier explanation with more regions
+        for name in earlier - set(names):  # of an earlier explanation with more regions
             for path, kind in ((folder / f"{name}_heatmap.nii.gz", "heatmap"), (folder / f"{name}.png", "figure")):
                 if is_ours(path, kind):
                     path.unlink()
@@ -248,24 +251,25 @@ def explain(
     options: ExplainOptions | None = None,
     **changes: Unpack[ExplainChanges],
 ) -> Explanation:
-    """Show which pixels led the network to a lesion, to the liver, or to its output at a point.
+    """Show which places made the network see a lesion, the liver, or what it says about a point.
 
     Each map is made on the region's largest slice, and tested there: it is "supported" if it has heat, most of it
     within the liver; if it beats 95 % of at least 20 random maps over the body, on deletion and on insertion; and if it
-    differs from maps of networks with a re-initialised decoder. Otherwise it is "not supported" (docs/explanations.md).
+    has little likeness to maps of networks whose decoder was drawn anew. What fails is "not supported"
+    (docs/explanations.md).
 
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction` that `Predictor` gave.
         output: folder for heatmaps (NIfTI, in the input's grid), figures (PNG) and figures' numbers (JSON); or None.
         model: a run folder, a `.keras` file, a SavedModel or a Keras model of this library, or a `Predictor` of one;
-            by default the shipped one. For an ensemble the first member is explained.
+            by default the shipped one. Of an ensemble the first member is explained.
         target: "tumour", the default, explains each lesion by itself, "all-tumour" all together, "liver" the liver; for
             another organ the names of its model's classes.
         lesion: only this one, counted from 1, the largest first.
-        point: voxel (x, y, z) of the file, from 0: its surroundings are explained, independent of the prediction.
+        point: voxel (x, y, z) of the file, from 0: its surroundings, whatever was predicted there.
         mask: take the regions from this mask instead of the model's own prediction.
         options: how maps are made and tested; see `ExplainOptions`.
-        changes: fields of `ExplainOptions` as keywords, such as `method="layercam"`; they override `options`.
+        changes: fields of `ExplainOptions` as keywords, such as `method="layercam"`; they count before `options`.
 
     Returns:
         The `Explanation`; without regions if the mask has none.
@@ -281,8 +285,9 @@ def explain(
     """
     options = with_changes(options, ExplainOptions, changes, "explain")
     predictor = model if isinstance(model, Predictor) else Predictor(model)
-    runtime = next((found for found in map(keras_runtime, predictor.runtimes) if found is not None), None)
-    if runtime is None:
+    opened = ((own, keras_runtime(own)) for own in predictor.runtimes)
+    own, runtime = next(((own, found) for own, found in opened if found is not None), (None, None))
+    if own is None or runtime is None:
         raise ModelError(
             "explanations look inside the network: they need a run folder, a .keras file or a SavedModel as the model"
         )
@@ -314,9 +319,10 @@ def explain(
         explained.append(replace(one, classes=classes))
     if options.faithfulness and explained:
         make = functools.partial(make_explainer, config=runtime.config, method=options.method, layer=options.layer)
-        networks = [randomized_model(network, options.seed + i) for i in range(options.randomized_models)]
+        networks = (randomized_model(network, options.seed + i) for i in range(options.randomized_models))
         explained = _compared(explained, map(make, networks), volume, organ, report)
-        explained = _tested(explained, runtime, volume, organ, options.random_maps, options.seed, report)
+        # by what made the mask: an int8 file takes a third of the network's time, for the same curves
+        explained = _tested(explained, own, volume, organ, options.random_maps, options.seed, report)
     settings = {
         "target": target,
         "lesion": lesion,
@@ -408,16 +414,25 @@ def _on_slice(region: Region, index: int) -> np.ndarray:
 
 def _compared(
     explained: list[RegionExplanation],
-    others: Iterable[Explainer],
+    others: Iterator[Explainer],
     volume: CTVolume,
     labels: np.ndarray,
     report: Progress,
 ) -> list[RegionExplanation]:
-    """Rank correlations of the maps with those of randomised networks."""
+    """How like the maps are to those of randomised networks: of further ones where the first leaves it open."""
     correlations: list[list[float]] = [[] for _ in explained]
-    for number, other in enumerate(others):
-        for i, one in enumerate(explained):
-            report(i, len(explained), f"randomised network {number + 1}")
+    for number in itertools.count(1):
+        unclear = [
+            i
+            for i, known in enumerate(correlations)
+            if not known or abs(np.mean(known) - MOST_RANK_CORRELATION) < _CLEAR_BY
+        ]
+        other = next(others, None) if unclear else None
+        if other is None:
+            break
+        for i in unclear:
+            report(i, len(explained), f"randomised network {number}")
+            one = explained[i]
             index = one.region.largest_slice
             again = _slice_map(other, volume, labels, one.region, index)
             body = body_of(volume.slices(index, index + 1)[0]) | _on_slice(one.region, index)
@@ -430,14 +445,14 @@ def _compared(
 
 def _tested(
     explained: list[RegionExplanation],
-    runtime: KerasRuntime,
+    runtime: Runtime,
     volume: CTVolume,
     labels: np.ndarray,
     random_maps: int,
     seed: int,
     report: Progress,
 ) -> list[RegionExplanation]:
-    """Deletion and insertion; regions with the same largest slice share its random maps."""
+    """Deletion and insertion; regions whose largest slice is the same share its random maps."""
     tested = list(explained)
     for done, index in enumerate(sorted({one.region.largest_slice for one in explained})):
         report(done, len(explained), f"testing slice {index + 1}")

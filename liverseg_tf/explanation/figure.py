@@ -47,7 +47,7 @@ def explanation_figure(
         labels: (rows, columns, slices) integer, of `classes`.
         explained: the region and its maps.
         classes: what the labels are.
-        safe_colors: use the colour-blind-safe colours.
+        safe_colors: use the color-blind-safe colors.
     """
     index = explained.region.largest_slice
     hu, plane = volume.slices(index, index + 1)[0], labels[..., index]
@@ -86,5 +86,5 @@ def _curves(axis: Axes, curves: DeletionInsertion, kind: str) -> None:
     better = "lower" if kind == "deletion" else "higher"
     axis.set(title=f"{kind}: {better} is better", xlabel="share of the body", ylabel="probability in the region")
     axis.set_ylim(-0.02, max(1.02 * float(max(own.max(), random.max())), 0.05))
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="upper right" if kind == "deletion" else "lower right")  # where no curve runs
     axis.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Finds the region to explain: a lesion, the liver, or the surroundings of a point."""
+"""Which voxels an explanation asks about: a lesion, the liver, or the surroundings of a point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """The voxels to explain.
+    """Voxels whose class is to be explained.
 
     Attributes:
         name: as in file names: `lesion-1`, `tumour`, `liver`, `point`.
@@ -55,7 +55,7 @@ def find_regions(
     radius_mm: float = 10.0,
     classes: ClassSet = LIVER_CLASSES,
 ) -> list[Region]:
-    """Find the regions to explain.
+    """Find what is to be explained.
 
     Args:
         labels: (rows, columns, slices) integer, of `classes`: the mask whose regions are meant.
@@ -117,7 +117,7 @@ def check_request(
     radius_mm: float,
     classes: ClassSet = LIVER_CLASSES,
 ) -> None:
-    """Check the request as far as possible without a mask.
+    """Check what can be checked before there is a mask.
 
     Raises:
         ConfigError, GeometryError: as `find_regions`.
@@ -150,7 +150,7 @@ def check_request(
 
 
 def targets_of(classes: ClassSet) -> list[str]:
-    """Possible targets; the first is the default."""
+    """What can be explained; the first is explained unless another is named."""
     lesions = [] if classes.lesion is None else [classes.lesion, f"all-{classes.lesion}"]
     return [*lesions, classes.organ, *(c.name for c in classes.further)]
 

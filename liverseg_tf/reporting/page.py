@@ -94,7 +94,7 @@ def build_page(
     Args:
         content: what it tells.
         title: heading.
-        safe_colors: begin with colours that any colour vision tells apart.
+        safe_colors: begin with colors that any color vision tells apart.
         progress: called with steps done and their number.
         plan: let the reader try a resection.
 
@@ -320,6 +320,7 @@ def _missed(scores: CaseScores, truth: MaskVolume, volume: CTVolume) -> list[dic
 
 def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[str]:
     rows, columns, slices = grid.shape
+    classes = content.measured.statistics.classes
     spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
     text = [
         f"The volume has {rows} x {columns} pixels on {slices} slices, {spacing} mm (row, column, slice). "
@@ -343,6 +344,16 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
         "Mask: the outline of what the model found, after 3-D clean-up; its slider fills it. Axes: the longest "
         "diameter in an axial slice, and the longest at a right angle to it (RECIST 1.1); both are drawn on that slice."
     )
+    if content.measured.lesions:
+        text.append(
+            classes.named("Where a lesion lies: thirds of the liver's extent, then mm from the middle of it.")
+            + (
+                " No lobe is named: the border between them runs from the gallbladder to the inferior vena cava, "
+                "which the model doesn't mark."
+                if classes.is_liver
+                else ""
+            )
+        )
     if content.truth is not None:
         text.append("Truth: the reference mask, its outline dotted.")
     if content.explanation is not None and content.explanation.regions:
@@ -375,7 +386,7 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
 def _layers(
     content: ReportContent,
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[list[int]]]]:
-    """What can be laid over the CT: descriptions, masks, strengths, and colour tables of these."""
+    """What can be laid over the CT: descriptions, masks, strengths, and color tables of these."""
     shape = content.prediction.volume.shape
     layers, masks = [_layer("mask", "Mask", "m", "labels", 0.0)], {"mask": content.prediction.canonical_labels}
     strengths: dict[str, np.ndarray] = {}
@@ -433,7 +444,7 @@ def _layer(key: str, name: str, letter: str, kind: str, opacity: float, on: bool
 
 
 def _color_table(name: str) -> list[list[int]]:
-    """64 colours of a matplotlib colour map."""
+    """64 colors of a matplotlib color map."""
     from matplotlib import colormaps
 
     return np.rint(colormaps[name](np.linspace(0, 1, 64))[:, :3] * 255).astype(int).tolist()
@@ -445,7 +456,7 @@ def _windows(measured: tuple[int, int], own: str) -> list[dict[str, Any]]:
 
 
 def _place(volume: CTVolume, labels: np.ndarray, number: int, center_mm: Sequence[float]) -> dict[str, int]:
-    """Where to look at a lesion, counted from 0: on its slice `number`, the tumour's pixel nearest to its centre."""
+    """Where to look at a lesion, counted from 0: on its slice `number`, the tumour's pixel nearest to its center."""
     row, column, _ = _canonical_index(volume, center_mm)
     pixels = np.argwhere(labels[..., number - 1] == TUMOUR)
     row, column = pixels[((pixels - (row, column)) ** 2).sum(axis=1).argmin()].tolist()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 from liverseg_tf.cli import progress
 from liverseg_tf.cli.progress import progress_bar
 
@@ -29,3 +32,18 @@ def test_a_line_every_half_minute_elsewhere(capsys, monkeypatch):
         now[0] += 31
         bar.advance(task)
     assert capsys.readouterr().err.splitlines() == ["volume-4.nii: 4 of 9", "volumes: 1 of 5"]
+
+
+def test_a_bar_on_a_terminal_without_utf_8(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(shown, encoding="ascii", errors="backslashreplace"))
+    with progress_bar(stages=True) as bar:
+        tell = bar.show("report")
+        tell(1, 3, "predicting")
+        bar.refresh()
+    sys.stderr.flush()
+    text = shown.getvalue().decode("ascii")
+    assert "predicting" in text and "---" in text and "left" in text and "\\u" not in text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 
 import pytest
 
@@ -52,3 +54,13 @@ def test_sentences_are_wrapped_before_rows_are_stacked(capsys, monkeypatch):
     text = printed(capsys, monkeypatch, 80)
     assert "case 7" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_terminal_without_utf_8_gets_plain_rules(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", errors="backslashreplace"))
+    print_table(COLUMNS, ROWS, title="Findings")
+    sys.stdout.flush()
+    text = shown.getvalue().decode("ascii")
+    assert "\\u" not in text and "-----" in text and "0.912345" in text

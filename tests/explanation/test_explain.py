@@ -193,6 +193,34 @@ def test_maps_like_those_of_randomised_networks_are_not_supported(dark_is_tumour
     assert found.reasons == ["looks like maps of randomised networks"] and found.randomized_correlation > 0.99
 
 
+@pytest.mark.parametrize(("likeness", "networks"), [(0.1, 1), (0.9, 1), (0.4, 3)])
+def test_further_randomised_networks_are_asked_only_where_the_first_leaves_it_open(
+    dark_is_tumour, lesions, monkeypatch, likeness, networks
+):
+    volume, labels = lesions
+    made = []
+    monkeypatch.setattr("liverseg_tf.explanation.explain.randomized_model", lambda model, seed: made.append(seed))
+    monkeypatch.setattr("liverseg_tf.explanation.explain.rank_correlation", lambda *maps: -likeness)
+    monkeypatch.setattr("liverseg_tf.explanation.explain.make_explainer", lambda *a, **k: Marks(labels[..., 3] * 1.0))
+    (found,) = explain(volume, model=dark_is_tumour, mask=labels, lesion=1, random_maps=2).regions
+    assert made == list(range(networks)) and found.randomized_correlation == pytest.approx(likeness)
+
+
+def test_the_curves_are_of_what_made_the_mask(dark_is_tumour, lesions, monkeypatch):
+    volume, labels = lesions
+
+    class Own(KerasRuntime):
+        """Has another network to look into, as a .tflite file has."""
+
+        def probabilities(self, hu):
+            return np.full((*hu.shape, 3), 0.25, np.float32)
+
+    own, network = Own(dark_is_tumour), KerasRuntime(dark_is_tumour)
+    monkeypatch.setattr("liverseg_tf.explanation.explain.keras_runtime", lambda runtime: network)
+    (found,) = explain(volume, model=own, mask=labels, lesion=1, random_maps=2, randomized_models=1).regions
+    assert np.all(found.curves.deletion == 0.25)
+
+
 def test_each_map_is_scaled_on_the_slice_that_is_shown(dark_is_tumour, lesions, monkeypatch):
     volume, labels = lesions
 

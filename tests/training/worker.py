@@ -66,9 +66,8 @@ def train_small(data, output, weights, dies_in_epoch=None, **options):
     )
 
 
-def main(options):
-    """A worker's process, as TF_CONFIG says."""
+if __name__ == "__main__":
     try:
-        train_small(**options, strategy="multiworker")
+        train_small(**eval(sys.argv[1]), strategy="multiworker")
     except LiverSegError as error:
         sys.exit(f"{type(error).__name__}: {error}")
