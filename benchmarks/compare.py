@@ -228,12 +228,14 @@ def judge(found, first: Side, later: Side, at_rest: Side, events: dict[int, str]
         )
         (own,) = owns if alone else (0,)
         voxels = [np.count_nonzero(side.own == own) for side in (first, later, at_rest)] if own else [0]
-        if min(voxels) < SMALLEST_VOXELS:
+        ends = later.own[..., [0, -1]]
+        if min(voxels) < SMALLEST_VOXELS or (ends == own).any():  # the motion carries some beyond the last slice
             continue
-        center = np.array(measured[1][n].center_mm)
-        steps = np.concatenate([np.eye(3), -np.eye(3)]) * 2.0
-        at = mapping(center + steps)
-        true = voxels[2] / voxels[0] / abs(np.linalg.det((at[:3] - at[3:]) / 4))
+        affine = grid.canonical_affine
+        inside = np.argwhere(later.own == own)[:: max(1, voxels[1] // 200)] @ affine[:3, :3].T + affine[:3, 3]
+        slopes = [(mapping(inside + step) - mapping(inside - step)) / 2 for step in np.eye(3)]
+        # what the field squeezes a lesion by, all over it
+        true = voxels[2] / voxels[0] / np.abs(np.linalg.det(np.stack(slopes, axis=-1))).mean()
         errors.append(round(measured[1][n].volume_ml / measured[0][b].volume_ml / true - 1, 5))
     affine = grid.canonical_affine
     places = np.argwhere(later.labels)[::97] @ affine[:3, :3].T + affine[:3, 3]

@@ -328,13 +328,19 @@ def _overview(found: Summary) -> str:
 def _histogram(rows: Sequence[dict[str, Any]], name: str, words: str, is_log: bool) -> str:
     """One figure's distribution as a drawing; zeros, which have no logarithm, are told in words."""
     values = _values(rows, name)
+    # what is counted has a bar for each number, and 0 is one of them
+    whole = name == "lesion_count" and len(values) > 0 and np.ptp(values) < 2 * _BINS
+    is_log = is_log and not whole
     shown = values[values > 0] if is_log else values
     if len(shown) < 2 or shown.min() == shown.max():
         return ""
     scaled = np.log10(shown) if is_log else shown
-    counts, edges = np.histogram(scaled, _BINS)
+    bins = (
+        np.arange(scaled.min() - 0.5, scaled.max() + 1) if whole else np.linspace(scaled.min(), scaled.max(), _BINS + 1)
+    )
+    counts, edges = np.histogram(scaled, bins)
     wide, high, left, bottom = 300, 130, 6, 20
-    step = (wide - 2 * left) / _BINS
+    step = (wide - 2 * left) / len(counts)
     bars = "".join(
         f'<rect x="{left + i * step:.1f}" y="{high - bottom - (high - bottom - 8) * count / counts.max():.1f}" '
         f'width="{step - 1:.1f}" height="{(high - bottom - 8) * count / counts.max():.1f}"/>'
@@ -342,6 +348,8 @@ def _histogram(rows: Sequence[dict[str, Any]], name: str, words: str, is_log: bo
         if count
     )
     ends = [10**e if is_log else e for e in (edges[0], (edges[0] + edges[-1]) / 2, edges[-1])]
+    if whole:
+        ends = [scaled.min(), (scaled.min() + scaled.max()) / 2, scaled.max()]
     ticks = "".join(
         f'<text x="{x}" y="{high - 5}" text-anchor="{anchor}">{_short(end)}</text>'
         for x, end, anchor in zip((left, wide / 2, wide - left), ends, ("start", "middle", "end"), strict=True)

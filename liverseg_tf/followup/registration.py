@@ -128,7 +128,8 @@ def register(
         if not (mask.organ_labels != BACKGROUND).any():
             organ = mask.classes.organ
             raise RegistrationError(f"{mask.path or f'{name} mask'}: expected a {organ} to register by, got none")
-    fixed, moving = _Liver(later), _Liver(earlier)
+    fixed = _Liver(later, str(later.path or "later scan"))
+    moving = _Liver(earlier, str(earlier.path or "earlier scan"))
     affine = _align(fixed, moving)
     _check(affine, None, fixed, moving, later, earlier)
     if _same(earlier, later) and np.allclose(affine, np.eye(4), atol=1e-3):
@@ -146,7 +147,7 @@ def register(
 class _Liver:
     """A liver on an even grid along RAS+: its signed distance in mm, negative inside."""
 
-    def __init__(self, mask: MaskVolume):
+    def __init__(self, mask: MaskVolume, name: str):
         from edt import edt
 
         organ = mask.organ_labels != BACKGROUND
@@ -159,7 +160,7 @@ class _Liver:
         inside = np.pad(organ[box], [(m, m) for m in margin])
         spacing = tuple(map(float, steps))
         signed = edt(~inside, anisotropy=spacing, parallel=1) - edt(inside, anisotropy=spacing, parallel=1)
-        self.organ = mask.classes.organ
+        self.organ, self.name = mask.classes.organ, name
         self.first = np.array([b.start for b in box]) - margin
         self.affine = mask.geometry.canonical_affine
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in inside.shape], indexing="ij")).reshape(3, -1).T
@@ -212,15 +213,14 @@ def _align(fixed: _Liver, moving: _Liver) -> np.ndarray:
         RegistrationError: if the later liver fits far better as its own mirror image.
     """
     whole, off_mm = _fit_matrix(fixed, moving)
-    organ = fixed.organ
     if off_mm > _SURELY_RIGHT_MM:
         for axis, words in enumerate(("left and right", "front and back", "head and feet")):
             _, mirrored_mm = _fit_matrix(fixed.mirrored(axis), moving, stretch=False)
             if mirrored_mm < _MIRRORED * off_mm:
                 raise RegistrationError(
-                    f"later scan: its {organ} could not be laid upon the earlier one's ({off_mm:.1f} mm off), but its "
-                    f"mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of the files; put its "
-                    "affine right"
+                    f"{fixed.name}: its {fixed.organ} could not be laid upon that of {moving.name} ({off_mm:.1f} mm "
+                    f"off), but its mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of "
+                    "the files; put its affine right"
                 )
     return whole
 

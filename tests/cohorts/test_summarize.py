@@ -87,3 +87,14 @@ def test_nothing_to_sum_up_is_told(tmp_path):
     (tmp_path / "manifest.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(InputFileError, match="expected a manifest"):
         ls.summarize(tmp_path)
+
+
+def test_counts_have_a_bar_for_each_number(folder):
+    base = ls.summarize(folder).rows[0]
+    rows = tuple({**base, "lesion_count": count} for count in (0, 0, 0, 1, 3, 3))
+    (figure,) = [
+        part for part in build_page(Summary(rows, folder), folder).split("<figure>") if "Lesions: median" in part
+    ]
+    assert figure.count("<rect") == 3 and "logarithmic" not in figure and " of 0" not in figure
+    heights = [float(bar.split('height="')[1].split('"')[0]) for bar in figure.split("<rect")[1:]]
+    assert heights[0] == pytest.approx(3 * heights[1], abs=0.2) and heights[2] == pytest.approx(2 * heights[1], abs=0.2)

@@ -100,4 +100,6 @@ def test_the_command_writes_tables_and_fails_without_a_file_on_a_flip(scene, tmp
     flipped = tmp_path / "flipped.nii.gz"
     write_nifti(flipped, later.geometry.to_file(later.labels), later.affine * np.r_[-1, 1, 1, 1])
     assert main(["compare", names[0], str(flipped), "-o", str(tmp_path / "none")]) == 1
-    assert "front and back are exchanged" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    told = capsys.readouterr().err
+    assert "flipped.nii.gz: its liver" in told and "front and back are exchanged" in told
+    assert not (tmp_path / "none").exists()

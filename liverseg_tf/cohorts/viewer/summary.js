@@ -7,9 +7,12 @@
   const body = document.querySelector("#cases tbody"), scroller = $("scroller");
   let order = [], sorted = null, down = false;
 
+  // As many digits as a reader believes; the CSV beside the page has all of them.
+  const DIGITS = { liver_volume_ml: 0, tumour_volume_ml: 1, tumour_burden: 3, liver_mean_hu: 0, seconds: 1 };
   function text(name, i) {
     const value = columns[name][i];
-    return value === null || value === undefined ? "" : String(value);
+    if (value === null || value === undefined) return "";
+    return typeof value === "number" && name in DIGITS ? value.toFixed(DIGITS[name]) : String(value);
   }
   function select() {
     const wanted = $("find").value.trim().toLowerCase(), which = $("which").value;
