@@ -18,7 +18,7 @@ class _WithoutSecrets(Exception):  # noqa: N818 - of warnings too
 class LiverSegError(_WithoutSecrets):
     """Base of every error that this library raises on purpose.
 
-    Users, passwords and signatures in URLs are left out of its message, whoever wrote it.
+    Users, passwords and signatures in URLs are left out of its message, even if another library wrote it.
     """
 
 
@@ -31,7 +31,7 @@ class GeometryError(LiverSegError):
 
 
 class LabelError(LiverSegError):
-    """A mask with values that are no class."""
+    """A mask with invalid values."""
 
 
 class CaseError(LiverSegError):
@@ -63,7 +63,7 @@ class MissingDependencyError(LiverSegError):
 
 
 class LiverSegWarning(_WithoutSecrets, UserWarning):
-    """Base of every warning of this library; its message too is without what lets anybody in."""
+    """Base of every warning of this library; its message has no credentials either."""
 
 
 class NotHounsfieldWarning(LiverSegWarning):
@@ -75,11 +75,11 @@ class GeometryWarning(LiverSegWarning):
 
 
 class DataWarning(LiverSegWarning):
-    """Data that is usable but suspicious: NaN, orphan masks, no liver found, patients on both sides."""
+    """Data that is usable but suspicious: NaN, orphan masks, no liver found, patients in both parts of a split."""
 
 
 def warn(message: str, category: type[LiverSegWarning]) -> None:
-    """Warn, naming the line of the program that called this library, however deep the cause lies."""
+    """Warn, naming the line of the user's program that called this library."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         frame, level = frame.f_back, level + 1

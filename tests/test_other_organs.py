@@ -160,7 +160,7 @@ def test_export_explain_and_report_name_what_the_model_names(run, case, tmp_path
 
 @pytest.mark.slow
 def test_dicom_objects_are_of_livers(run, kidneys, tmp_path):
-    with pytest.raises(ConfigError, match="DICOM objects tell of livers"):
+    with pytest.raises(ConfigError, match="DICOM objects support only livers"):
         ls.predict_folder(kidneys / "volume-0.nii.gz", tmp_path / "out", run, formats="nifti,seg")
 
 

@@ -1,4 +1,4 @@
-"""`calibrate`: what a site's own labelled cases say about a model's volumes and lesions."""
+"""`calibrate`: estimates errors of a model's volumes and lesions from a site's own labelled cases."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from liverseg_tf.ownership import claim, write_text
 
 FORMAT = 1
 FEWEST_CASES = 20
-# Lesions that are and that are none: fewer tell nothing of what tells them apart.
+# Least numbers of true and of false findings from which probabilities are estimated.
 FEWEST_LESIONS = 5
 
 Progress = Callable[[int, int, str], None]
@@ -39,13 +39,13 @@ Features = dict[str, float]
 
 @dataclass(frozen=True)
 class CalibrationCase:
-    """One labelled case: what was predicted, and what is true.
+    """One labelled case: prediction and reference.
 
     Attributes:
         name: of the case.
         liver_ml, tumour_ml: predicted volumes.
         true_liver_ml, true_tumour_ml: of the reference.
-        features: by name, what may tell how wrong the case is.
+        features: by name, features that may predict the case's error.
         lesion_features, lesion_is_one: of each predicted lesion, and whether the reference has one there.
         classes: of its masks; of another organ, "liver" and "tumour" stand for it and its lesions.
     """
@@ -63,12 +63,12 @@ class CalibrationCase:
 
 @dataclass(frozen=True)
 class Quality(Config):
-    """What was measured by leaving one case out at a time: each was judged by the others.
+    """Quality by leave-one-out: each case is tested with a calibration by the others.
 
     Attributes:
-        liver_coverage, tumour_coverage: part of the cases whose true volume lay in the interval, 0 to 1.
-        liver_width, tumour_width: median of the interval's upper end over its lower end, each 0.5 ml up.
-        lesion_brier: mean square of probability minus truth; 0.25 is a coin's. None without probabilities.
+        liver_coverage, tumour_coverage: share of the cases whose true volume is in the interval, 0 to 1.
+        liver_width, tumour_width: median of the interval's upper end over its lower end, after adding 0.5 ml to both.
+        lesion_brier: mean square of probability minus truth; 0.25 for a coin toss. None without probabilities.
         lesion_brier_of_mean: the same for one probability for all.
         error_in_first_fifth: part of all error (logarithms of volume ratios) in the fifth of cases to look at first;
             chance gives 0.2.
@@ -85,7 +85,7 @@ class Quality(Config):
 
 @dataclass(frozen=True)
 class Calibration(Config):
-    """What `calibrate` found; `predict_folder(calibration=FILE)` takes it.
+    """The result of `calibrate`, for `predict_folder(calibration=FILE)`.
 
     Attributes:
         model, model_sha256: what predicted the cases; None where that is unknown.
@@ -149,10 +149,10 @@ class Calibration(Config):
         write_text(path, self.to_json(), "calibration", inputs=inputs, overwrite=overwrite)
 
     def warn_if_of_another(self, model_sha256: str | None) -> None:
-        """Warn if a model is not the one that was calibrated, or can't be told from others.
+        """Warn if a model is not the calibrated one, or can't be identified.
 
         Warns:
-            DataWarning: then its intervals promise nothing.
+            DataWarning: then the intervals are not valid.
         """
         if self.model_sha256 is None or model_sha256 != self.model_sha256:
             warn(
@@ -212,7 +212,7 @@ def calibrate(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Find intervals that hold, from 20 to 100 labelled cases that the model was not trained on.
+    """Compute prediction intervals from 20 to 100 labelled cases that were not used in training.
 
     Args:
         references: folder of the site's own masks.
@@ -220,12 +220,12 @@ def calibrate(
         predictions: folder of masks that the model predicted of these cases; its `manifest.jsonl` tells which model,
             and what uncertainty was measured.
         model: as `Predictor` takes it, where CTs are segmented.
-        coverage: promised, 0.5 to below 1: in so many of the cases to come the truth lies in the interval, as long as
-            they are like these.
-        classes: what the masks' values are; by default what predictions say of themselves, else liver and tumour.
+        coverage: of the intervals, 0.5 to below 1: the share of future cases, similar to these, whose true volume is in
+            the interval.
+        classes: classes of the masks; by default those stored in the predictions, else liver and tumour.
         output: JSON file to write.
         overwrite: replace a file that this library did not make.
-        progress: called with cases done, their number, and what is being done.
+        progress: called with the number of cases done, their total, and the current step.
 
     Raises:
         ConfigError: with neither CTs nor predictions, or another coverage.
@@ -359,7 +359,7 @@ def fit(
 
 
 def case_features(found: Measurement, with_ct: bool, uncertainty: dict[str, Any] | None = None) -> Features:
-    """What may tell how wrong a case is."""
+    """Features that may predict a case's error."""
     statistics = found.statistics
     values = {
         "log_tumour_ml": float(np.log(statistics.tumour_volume_ml + 0.5)),

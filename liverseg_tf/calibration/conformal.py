@@ -9,14 +9,14 @@ import numpy as np
 from liverseg_tf.config import Config
 from liverseg_tf.errors import ConfigError
 
-# Volumes are compared as logarithms of so many ml more: 0 ml has a logarithm then, and a few voxels are no factor.
+# Added to volumes before the logarithm, so that 0 ml has one and a few voxels have little effect.
 OFFSET_ML = 0.5
 COVERAGE = 0.9
 # Weight of the prior that features say nothing: standardized features, so one number does for all.
 _RIDGE = 3.0
 # A residual of nothing still has a logarithm.
 _LEAST_RESIDUAL = 0.01
-# Local scales are kept if they make intervals shorter by so much at least, else all cases have one.
+# Local scales are used only if they shorten intervals by at least this much.
 _LEAST_GAIN = 0.1
 
 

@@ -1,4 +1,4 @@
-"""`PredictOptions`: what is written of each CT, by which engine, and what the predictor is told."""
+"""`PredictOptions`: the outputs of each CT, the engine, and the predictor's options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PredictOptions:
             agrees with the mask.
         segmentation_type: of DICOM SEG: `BINARY` or `LABELMAP`.
         lesion_segments: one segment a lesion in DICOM SEG.
-        series: UID of the one DICOM series that is meant.
+        series: UID of the DICOM series to take.
         allow_gaps: resample DICOM series with missing slices or uneven steps.
         probabilities: write each class's probabilities too: `x_seg_liver.nii.gz`, `x_seg_tumour.nii.gz`.
         uncertainty: segment varied copies too (`measure_uncertainty`, 8 times as long): the entropy as
@@ -40,7 +40,7 @@ class PredictOptions:
         resume: keep what an earlier run, perhaps a killed one, did with the same model and settings in this folder.
         overwrite: replace files of others too, never an input.
         engine: `embedded`, in this process; or `ray`, by workers on this machine or a cluster.
-        ray_options: for `ray` alone: `address`, `workers` and the other fields of `RayOptions`.
+        ray_options: only for `ray`: `address`, `workers` and the other fields of `RayOptions`.
         on_start: called once with the number of volumes, and of those among them that an earlier run has done.
         progress: called with the `Job`, its slices done and their total; not with `ray`.
         on_done: called with each new row, once it is in the manifest.

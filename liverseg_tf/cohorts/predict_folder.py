@@ -1,4 +1,4 @@
-"""`predict_folder`: CTs in, masks and what else is wanted of them out, and a manifest that tells what was done."""
+"""`predict_folder`: segments CTs, writes masks and further results, and keeps a manifest."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def predict_folder(
     options: PredictOptions | None = None,
     **changes: Unpack[PredictChanges],
 ) -> list[Row]:
-    """Segment CTs and write their masks: all that `liverseg predict` does.
+    """Segment CTs and write their masks, with all options of `liverseg predict`.
 
     One input and an output ending in .nii, .nii.gz or .dcm: that file. Otherwise `output` is a folder, in which
     `volume-7.nii.gz` gives `segmentation-7.nii.gz`, `x.nii.gz` gives `x_seg.nii.gz`, a DICOM series is named after its
-    folder, and `manifest.jsonl` grows by a line a volume. Outputs are checked before the first volume is segmented. A
-    volume that fails becomes an error row and the rest go on; a volume's files appear together, or none of them.
+    folder, and `manifest.jsonl` gets a line for each volume. Outputs are checked before the first volume is segmented.
+    A volume that fails gives an error row, and the others continue; a volume's files are all written, or none of them.
 
-    Never written over: inputs, whatever the options; without `overwrite` also files that this library did not make, and
-    those of it that somebody has changed since.
+    Inputs are never replaced. Files that this library did not make, or that were changed since, are replaced only with
+    `overwrite`.
 
     Args:
-        inputs: volumes, or folders that are searched recursively (masks are passed over): NIfTI, NRRD, MetaImage,
+        inputs: volumes, or folders that are searched recursively (masks are skipped): NIfTI, NRRD, MetaImage,
             DICOM, .zip archives of DICOM; paths or URLs (`s3://`, `gs://`).
         output: file or folder, path or URL; a folder is made if missing.
-        model: as `Predictor` takes it, by default the shipped one; or a `Predictor`, which brings its own options.
+        model: as `Predictor` takes it, by default the shipped one; or a `Predictor` with its own options.
         options: what is written and how; see `PredictOptions`.
-        changes: fields of `PredictOptions` as keywords, such as `resume=True`; they count before `options`.
+        changes: fields of `PredictOptions` as keywords, such as `resume=True`; they override `options`.
 
     Returns:
         A row for each volume, in their order: `input`, `output`, `status` ("done" or "error"), `seconds`, `statistics`,
@@ -136,7 +136,7 @@ def predict_folder(
 
 
 def _check_predictor_options(options: PredictOptions, changes: Mapping[str, Any]) -> None:
-    """Refuse options that a `Predictor` which is there already can't take up."""
+    """Refuse options that can't be applied to an existing `Predictor`."""
     default = PredictOptions()
     given = [n for n in PREDICTOR_OPTIONS if n in changes or getattr(options, n) != getattr(default, n)]
     if given:
@@ -162,13 +162,13 @@ def _ending(formats: Sequence[str]) -> str:
 
 
 def _objects(formats: Sequence[str], options: PredictOptions, predictor: Predictor) -> tuple[str, ...]:
-    """Formats of DICOM objects to write, which tell of livers alone."""
+    """Formats of DICOM objects to write, which support only the liver."""
     objects = tuple(name for name in formats if name != "nifti")
     if not objects or predictor.config.classes == LIVER_CLASSES:
         return objects
     if options.formats is not None:
         raise ConfigError(
-            f"formats: DICOM objects tell of livers and their tumours; expected nifti alone for "
+            f"formats: DICOM objects support only livers and their tumours; expected nifti alone for "
             f"{', '.join(predictor.config.class_names[1:])}. Received: {', '.join(objects)}"
         )
     return ()
@@ -190,7 +190,7 @@ def _calibration(options: PredictOptions, predictor: Predictor) -> Calibration |
 
 
 def _settings(options: PredictOptions, formats: Sequence[str], predictor: Predictor, extras: _Extras) -> dict[str, Any]:
-    """What the manifest tells of a run. A run with others of these is another, which `resume` doesn't go on with."""
+    """The run's settings in the manifest. `resume` continues only a run with the same settings."""
     return {
         "model": predictor.config.to_dict(),
         "runtime": predictor.runtime_names,
@@ -228,7 +228,7 @@ def _check_products(
     products |= dict.fromkeys(predictor.config.class_names[1:], "probabilities") if options.probabilities else {}
     products |= {UNCERTAINTY: "uncertainty"} if extras.uncertainty else {}
     products |= {PREVIEW: "figure"} if extras.preview else {}
-    # an object that stands in the mask's place has its name checked by `plan`
+    # the name of an object that is written instead of the mask is checked by `plan`
     beside = [name for name in extras.formats if PRODUCTS[name][0] != _ending(formats)]
     of_dicom = products | dict(PRODUCTS[name] for name in beside)
     sources = [job.source for job in jobs]
@@ -250,7 +250,7 @@ def _variations_setting(variations: TestTimeAugmentation | None) -> int | dict[s
 
 
 def _model_name(model: Any, predictor: Predictor, resume: bool) -> str:
-    """What the manifest calls the model. A server's has no digest: there `resume` goes by this name."""
+    """The model's name in the manifest. A server's model has no digest, so `resume` compares this name."""
     urls = [runtime.url for runtime in predictor.runtimes if isinstance(runtime, ServingClient)]
     if resume and predictor.sha256 is None and len(urls) < len(predictor.runtimes):
         raise ConfigError("resume=True: expected a model that can be told from others, got a runtime without files")

@@ -22,9 +22,9 @@ def bootstrap_ratios(
     Args:
         numerators: (cases, M) float.
         denominators: (cases, M) float; where a resample's sum is 0 the ratio is undefined and left out.
-        patients: (cases,) whose case it is; all cases of a patient are drawn together.
-        resamples: how many, at least 1.
-        seed: same seed, same interval.
+        patients: (cases,) patient of each case; all cases of a patient are drawn together.
+        resamples: number of resamples, at least 1.
+        seed: the same seed gives the same interval.
         confidence: part of the resamples inside the interval, above 0 and below 1.
 
     Returns:

@@ -35,10 +35,10 @@ Counts = tuple[int, int, int]  # voxels of reference, prediction, both
 
 @dataclass(frozen=True)
 class CaseScores:
-    """Everything that is measured on one case. "liver" is the masks' organ, whichever it is, and "lesion" its lesions.
+    """All scores of one case. "liver" means the masks' organ, and "lesion" its lesions.
 
     Attributes:
-        row: figures of the case by name; None where a figure is undefined.
+        row: the case's values by name; None if undefined.
         slices: one row per slice, from the lowest.
         lesions: one row per reference lesion and per predicted lesion; `lesion` is the number in the challenge's order,
             `number` the one of `statistics`.

@@ -37,12 +37,12 @@ from liverseg_tf.strict_json import to_json
 
 RULES: dict[str, str] = {
     "classes": "The liver includes its tumours. Lesions are components of tumour voxels connected by faces.",
-    "lits": "The LiTS challenge's keys and rules: 9001 stands for a missing surface, RVD is (reference - prediction) / "
+    "lits": "The LiTS challenge's keys and rules: 9001 means a missing surface, RVD is (reference - prediction) / "
     "prediction. A reference without lesions, on which the challenge's program fails, has only false positives.",
     "overlap": "Outside lits, lesion_dice and its like compare all tumour voxels of a case. Dice and Jaccard are 1 "
     "where both masks are empty and 0 where one is.",
     "distances": "Outside lits, distances and surface Dice are null where a mask is empty; 'missing' counts those. "
-    "Surface voxels have a neighbor by face or edge outside the mask. HD95 is the larger of the two directions' 95th "
+    "Surface voxels have a neighbour by face or edge outside the mask. HD95 is the larger of the two directions' 95th "
     "percentiles; surface Dice counts surface voxels within tolerance. Lengths and volumes use the mask's "
     "affine, a sheared one's too.",
     "detection": "Sizes go by equivalent diameter: small under 10 mm, large over 20 mm. A reference lesion is a true "

@@ -1,4 +1,4 @@
-"""What the report page tells: figures, words and pictures of one CT, laid out by `page.html.j2`."""
+"""Content of the report page: numbers, texts and pictures of one CT, laid out by `page.html.j2`."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ _VIEWS = (
 )
 # A portal-venous liver measures about 90 to 130 HU, an unenhanced one 50 to 65.
 _PORTAL_VENOUS_HU = (75.0, 160.0)
-# Below this size the model misses most of what radiologists draw, and most of what it draws is nothing.
+# Below this size the model misses most reference lesions, and most of its findings are false positives.
 _SMALL_FINDING_MM = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class ReportContent:
-    """What a page tells.
+    """The content of a page.
 
     Attributes:
         prediction: the predicted mask with its CT.
@@ -68,7 +68,7 @@ class ReportContent:
         uncertainty: or None.
         model: facts about the model, in order.
         model_card: its text, or None.
-        notes: what was left out, and why.
+        notes: omitted parts, with reasons.
     """
 
     prediction: Prediction
@@ -92,11 +92,11 @@ def build_page(
     """The page's text.
 
     Args:
-        content: what it tells.
+        content: its content.
         title: heading.
         safe_colors: begin with colors that any color vision tells apart.
         progress: called with steps done and their number.
-        plan: let the reader try a resection.
+        plan: add a resection tool.
 
     Returns:
         HTML, below 25 MB for a CT of 512 x 512 x 600.
@@ -324,7 +324,7 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
     spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
     text = [
         f"The volume has {rows} x {columns} pixels on {slices} slices, {spacing} mm (row, column, slice). "
-        "Slices face the reader: the patient's right is on the left.",
+        "Slices are in radiological orientation: the patient's right is on the left.",
     ]
     if grid.factor == 1:
         text.append(
@@ -363,8 +363,8 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
             f"Heatmap: {settings['method']}{where}: which places raise the network's tumour score within each lesion, "
             "on the lesion's largest slice; brighter is more, scaled to that slice, air left out. It is supported if "
             f"it beats {100 * needed['share_beaten']:.0f} % of at least {needed['random_maps']} random maps over the "
-            "body on deletion (taking out what it marks) and on insertion (putting back only that), if its rank "
-            "correlation with maps of networks whose decoder was drawn anew is below "
+            "body on deletion (removing what it marks) and on insertion (restoring only that), if its rank "
+            "correlation with maps of networks with a re-initialised decoder is below "
             f"{needed['rank_correlation_below']}, and if more than {100 * needed['heat_in_liver_above']:.0f} % of its "
             "heat is within the liver. Heat that is not supported is off until it is asked for. Filled: the "
             "probability of tumour in the lesion, once the lesion alone has the HU of the liver around it."
@@ -409,7 +409,7 @@ def _layers(
 
 
 def _lesion_place(volume: CTVolume, labels: np.ndarray, lesion: LesionMeasurement) -> dict[str, Any]:
-    """Where a page looks at a lesion, and where its diameters end, in voxels from 0."""
+    """A lesion's position on the page, and the end points of its diameters, in voxels from 0."""
     found, to_index = lesion.statistics, np.linalg.inv(volume.geometry.canonical_affine)
 
     def ends(line: Any) -> list[list[float]]:
