@@ -31,6 +31,7 @@ BACKBONES = (
     "efficientnet_lite0",
     "efficientnet_lite1",
     "efficientnet_lite2",
+    "tiny",  # of seconds, not of use: to try a pipeline out
 )
 # Of stored model configurations. 1 named its windows, 2 has their numbers and the histogram's.
 FORMAT = 2

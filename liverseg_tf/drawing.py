@@ -1,4 +1,4 @@
-"""Drawing that explanations and reports share: windows in gray, outlines, legends, patient's sides.
+"""Drawing that explanations and reports share: windows in grey, outlines, legends, patient's sides.
 
 Pictures are in radiological orientation: the patient's right is on the left, anterior is up. Every figure is a
 `matplotlib.figure.Figure` of its own: no pyplot, no global state, no display.
@@ -25,7 +25,7 @@ from liverseg_tf.windows import resolve_window, window_bounds, window_name
 if TYPE_CHECKING:
     from liverseg_tf.data.volume import CTVolume
 
-# Okabe and Ito: told apart with any color vision
+# Okabe and Ito: told apart with any colour vision
 CURVE_COLORS = (
     "#0072B2",
     "#D55E00",
@@ -130,7 +130,7 @@ def show_image(
     title: str = "",
     letters: bool = True,
 ) -> None:
-    """Draw a picture in gray (or RGB) without ticks, with R, L, A, P at its edges."""
+    """Draw a picture in grey (or RGB) without ticks, with R, L, A, P at its edges."""
     axis.imshow(
         image,
         cmap="gray",
@@ -248,7 +248,7 @@ def contours(
 def class_legend(
     figure: Figure, safe_colors: bool = True, extra: Sequence[Any] = (), classes: Sequence[LabelClass] = CLASSES
 ) -> None:
-    """Put the classes' names and colors under the figure."""
+    """Put the classes' names and colours under the figure."""
     drawn = [c for c in classes if c.index != BACKGROUND]
     handles = [Patch(facecolor=class_color(c, safe_colors), edgecolor="0.4", label=c.name) for c in drawn]
     figure.legend(

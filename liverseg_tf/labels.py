@@ -1,4 +1,4 @@
-"""The one registry of classes: index, name, color, meaning; and what the classes of a model are."""
+"""The one registry of classes: index, name, colour, meaning; and what the classes of a model are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LabelClass:
         index: value in a mask, 0 to 255.
         name: short lower-case name, as the command line takes it.
         color: RGB, 0 to 255 each.
-        safe_color: RGB of a color-blind-safe alternative (Okabe and Ito).
+        safe_color: RGB of a colour-blind-safe alternative (Okabe and Ito).
         meaning: what LiTS means by it.
     """
 
@@ -35,7 +35,7 @@ class LabelClass:
     meaning: str
 
 
-# The colors are viridis at 0, 1/2 and 1: what the original's plots showed.
+# The colours are viridis at 0, 1/2 and 1: what the original's plots showed.
 CLASSES: tuple[LabelClass, ...] = (
     LabelClass(0, "background", (68, 1, 84), (0, 0, 0), "neither liver nor tumour"),
     LabelClass(1, "liver", (33, 145, 140), (86, 180, 233), "healthy liver tissue"),
@@ -45,7 +45,7 @@ CLASS_NAMES: tuple[str, ...] = tuple(c.name for c in CLASSES)
 # What LiTS's masks hold. In models and masks of another organ these are the background, the organ, and its lesion if
 # it has one: what goes by them looks at `ClassSet.organ_part` alone.
 BACKGROUND, LIVER, TUMOUR = (c.index for c in CLASSES)
-# Of further structures, in turn: viridis at 1/4 and 3/4 and colors between; the rest of Okabe and Ito.
+# Of further structures, in turn: viridis at 1/4 and 3/4 and colours between; the rest of Okabe and Ito.
 _FURTHER = (
     ((59, 82, 139), (0, 158, 115)),
     ((94, 201, 98), (204, 121, 167)),
@@ -118,7 +118,7 @@ class ClassSet:
 
     @cached_property
     def classes(self) -> tuple[LabelClass, ...]:
-        """Index, name and colors of each."""
+        """Index, name and colours of each."""
         if self == LIVER_CLASSES:
             return CLASSES
         found = []
@@ -186,11 +186,11 @@ LIVER_CLASSES = ClassSet()
 
 
 def color_mask(labels: np.ndarray, safe: bool = False, classes: Sequence[LabelClass] = CLASSES) -> np.ndarray:
-    """Turn class indices into colors.
+    """Turn class indices into colours.
 
     Args:
         labels: any shape, integer, values of `classes`.
-        safe: use the color-blind-safe colours.
+        safe: use the colour-blind-safe colours.
         classes: by index; the default's are background, liver and tumour.
 
     Returns:

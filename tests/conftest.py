@@ -41,7 +41,7 @@ def phantom_folder(tmp_path_factory):
 def small_config():
     from liverseg_tf.config import ModelConfig
 
-    return ModelConfig(image_size=32, backbone="resnet18")
+    return ModelConfig(image_size=32, backbone="tiny")
 
 
 @pytest.fixture(scope="session")
@@ -80,17 +80,22 @@ def savedmodel(small_model_file, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tflite_files(small_model_file, phantom_folder, tmp_path_factory):
+def tflite_file(small_model_file, tmp_path_factory):
+    """In float32; what opens it in a process of its own need not load TensorFlow, which takes seconds."""
+    from liverseg_tf.exporting.export import export
+
+    return export(small_model_file, tmp_path_factory.mktemp("edge") / "liver", "tflite").path
+
+
+@pytest.fixture(scope="session")
+def tflite_files(small_model_file, tflite_file, phantom_folder):
     """Path by precision."""
     from liverseg_tf.exporting.export import export
 
-    folder = tmp_path_factory.mktemp("edge") / "liver"
-    return {
-        precision: export(
-            small_model_file, folder, "tflite", precision, calibration=phantom_folder if precision == "int8" else None
-        ).path
-        for precision in ("float32", "float16", "int8")
-    }
+    folder = tflite_file.parent
+    float16 = export(small_model_file, folder, "tflite", "float16").path
+    int8 = export(small_model_file, folder, "tflite", "int8", calibration=phantom_folder).path
+    return {"float32": tflite_file, "float16": float16, "int8": int8}
 
 
 @pytest.fixture(scope="session")

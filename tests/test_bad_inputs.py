@@ -238,7 +238,7 @@ def test_data_sets_that_do_not_fit(name, tmp_path, command, monkeypatch):
         with pytest.raises(kind, match=words):
             count_slices(cases)
     if kind is InputFileError:
-        recipe = ls.Recipe(name="tiny", image_size=32, batch_size=2, backbone="resnet18", epochs=1, augmentation=False)
+        recipe = ls.Recipe(name="tiny", image_size=32, batch_size=2, backbone="tiny", epochs=1, augmentation=False)
         with pytest.raises(kind, match=words):
             ls.train(cases, tmp_path / "run", recipe, xla=False)
         assert not (tmp_path / "run" / "model.keras").exists()

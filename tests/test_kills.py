@@ -3,7 +3,7 @@
 A process is killed (SIGKILL) by itself just before its n-th step that touches the output folder: opening, renaming or
 removing a file, making a folder. LIVERSEG_KILL_POINTS sets how many such points are tried for each job, spread from the
 first step to the last (10 for the full matrix). Without it each job is killed once: prediction and evaluation halfway,
-training and export, which take long, at their most delicate step; `tests/training/test_train.py` compares the weights
+training and export, which take long, at their most delicate step; `tests/training/test_resume.py` compares the weights
 of a resumed training in any case.
 """
 
@@ -14,13 +14,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.processes import Fork
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def train(data: Path, model: Path, output: Path) -> None:
         name="tiny",
         image_size=32,
         batch_size=2,
-        backbone="resnet18",
+        backbone="tiny",
         epochs=1 + FULL,
         augmentation=False,
         frozen_epochs=0,
@@ -85,10 +86,11 @@ def nursery(name: str, data: str, model: str, folder: str, points: int) -> None:
 
     import liverseg_tf.evaluation.evaluate  # noqa: F401
 
-    if name != "evaluate":
+    if name in ("train", "export"):
         import liverseg_tf.exporting.export
-        import liverseg_tf.inference.jobs
-        import liverseg_tf.training.train  # noqa: F401
+        import liverseg_tf.training.train
+    elif name == "predict":
+        import liverseg_tf.inference.jobs  # noqa: F401
 
     count_file = Path(folder, "count")
 
@@ -197,23 +199,23 @@ def _timeless(value):
 
 @pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 @pytest.mark.parametrize("job", JOBS)
-def test_killed_jobs_leave_whole_files_and_the_next_run_finishes(job, phantom_folder, small_model_file, tmp_path):
+def test_killed_jobs_leave_whole_files_and_the_next_run_finishes(
+    job, phantom_folder, small_model_file, tflite_file, tmp_path
+):
     data = tmp_path / "data"
     data.mkdir()
     for number in (0, 1, 2):
         for kind in ("volume", "segmentation"):
             shutil.copy(phantom_folder / f"{kind}-{number}.nii.gz", data)
     once = not FULL and job in BEFORE
-    arguments = (job, str(data), str(small_model_file), str(tmp_path), 0 if once else POINTS)
-    result = subprocess.run(
-        [sys.executable, "-c", f"from tests.test_kills import nursery; nursery(*{arguments!r})"],
-        capture_output=True, text=True, timeout=300 + 300 * POINTS, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    rows = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    model = tflite_file if job == "predict" else small_model_file  # of a model that is soon open
+    arguments = (job, str(data), str(model), str(tmp_path), 0 if once else POINTS)
+    result = Fork(nursery, *arguments, environment={"CUDA_VISIBLE_DEVICES": ""}).end(300 + 300 * POINTS)
+    assert result.status == 0, result.errors[-3000:]
+    rows = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
     if once:
         (row,) = rows
-        assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), result.stderr[-3000:]
+        assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), result.errors[-3000:]
         left, finished = contents(tmp_path / "left-0"), contents(tmp_path / "killed-0")
         assert BEFORE[job] not in left
         if job == "export":
@@ -227,12 +229,12 @@ def test_killed_jobs_leave_whole_files_and_the_next_run_finishes(job, phantom_fo
     whole = contents(tmp_path / "whole")
     assert whole
     if job == "predict":  # two processes that write into one folder
-        assert rows.pop(0) == {"both": [0, 0]}, result.stderr[-3000:]
+        assert rows.pop(0) == {"both": [0, 0]}, result.errors[-3000:]
         assert contents(tmp_path / "both") == whole
         assert not [p for p in (tmp_path / "both").rglob("*") if p.name.startswith(".")]
     assert len(rows) >= min(POINTS, 1)
     for row in rows:
-        assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), f"{row}\n{result.stderr[-3000:]}"
+        assert (row["killed"], row["again"]) == (-signal.SIGKILL, 0), f"{row}\n{result.errors[-3000:]}"
         left = contents(tmp_path / f"left-{row['point']}")
         assert set(left) <= set(whole) | {"run/checkpoint.npz"}
         finished = contents(tmp_path / f"killed-{row['point']}")

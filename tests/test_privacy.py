@@ -48,6 +48,7 @@ def said(text):
     return [word for word in WORDS if word in text]
 
 
+@pytest.mark.slow
 def test_nobody_is_named_outside_of_dicom_objects(named_ct, tmp_path, small_model_file, capsys, caplog):
     caplog.set_level(logging.DEBUG)
     model = ["--model", str(small_model_file)]

@@ -30,7 +30,7 @@ class VolumeInterval(Config):
     Attributes:
         feature_names: what scales residuals; none where that did not help.
         feature_means, feature_sds, weights: of the scale.
-        centers, residuals: one a case; a case's centre was found without it.
+        centres, residuals: one a case; a case's centre was found without it.
         coverage: promised, 0 to 1.
     """
 

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.inference.choice import choose
     from liverseg_tf.labels import CLASSES
     from liverseg_tf.provenance import versions
-    from liverseg_tf.shipped import shipped_models
+    from liverseg_tf.shipped import DEFAULT_MODEL, SECOND_LOOK_MODEL, shipped_models
     from liverseg_tf.strict_json import to_json
     from liverseg_tf.windows import WINDOWS, window_bounds
 
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"Shipped models: {listed or 'none in this installation'}")
     for name, choice in runs.items():
         print(f"{name} runs here as {choice.runtime}: {choice.reason}")
+    if {DEFAULT_MODEL, SECOND_LOOK_MODEL} <= runs.keys():
+        print(f"{SECOND_LOOK_MODEL} must confirm each tumour that {DEFAULT_MODEL} finds (predict --second-look)")
     columns = ("class", "name", "color", "meaning")
     classes = [
         (str(c.index), c.name, Text("    ", f"on rgb({','.join(map(str, c.color))})"), c.meaning) for c in CLASSES

@@ -2,7 +2,7 @@
 
     OUTPUT/index.json                      settings, and case, slice and patient of each picture
     OUTPUT/images/volume-7_slice_12.jpg    liver window, custom window and histogram as red, green and blue
-    OUTPUT/masks/volume-7_slice_12.png     class indices, gray
+    OUTPUT/masks/volume-7_slice_12.png     class indices, grey
 
 `slice_dataset` reads NIfTI files directly and without loss. This format is for viewing, for other programs, and for
 comparison with the original, which rounded channels to 8 bits and compressed them as lossy JPG.

@@ -27,7 +27,7 @@ SEVERITIES = ("error", "warning")
 # Between neighbouring pixels, and between slices.
 PLAUSIBLE_SPACING_MM = ((0.2, 4.0), (0.2, 10.0))
 # Tissue is above this, air, lung and fat below.
-# The liver's center of mass lies about a fifth of the body's width to the right of its middle.
+# The liver's centre of mass lies about a fifth of the body's width to the right of its middle.
 _LEFT_SHARE = 0.05
 # Files that are read at the same time may take this share of the machine's memory.
 _MEMORY_SHARE, _MEMORY_UNKNOWN_BYTES = 0.25, 2 << 30

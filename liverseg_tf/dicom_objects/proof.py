@@ -1,7 +1,7 @@
 """Is what was written what was found? Objects are read again by code that shares nothing with their writers.
 
 A segmentation is read from its raw frames and each frame's own position, a structure set from its contours, a report
-from its content items: no highdicom, no affine, no transposing. Each region's volume, center and spread in patient
+from its content items: no highdicom, no affine, no transposing. Each region's volume, centre and spread in patient
 coordinates must agree with the mask's, which are computed from the volume's affine. A mirrored, shifted, turned or
 rescaled object disagrees in one of them.
 """
@@ -38,7 +38,7 @@ class Region:
     Attributes:
         volume_ml: its volume.
         center_mm: (3,) LPS+.
-        spread_mm2: (3, 3) covariance of its points, LPS+: tells a mirrored or turned region with the same center.
+        spread_mm2: (3, 3) covariance of its points, LPS+: tells a mirrored or turned region with the same centre.
     """
 
     volume_ml: float
@@ -53,7 +53,7 @@ def prove(path: Path, findings: Findings) -> dict[str, Any]:
     """Read a DICOM object that was just written and compare it with the mask.
 
     Returns:
-        The figures read: for `liver` and each of `lesions` volume in ml and center in mm (LPS+).
+        The figures read: for `liver` and each of `lesions` volume in ml and centre in mm (LPS+).
 
     Raises:
         OutputError: naming the first figure that differs.
@@ -116,7 +116,7 @@ def expected_regions(findings: Findings) -> tuple[Region, list[Region]]:
 
 
 class _Moments:
-    """Count, center and spread of pixels that come plane by plane."""
+    """Count, centre and spread of pixels that come plane by plane."""
 
     def __init__(self):
         self.count, self.origin = 0, None
@@ -239,7 +239,7 @@ def _apart(one_mm: np.ndarray, other_mm: np.ndarray) -> bool:
 
 
 def _structure_regions(path: Path, data: Any, findings: Findings) -> tuple[Region, list[Region]]:
-    """Regions of a structure set: each contour's area, center and spread by Green's theorem."""
+    """Regions of a structure set: each contour's area, centre and spread by Green's theorem."""
     step = _slice_step_mm(findings)
     names = {int(roi.ROINumber): str(roi.ROIName) for roi in data.StructureSetROISequence}
     liver: Region | None = None
@@ -265,7 +265,7 @@ def _structure_regions(path: Path, data: Any, findings: Findings) -> tuple[Regio
 
 
 def _polygon(points: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Area, center and unnormalised second moment (3, 3) of a plane polygon (N, 3), as a fan of triangles."""
+    """Area, centre and unnormalised second moment (3, 3) of a plane polygon (N, 3), as a fan of triangles."""
     first = points[0]
     a, b = points[1:-1] - first, points[2:] - first
     crosses = np.cross(a, b) / 2

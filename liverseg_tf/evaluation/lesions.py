@@ -15,7 +15,7 @@ SIZES: tuple[str, ...] = ("small", "medium", "large")
 def label_lesions(tumour: np.ndarray) -> tuple[np.ndarray, int]:
     """Number the connected components of a mask from 1, in the array's own order.
 
-    Voxels connect by faces (6 neighbors), as in the LiTS challenge's scorer.
+    Voxels connect by faces (6 neighbours), as in the LiTS challenge's scorer.
 
     Args:
         tumour: (I, J, K) bool.

@@ -65,7 +65,7 @@ def numbered_lesions(labels: np.ndarray) -> tuple[np.ndarray, Box | None]:
 def lesion_axes(lesion: np.ndarray, geometry: Geometry, offset: tuple[int, int, int] = (0, 0, 0)) -> LesionAxes:
     """Measure one lesion's diameters.
 
-    A voxel reaches from its center to the middles of its faces, so a single voxel is as long as its spacing. The short
+    A voxel reaches from its centre to the middles of its faces, so a single voxel is as long as its spacing. The short
     axis is the widest chord of the slice's convex hull at a right angle to the long axis.
 
     Args:

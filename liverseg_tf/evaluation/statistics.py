@@ -14,7 +14,7 @@ from liverseg_tf.errors import GeometryError
 from liverseg_tf.evaluation.lesions import measure_lesions, size_class
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import Box, bounding_box
-from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet
+from liverseg_tf.labels import LIVER, LIVER_CLASSES, TUMOUR, ClassSet
 
 # Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
 _THIRDS = (("front", "mid-depth", "back"), ("right", "central", "left"), ("lower", "mid-height", "upper"))
@@ -44,8 +44,8 @@ class LesionStatistics:
         slice: number from 1, counted from the feet, of the slice where it is largest.
         slices: first and last slice that it is on, counted alike.
         side: `right`, `central` or `left` third of the liver's width (patient's right).
-        center_mm: its center of mass in the file's RAS+ coordinates.
-        voxel: index from 0, in the file's own axes, of its voxel nearest to that center.
+        center_mm: its centre of mass in the file's RAS+ coordinates.
+        voxel: index from 0, in the file's own axes, of its voxel nearest to that centre.
         place: where it is, in words: thirds of the liver's box, and mm from its middle.
         mean_hu: mean of the CT in it; None without a CT.
     """
@@ -162,7 +162,7 @@ def statistics(
         volume = CTVolume.load(volume)
     mask = as_mask(mask, spacing_mm, volume, classes)
     check_fits(volume, mask)
-    box = bounding_box(mask.organ_labels != BACKGROUND)
+    box = bounding_box(mask.organ_labels)  # what is not background, which is 0
     voxel_ml = mask.voxel_volume_ml
     labels = mask.organ_labels[box or (slice(0, 1),) * 3]
     tissue, tumour = labels == LIVER, labels == TUMOUR

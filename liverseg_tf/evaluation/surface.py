@@ -15,10 +15,10 @@ Box = tuple[slice, ...]
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
-    """Smallest box that holds every true voxel, found without an array of the mask's size.
+    """Smallest box that holds every voxel but 0, found without an array of the mask's size.
 
     Args:
-        mask: any number of axes, bool.
+        mask: any number of axes, bool or labels.
 
     Returns:
         One slice per axis, or None for an empty mask.
@@ -27,12 +27,12 @@ def bounding_box(mask: np.ndarray) -> Box | None:
         >>> bounding_box(np.array([[False, True], [False, True]]))
         (slice(0, 2, None), slice(1, 2, None))
     """
-    box = []
-    for axis in range(mask.ndim):
-        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+    box = [slice(None)] * mask.ndim
+    for axis in reversed(range(mask.ndim)):  # slices first: most of them hold nothing, and are not looked at again
+        hits = np.flatnonzero(mask[tuple(box)].any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
         if not hits.size:
             return None
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
+        box[axis] = slice(int(hits[0]), int(hits[-1]) + 1)
     return tuple(box)
 
 
@@ -49,7 +49,7 @@ def enclosing_box(boxes: Sequence[Box]) -> Box:
 def surface_voxels(mask: np.ndarray) -> np.ndarray:
     """Surface of a mask.
 
-    A voxel belongs to the surface if it lies in the mask and one of its 18 neighbors (by face or edge) doesn't; what
+    A voxel belongs to the surface if it lies in the mask and one of its 18 neighbours (by face or edge) doesn't; what
     lies outside the array counts as outside. The LiTS challenge's scorer and medpy's `Surface` use this surface.
 
     Args:

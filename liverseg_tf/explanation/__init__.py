@@ -1,1 +1,1 @@
-"""Why the network says so: heatmaps, what they are worth, and disagreement over test-time variations."""
+"""Heatmaps of findings, tests of these heatmaps, and uncertainty by test-time augmentation."""

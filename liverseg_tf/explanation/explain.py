@@ -1,4 +1,4 @@
-"""`explain`: a map for each lesion of a volume, with the figures that tell how much it means."""
+"""`explain`: a map for each lesion of a volume, with the results of its tests."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUMMARY = "explanation.json"
-# One randomised network is enough where a map's likeness to its map is so far from what is too much.
+# One randomised network is enough where its rank correlation differs by so much from the limit.
 _CLEAR_BY = 0.2
 CAN_SHOW = (
-    "Heat can show where on this slice the network looked for what it said; it cannot show whether that is right, "
-    "since maps of false alarms pass the same tests, nor what the finding is."
+    "A heatmap shows which parts of the slice led to the network's finding; it cannot show whether that is right, "
+    "because maps of false positives pass the same tests, nor what the finding is."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class RegionExplanation:
-    """The map of one region, and what it is worth.
+    """The map of one region and the results of its tests.
 
     Attributes:
         region: what is explained.
         maps: (slices of the region, rows, columns) float16 in [0, 1]; 1 is the highest value on the tested slice, the
-            region's largest, and air is 0. Slices that were not looked at are 0.
+            region's largest, and air is 0. Slices without a map are 0.
         heat_in_liver: share of the tested slice's heat that lies within the liver, its tumours, and the region; 0
             without heat.
         curves: deletion and insertion on the tested slice; None if not tested.
         randomized_correlation: mean absolute rank correlation with the maps of randomised networks; None if not tested.
-        filled_probability: mean probability of the class in the region, once the region alone is filled with what
-            surrounds it; None if not tested.
+        filled_probability: mean probability of the class in the region, after only the region was filled with its
+            surroundings' HU; None if not tested.
         fall_inside: share of the falls of that probability over the whole slice that lies in the region; None if not
             tested.
         classes: what the labels are.
@@ -83,7 +83,7 @@ class RegionExplanation:
 
     @property
     def reasons(self) -> list[str]:
-        """What speaks against the map; empty where nothing does, or it was not tested."""
+        """The failed tests in words; empty if all passed or none was run."""
         if self.curves is None:
             return []
         curves, few = self.curves, len(self.curves.random_deletion) < RANDOM_MAPS
@@ -109,7 +109,7 @@ class RegionExplanation:
 
     @property
     def words(self) -> str:
-        """The verdict, what speaks against it, and its figures, in one line: the same wherever it is shown."""
+        """The verdict, the failed tests and the numbers in one line, the same wherever it is shown."""
         share = f"{100 * self.heat_in_liver:.0f} % of the heat within the {self.classes.organ}"
         if self.curves is None:
             return f"{self.verdict}: {share}"
@@ -166,7 +166,7 @@ class Explanation:
         labels: (rows, columns, slices) uint8, the mask whose regions are explained.
         regions: one `RegionExplanation` for each, the largest lesion first.
         left_out: how many smaller lesions were not explained.
-        settings: what was asked for.
+        settings: the request's settings.
         mask_path: the file that the regions come from, if one was given.
         classes: what the labels are.
     """
@@ -208,7 +208,7 @@ class Explanation:
         Args:
             folder: made if missing.
             overwrite: replace files that this library did not make.
-            safe_colors: use the color-blind-safe colors.
+            safe_colors: use the colour-blind-safe colours.
 
         Returns:
             The files.
@@ -231,7 +231,7 @@ class Explanation:
         earlier = _regions_of(folder / SUMMARY)
         text = to_json({"made_by": "liverseg_tf", **self.to_dict()}, indent=2) + "\n"
         write_text(folder / SUMMARY, text, "explanation", **options)
-        for name in earlier - set(names):  # of an earlier explanation with more regions
+        for name in earlier - set(names):  # left by an earlier explanation with more regions
             for path, kind in ((folder / f"{name}_heatmap.nii.gz", "heatmap"), (folder / f"{name}.png", "figure")):
                 if is_ours(path, kind):
                     path.unlink()
@@ -251,25 +251,24 @@ def explain(
     options: ExplainOptions | None = None,
     **changes: Unpack[ExplainChanges],
 ) -> Explanation:
-    """Show which places made the network see a lesion, the liver, or what it says about a point.
+    """Show which pixels led the network to a lesion, to the liver, or to its output at a point.
 
     Each map is made on the region's largest slice, and tested there: it is "supported" if it has heat, most of it
     within the liver; if it beats 95 % of at least 20 random maps over the body, on deletion and on insertion; and if it
-    has little likeness to maps of networks whose decoder was drawn anew. What fails is "not supported"
-    (docs/explanations.md).
+    differs from maps of networks with a re-initialised decoder. Otherwise it is "not supported" (docs/explanations.md).
 
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction` that `Predictor` gave.
         output: folder for heatmaps (NIfTI, in the input's grid), figures (PNG) and figures' numbers (JSON); or None.
         model: a run folder, a `.keras` file, a SavedModel or a Keras model of this library, or a `Predictor` of one;
-            by default the shipped one. Of an ensemble the first member is explained.
+            by default the shipped one. For an ensemble the first member is explained.
         target: "tumour", the default, explains each lesion by itself, "all-tumour" all together, "liver" the liver; for
             another organ the names of its model's classes.
         lesion: only this one, counted from 1, the largest first.
-        point: voxel (x, y, z) of the file, from 0: its surroundings, whatever was predicted there.
+        point: voxel (x, y, z) of the file, from 0: its surroundings are explained, independent of the prediction.
         mask: take the regions from this mask instead of the model's own prediction.
         options: how maps are made and tested; see `ExplainOptions`.
-        changes: fields of `ExplainOptions` as keywords, such as `method="layercam"`; they count before `options`.
+        changes: fields of `ExplainOptions` as keywords, such as `method="layercam"`; they override `options`.
 
     Returns:
         The `Explanation`; without regions if the mask has none.
@@ -419,7 +418,7 @@ def _compared(
     labels: np.ndarray,
     report: Progress,
 ) -> list[RegionExplanation]:
-    """How like the maps are to those of randomised networks: of further ones where the first leaves it open."""
+    """Rank correlations with maps of randomised networks: of further ones where the first leaves it open."""
     correlations: list[list[float]] = [[] for _ in explained]
     for number in itertools.count(1):
         unclear = [
@@ -452,7 +451,7 @@ def _tested(
     seed: int,
     report: Progress,
 ) -> list[RegionExplanation]:
-    """Deletion and insertion; regions whose largest slice is the same share its random maps."""
+    """Deletion and insertion; regions with the same largest slice share its random maps."""
     tested = list(explained)
     for done, index in enumerate(sorted({one.region.largest_slice for one in explained})):
         report(done, len(explained), f"testing slice {index + 1}")

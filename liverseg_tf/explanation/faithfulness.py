@@ -1,4 +1,4 @@
-"""Does a map mean anything? Deletion and insertion curves, and a sanity check against a randomised network."""
+"""Tests of maps: deletion and insertion curves, and a sanity check with randomised networks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from liverseg_tf.labels import LIVER
 
 LEAST_BEATEN = 0.95  # share of the random maps, on either curve
 LEAST_IN_LIVER = 0.5  # share of the heat
-# Above this a map looks the same whether the network has learned anything or not.
+# Above this a map is nearly the same for a trained and a randomised network.
 MOST_RANK_CORRELATION = 0.5
-# Closer together at the start: a lesion is a hundredth of a body
+# Denser at the start: a lesion is about a hundredth of the body
 FRACTIONS = (0.0, 0.02, 0.1, 0.4, 1.0)
 _RANDOM_GRID = 16  # blobs of random maps are a 16th of the slice across
 _BATCH_PIXELS = 8 * 512 * 512
-_MOST_AT_ONCE = 16  # small slices become as large as the network's input
+_MOST_AT_ONCE = 16  # small slices are enlarged to the network's input
 
 
 def body_of(hu: np.ndarray) -> np.ndarray:
-    """The patient on a slice, without air, within or around, and without the couch: (rows, columns) HU -> bool.
+    """The patient on a slice, without air (inside or outside) and without the couch: (rows, columns) HU -> bool.
 
     Examples:
         >>> hu = np.full((8, 8), -1000.0)
@@ -46,15 +46,15 @@ def body_of(hu: np.ndarray) -> np.ndarray:
 
 
 def without_region(hu: np.ndarray, labels: np.ndarray, region: np.ndarray, label: int) -> np.ndarray:
-    """A slice with nothing to be found: what deletion puts in a pixel's place.
+    """A slice without the finding; deletion takes its pixels from here.
 
-    For a tumour, liver, tumours and region get the liver's median HU; for the liver, they get that of the body around
-    it. The body around is blurred, so that its outline stays; air stays.
+    For a tumour, liver, tumours and region get the liver's median HU; for the liver, the median HU of the surrounding
+    body. The rest of the body is blurred, so that its outline is kept; air is kept.
 
     Args:
         hu: (rows, columns) HU.
         labels: the same shape, classes.
-        region: the same shape, bool, what is explained.
+        region: the same shape, bool, the explained region.
         label: its class.
 
     Returns:
@@ -74,12 +74,12 @@ def without_region(hu: np.ndarray, labels: np.ndarray, region: np.ndarray, label
 
 @dataclass(frozen=True, eq=False)
 class DeletionInsertion:
-    """What happens to a class when the places that a map marks are taken out, or alone left in.
+    """Change of a class's probability when the pixels that a map marks are removed, or only they are kept.
 
     Attributes:
         fractions: (S,) float64 in [0, 1], share of the body's pixels changed, from 0 to 1.
-        deletion: (S,) mean probability of the class in the region, the map's highest pixels taken out first.
-        insertion: (S,) the same, the map's highest pixels put back first.
+        deletion: (S,) mean probability of the class in the region, the map's highest pixels removed first.
+        insertion: (S,) the same, the map's highest pixels restored first.
         random_deletion, random_insertion: (R, S) the same for R smooth random maps over the body.
     """
 
@@ -121,7 +121,7 @@ class DeletionInsertion:
 
     @property
     def beats_random(self) -> bool:
-        """At least 20 random maps were tried, and 95 % of them are beaten on either curve."""
+        """Whether at least 20 random maps were tried, and 95 % of them are beaten on both curves."""
         enough = len(self.random_deletion) >= RANDOM_MAPS
         return enough and min(self.deletion_beats, self.insertion_beats) >= LEAST_BEATEN
 
@@ -141,16 +141,16 @@ class DeletionInsertion:
 
 
 class SliceTest:
-    """Deletion and insertion on one slice (Petsiuk, Das and Saenko 2018), for as many maps as one likes.
+    """Deletion and insertion on one slice (Petsiuk, Das and Saenko 2018), for any number of maps.
 
-    Random maps are smooth noise over the whole body. They are run once; each map costs six slices more.
+    Random maps are smooth noise over the whole body. They are computed once; each map costs six more network runs.
 
     Args:
         probabilities: (B, rows, columns) HU -> (B, rows, columns, classes).
         hu: (rows, columns) HU.
-        filled: the same shape: what takes a deleted pixel's place, as `without_region` gives it.
+        filled: the same shape: the replacement of deleted pixels, from `without_region`.
         label: class index.
-        watched: (rows, columns) bool, all regions that will be asked about.
+        watched: (rows, columns) bool, the union of all regions to be tested.
         random_maps: how many.
         seed: decides them.
 
@@ -188,8 +188,8 @@ class SliceTest:
         """Test one map.
 
         Args:
-            heatmap: (rows, columns), higher where the map marks more. Ties, as where it is 0, are put in the order of
-                one more random map: an empty map is a random one.
+            heatmap: (rows, columns), higher where the map marks more. Ties, such as zeros, are ordered by one more
+                random map, so an empty map counts as a random one.
             region: (rows, columns) bool, within `watched`.
         """
         own = self._steps(heatmap.reshape(1, -1)[:, self._places])
@@ -240,13 +240,13 @@ class SliceTest:
 
 
 def randomized_model(model: keras.Model, seed: int = 0) -> keras.Model:
-    """A copy of a network whose decoder and head are drawn anew, and whose encoder is kept (Adebayo et al. 2018).
+    """A copy of a network with re-initialised decoder and head, and the same encoder (Adebayo et al. 2018).
 
-    The decoder is what comes after the first layer that enlarges, whatever its layers are called.
+    The decoder consists of the layers after the first upsampling, whatever their names.
 
     Args:
         model: as `build_unet` makes it.
-        seed: decides the weights.
+        seed: of the new weights.
     """
     rng = np.random.default_rng(seed)
     copy = keras.models.clone_model(model)
@@ -254,7 +254,7 @@ def randomized_model(model: keras.Model, seed: int = 0) -> keras.Model:
     for source, layer in zip(model.layers, copy.layers, strict=True):
         if source.name not in anew:
             layer.set_weights(source.get_weights())
-        else:  # kernels as He et al. 2015; biases and normalisation as a new layer has them
+        else:  # kernels as He et al. 2015; biases and normalisation parameters are reset
             drawn = [
                 rng.normal(0, np.sqrt(2 / np.prod(w.shape[:-1])), w.shape) if w.ndim > 1 else w
                 for w in layer.get_weights()
@@ -279,7 +279,7 @@ def share_within(heatmap: np.ndarray, domain: np.ndarray) -> float:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray, domain: np.ndarray) -> float:
-    """Spearman's rank correlation of two maps within a domain; 0 where one of them is constant.
+    """Spearman's rank correlation of two maps within a domain; 0 if one of them is constant.
 
     Args:
         first, second: (rows, columns).

@@ -47,7 +47,7 @@ def explanation_figure(
         labels: (rows, columns, slices) integer, of `classes`.
         explained: the region and its maps.
         classes: what the labels are.
-        safe_colors: use the color-blind-safe colors.
+        safe_colors: use the colour-blind-safe colours.
     """
     index = explained.region.largest_slice
     hu, plane = volume.slices(index, index + 1)[0], labels[..., index]

@@ -1,4 +1,4 @@
-"""Integrated gradients of a segmentation network, from a slice on which there is nothing to be found."""
+"""Integrated gradients of a segmentation network, with the slice without the finding as the baseline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SMOOTHING = 1 / 64
 
 
 class IntegratedGradients:
-    """Which pixels make the difference between a slice and the same slice without what was found there.
+    """Contributions of pixels to the difference between a slice and the same slice without the finding.
 
     Integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365) along the straight line between both, in
     the network's input channels. The score is the sum, over the region, of the class's log-odds against all others.
@@ -55,10 +55,10 @@ class IntegratedGradients:
             hu: (rows, columns) HU.
             region: the same shape, bool: where the class is explained.
             label: class index.
-            filled: the same shape: the slice to start from, as `without_region` gives it.
+            filled: the same shape: the baseline, from `without_region`.
 
         Returns:
-            (rows, columns) float32, at least 0: what raises the score.
+            (rows, columns) float32, at least 0: contributions that raise the score.
         """
         pair = np.stack([filled, hu]).astype(np.float32)
         start, end = self.slice_function.network_input(tf.convert_to_tensor(pair))

@@ -1,4 +1,4 @@
-"""A network's stages, found by what its layers do: an encoder, then a decoder that enlarges step by step."""
+"""Finds a network's stages by the function of its layers: an encoder, then a decoder with upsampling."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _ENLARGING = (keras.layers.UpSampling2D, keras.layers.Conv2DTranspose)
 
 
 def stages(model: keras.Model) -> dict[str, str]:
-    """Names of the layers that end each stage: what the decoder starts from, and what each of its stages gives.
+    """Names of each stage's last layer: the bottleneck, and the output of each decoder stage.
 
     Args:
         model: channels in, logits out, as `build_unet` makes it.
 
     Returns:
-        "bottleneck", "decoder0" (coarse) and so on, and the layer of each; empty where nothing enlarges.
+        "bottleneck", "decoder0" (coarse) and so on, and the layer of each; empty for a network without upsampling.
 
     Examples:
         >>> from liverseg_tf.models.unet import build_unet
@@ -30,7 +30,7 @@ def stages(model: keras.Model) -> dict[str, str]:
 
 
 def resolve_layer(model: keras.Model, layer: str) -> str:
-    """Name of the layer that a stage's or a layer's own name means.
+    """Resolve a stage's name, or a layer's own name, to a layer's name.
 
     Raises:
         ConfigError: if the network has no such layer.
@@ -52,7 +52,7 @@ def resolve_layer(model: keras.Model, layer: str) -> str:
 
 
 def decoder_layers(model: keras.Model) -> set[str]:
-    """Names of the layers that come after the first one that enlarges: the decoder and the head."""
+    """Names of the layers after the first upsampling: the decoder and the head."""
     found: set[str] = set()
     for layer in model.layers:  # in the order of computation
         before = {parent.operation.name for node in layer._inbound_nodes for parent in node.parent_nodes}

@@ -19,7 +19,7 @@ class Explainer(Protocol):
     """Makes maps of slices.
 
     Attributes:
-        layer: the layer that is looked at, or None.
+        layer: the layer whose activations are used, or None.
     """
 
     @property
@@ -30,7 +30,7 @@ class Explainer(Protocol):
 
 
 def make_explainer(model: keras.Model, config: ModelConfig, method: str, layer: str = "bottleneck") -> Explainer:
-    """Make what makes maps.
+    """Make an `Explainer`.
 
     Args:
         model: channels in, logits out.

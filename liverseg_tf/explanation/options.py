@@ -8,8 +8,8 @@ from typing import TypedDict
 
 from liverseg_tf.errors import ConfigError
 
-RANDOM_MAPS = 20  # the fewest that a verdict may rest on
-DEFAULT_METHOD = "integrated-gradients"  # what passes the tests most often: docs/explanations.md
+RANDOM_MAPS = 20  # the smallest number for a verdict
+DEFAULT_METHOD = "integrated-gradients"  # the method that passes the tests most often: docs/explanations.md
 CAM_METHODS = ("gradcam", "gradcam++", "layercam", "scorecam", "hirescam", "segxrescam")
 METHODS = (DEFAULT_METHOD, "occlusion", *CAM_METHODS)
 Progress = Callable[[int, int, str], None]
@@ -24,16 +24,16 @@ class ExplainOptions:
             "layercam", "scorecam", "hirescam", "segxrescam" (`SegGradCam`).
         layer: "bottleneck", "decoder0" to "decoder4", or a layer's name; integrated gradients and occlusion look at
             none.
-        all_slices: make maps on all slices of a region, not on the tested one alone.
-        radius_mm: of the surroundings of `point`, in mm, above 0.
+        all_slices: make maps of all slices of a region, not only of the tested one.
+        radius_mm: radius of the explained surroundings of `point`, in mm, above 0.
         faithfulness: test the maps.
         random_maps: random maps to compare each with, at least 2; a verdict needs 20.
-        randomized_models: networks drawn anew to compare with, at least 1; one alone where its map is clearly other or
-            clearly alike.
-        most_lesions: explain at most so many, the largest; at least 1.
-        seed: decides the random maps and networks.
+        randomized_models: largest number of re-initialised networks to compare with, at least 1; further ones are
+            used where the first one's rank correlation is near the limit.
+        most_lesions: largest number of lesions to explain, the largest first; at least 1.
+        seed: of the random maps and networks.
         overwrite: replace files that this library did not make.
-        safe_colors: colors in figures that are told apart with any color vision.
+        safe_colors: colours in figures that are told apart with any colour vision.
         progress: called with regions done, their number, and what is being done.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which voxels an explanation asks about: a lesion, the liver, or the surroundings of a point."""
+"""Finds the region to explain: a lesion, the liver, or the surroundings of a point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Voxels whose class is to be explained.
+    """The voxels to explain.
 
     Attributes:
         name: as in file names: `lesion-1`, `tumour`, `liver`, `point`.
@@ -55,7 +55,7 @@ def find_regions(
     radius_mm: float = 10.0,
     classes: ClassSet = LIVER_CLASSES,
 ) -> list[Region]:
-    """Find what is to be explained.
+    """Find the regions to explain.
 
     Args:
         labels: (rows, columns, slices) integer, of `classes`: the mask whose regions are meant.
@@ -117,7 +117,7 @@ def check_request(
     radius_mm: float,
     classes: ClassSet = LIVER_CLASSES,
 ) -> None:
-    """Check what can be checked before there is a mask.
+    """Check the request as far as possible without a mask.
 
     Raises:
         ConfigError, GeometryError: as `find_regions`.
@@ -150,7 +150,7 @@ def check_request(
 
 
 def targets_of(classes: ClassSet) -> list[str]:
-    """What can be explained; the first is explained unless another is named."""
+    """Possible targets; the first is the default."""
     lesions = [] if classes.lesion is None else [classes.lesion, f"all-{classes.lesion}"]
     return [*lesions, classes.organ, *(c.name for c in classes.further)]
 

@@ -1,4 +1,4 @@
-"""Seg-Grad-CAM and its kin: class activation maps of a segmentation network, over tf-keras-vis where it has them."""
+"""Seg-Grad-CAM and related class activation maps of a segmentation network, from tf-keras-vis if it has them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from liverseg_tf.explanation.options import CAM_METHODS
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.saving import config_of
 
-# Score-CAM runs the network once for each channel; those that vary most say most (Faster-Score-CAM).
+# Score-CAM runs the network once for each channel; only the channels with the largest variance are used
+# (Faster-Score-CAM).
 _SCORECAM_CHANNELS = 64
 _WINDOW = 7  # of Seg-XRes-CAM, in places of the layer
 _BATCH = 8
@@ -26,16 +27,16 @@ _BATCH = 8
 class SegGradCam:
     """Class activation maps for a class within a region (Vinogradova, Dibrov and Myers 2020, arXiv 2002.11434).
 
-    The score is the sum of the class's logits over the region. A map says how far each place of a layer raises it.
+    The score is the sum of the class's logits over the region. A map shows how much each position of a layer raises it.
 
     Args:
         model: channels in, logits out, as `build_unet` makes it.
         config: how its input is prepared; by default the model's own.
         method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018), "layercam" (Jiang 2021), "scorecam"
             (Wang 2020), which needs no gradients and runs the network 64 times a slice; "hirescam" (Draelos and Carin
-            2020, arXiv 2011.08891), gradient times activation element by element, where Grad-CAM takes the gradient's
-            mean and loses the place; or "segxrescam" (Hasany, Petitjean and Meriaudeau 2023), the
-            same with the gradient's mean in a window of 7 x 7.
+            2020, arXiv 2011.08891), gradient times activation element by element, where Grad-CAM averages the gradient
+            and loses the position; or "segxrescam" (Hasany, Petitjean and Meriaudeau 2023), the same with the
+            gradient's mean in a window of 7 x 7.
         layer: "bottleneck", "decoder0" (coarse) to "decoder4" (fine), or the name of a layer of the network.
 
     Raises:
@@ -76,7 +77,7 @@ class SegGradCam:
             label: class index.
 
         Returns:
-            (B, h, w) float32, at least 0, comparable between slices; 0 throughout where nothing raises the score.
+            (B, h, w) float32, at least 0, comparable between slices; all 0 if nothing raises the score.
         """
         maps = []
         for first in range(0, len(hu), _BATCH):
@@ -87,7 +88,7 @@ class SegGradCam:
         return np.maximum(np.nan_to_num(np.concatenate(maps)), 0).astype(np.float32)
 
     def enlarge(self, maps: np.ndarray, rows: int, columns: int) -> np.ndarray:
-        """(B, h, w) maps -> (B, rows, columns) float32, along the way that probabilities take."""
+        """(B, h, w) maps -> (B, rows, columns) float32, resized like probabilities."""
         return self._restore(tf.convert_to_tensor(maps, tf.float32)[..., None], rows_columns=(rows, columns)).numpy()[
             ..., 0
         ]

@@ -1,4 +1,4 @@
-"""Disagreement over test-time variations: a volume, segmented in several slightly moved and slightly denser copies."""
+"""Uncertainty by test-time augmentation: the spread of predictions over slightly changed copies of a volume."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from liverseg_tf.ownership import save_image, sign
 
 @dataclass(eq=False)
 class Uncertainty:
-    """How far a segmentation changes under what should not matter. No interval of the true volume follows from it.
+    """How much a segmentation changes under irrelevant changes of the image. It is not a confidence interval.
 
     Attributes:
         volume: the CT.
         entropy: (rows, columns, slices) uint8, 255 times the entropy of the mean probabilities over its largest
-            possible value: 0 is sure, 255 all classes alike.
+            possible value: 0 is certain, 255 means equal probability of all classes.
         liver_volumes_ml, tumour_volumes_ml: (variations,) float64, the unchanged volume first; liver with tumours.
-        variations: what was varied.
-        classes: the model's; of another organ, "liver" and "tumour" stand for it and its lesions.
+        variations: the amounts of augmentation.
+        classes: the model's classes; for another organ, "liver" and "tumour" mean that organ and its lesions.
     """
 
     volume: CTVolume
@@ -84,20 +84,20 @@ def measure_uncertainty(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Uncertainty:
-    """Segment a volume under small shifts, rotations, scales and HU changes, and see what changes.
+    """Segment a volume under small shifts, rotations, scalings and HU changes, and measure the spread.
 
-    Each variation's probabilities are moved back before they are averaged (Wang et al. 2019, arXiv 1807.07356). The
-    network alone is looked at, without 3-D clean-up.
+    Each variation's probabilities are moved back before they are averaged (Wang et al. 2019, arXiv 1807.07356). 3-D
+    post-processing is not applied.
 
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction`.
         model: as `Predictor` takes it, or a `Predictor`.
-        variations: how far to vary; by default `TestTimeAugmentation()`.
+        variations: amounts of augmentation; by default `TestTimeAugmentation()`.
         progress: called with the number of slices done and their total.
 
     Returns:
-        The `Uncertainty`. Its ranges tell how far the result depends on what should not matter. They are no intervals
-        of the true volume: errors that all variations share are not in them.
+        The `Uncertainty`. Its ranges show how much the result depends on irrelevant changes. They are not confidence
+            intervals: errors that all variations share are not in them.
 
     Raises:
         LiverSegError: for a volume or model that can't be used.
@@ -131,7 +131,7 @@ def measure_uncertainty(
 
 
 def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 15) -> float:
-    """Mean gap between how sure a network is and how often it is right (Guo et al. 2017).
+    """Mean gap between a network's confidence and its accuracy (Guo et al. 2017).
 
     Args:
         probabilities: (N, classes) float, sum 1.

@@ -69,8 +69,8 @@ def write_savedmodel(
 
     - `serving_default`: `hu` (B, H, W) float32 -> `labels` (B, H, W) uint8
     - `probabilities`: `hu` (B, H, W) float32 -> `probabilities` (B, H, W, classes) float32
-    - `compact`: `png` (B,) string, 16-bit grayscale PNG of HU + 32768, equal sizes -> `labels_bytes` (B,) string,
-      8-bit grayscale PNG of the labels. For REST, where arrays are lists of decimal numbers.
+    - `compact`: `png` (B,) string, 16-bit greyscale PNG of HU + 32768, equal sizes -> `labels_bytes` (B,) string,
+      8-bit greyscale PNG of the labels. For REST, where arrays are lists of decimal numbers.
     - `describe`: `name` (B,) string, of any value -> `json` (B,) string, the model's configuration
 
     Args:

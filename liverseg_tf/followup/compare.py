@@ -1,4 +1,4 @@
-"""`compare`: scans of one patient, laid upon each other, lesion by lesion."""
+"""`compare`: registers scans of one patient and follows their lesions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Source = str | Path | CTVolume | MaskVolume
 Progress = Callable[[int, int, str], None]
 
 JSON_NAME, LESIONS_NAME, SCANS_NAME, PAGE_NAME = "comparison.json", "lesions.csv", "scans.csv", "comparison.html"
-# A lesion whose place is no liver any more, but for so much of it, was cut out with it.
+# A lesion counts as resected if less than this share of its position is still liver.
 _LEFT_OF_PLACE = 0.3
 _NAMESPACE = uuid.UUID("5b1f0c1e-8a37-4a0e-9a55-2f3b6d1c7e90")
 
@@ -43,11 +43,11 @@ class Scan:
     """One scan of the patient.
 
     Attributes:
-        name: of its file.
+        name: its file's name.
         day: days since the first scan, or None.
-        mask, ct: what was compared; the CT may be missing.
+        mask, ct: the compared volumes; the CT may be None.
         measurement: of the mask, as `measure` gives it.
-        registration: from its places to those of the first scan; None of the first.
+        registration: from its positions to those of the first scan; None for the first.
     """
 
     name: str
@@ -83,15 +83,15 @@ class Scan:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What became of a lesion in one scan.
+    """State of a lesion in one scan.
 
     Attributes:
         event: `first`, `kept`, `split`, `merged`, `new`, `vanished`, `seen again`, `absent` (not yet, or still not),
             `resected` (no liver at its place any more) or `outside` (its place lies beyond the CT).
-        numbers: the scan's own numbers of it, as `measure` gives them; several if it split.
+        numbers: its numbers in this scan, as in `measure`; several if it split.
         merged_into: id of the lesion that holds it now, or None.
-        volume_ml, long_axis_mm, short_axis_mm: sums over `numbers`; 0 where nothing is seen; None where nobody can
-            know (`outside`), or where `merged_into` has them.
+        volume_ml, long_axis_mm, short_axis_mm: sums over `numbers`; 0 if nothing is seen; None if unknown (`outside`)
+            or counted with `merged_into`.
         center_mm: in the scan's own RAS+ coordinates, of the largest part; None where nothing is seen.
         share, distance_mm, confidence: of the weakest `Link` to the scans before; None without.
     """
@@ -115,8 +115,8 @@ class Track:
     Attributes:
         id: from 1, the first scan's lesions first, as it numbers them; the same however many scans follow.
         tracking_uid: DICOM UID made of the first scan's mask and the id: the same in each later comparison.
-        is_target: of RECIST's sum.
-        sightings: one a scan.
+        is_target: whether it is in RECIST's sum.
+        sightings: one for each scan.
     """
 
     id: int
@@ -126,7 +126,7 @@ class Track:
     _clouds: list[Cloud] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form: with the change of volume and long axis from the first sight and from the scan before."""
+        """JSON's form: with changes of volume and long axis since it was first seen and since the previous scan."""
         seen: list[Sighting] = []
         rows = []
         for one in self.sightings:
@@ -151,7 +151,7 @@ class Comparison:
     Attributes:
         scans: in time.
         lesions: over time.
-        responses: RECIST 1.1's arithmetic, one a scan.
+        responses: RECIST 1.1's arithmetic, one for each scan.
     """
 
     scans: tuple[Scan, ...]
@@ -165,7 +165,7 @@ class Comparison:
 
     @property
     def difference_count(self) -> int:
-        """How many lesions are not, to the millilitre's last digit, what they were in the scan before."""
+        """Number of lesions that differ at all from the previous scan."""
         return sum(
             a.volume_ml != b.volume_ml or b.event not in ("kept", "absent")
             for lesion in self.lesions
@@ -187,13 +187,14 @@ class Comparison:
             "responses": [one.to_dict() for one in self.responses],
             "difference_count": self.difference_count,
             "versions": versions(),
-            "note": f"{NOT_A_MEDICAL_DEVICE} RECIST is arithmetic here: targets and new lesions are the reader's call.",
+            "note": f"{NOT_A_MEDICAL_DEVICE} RECIST's arithmetic only: a radiologist decides on targets and new "
+            "lesions.",
         }
 
     def save(self, folder: str | Path, *, inputs: Sequence[str | Path] = (), overwrite: bool = False) -> list[Path]:
         """Write `comparison.json`, `lesions.csv` (a row a lesion and scan), `scans.csv`, and `comparison.html`.
 
-        The page shows two scans side by side if all have CTs; else it holds the figures alone.
+        The page shows two scans side by side if all have CTs; otherwise only tables and curves.
 
         Args:
             folder: made if missing.
@@ -245,10 +246,10 @@ def compare(
     classes: ClassSet | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compare scans of one patient: what grew, shrank, came and went.
+    """Compare scans of one patient: growing, shrinking, new and vanished lesions.
 
-    Every later scan is laid upon the first (`register`), and its lesions are linked to those known by then. What a scan
-    measures is measured on its own mask; nothing is resampled.
+    Every later scan is registered to the first (`register`), and its lesions are linked to the known ones. All
+    measurements are taken on a scan's own mask; nothing is resampled.
 
     Args:
         before, after, more: scans in time: CTs (files, DICOM folders, `CTVolume`), or masks (files that hold 0, 1 and 2
@@ -261,7 +262,7 @@ def compare(
         progress: called with steps done, their number, and what is being done.
 
     Raises:
-        RegistrationError: if the livers of two scans can't be laid upon each other: another patient, a flip.
+        RegistrationError: if the livers of two scans can't be registered: different patients, or a flipped scan.
         ConfigError: for another number of masks or days than scans, days that don't ascend, or masks of several organs.
         InputFileError, GeometryError, LabelError: as `CTVolume.load` and `MaskVolume.load`.
         MissingDependencyError: without the extra `[compare]`.
@@ -380,7 +381,7 @@ def _follow(scans: Sequence[Scan]) -> list[Track]:
         by_lesion: dict[int, list[tuple[Track, Link]]] = {}
         for link in links:
             by_lesion.setdefault(link.now, []).append((open_parts[link.before][0], link))
-        # a lesion that several went into is the largest one's
+        # a merged lesion continues the largest of its parts
         lead = {
             j: max((t for t, _ in found), key=lambda t: sum(c.volume_ml for c in t._clouds))
             for j, found in by_lesion.items()
@@ -393,7 +394,7 @@ def _follow(scans: Sequence[Scan]) -> list[Track]:
             if own:
                 track._clouds = [now[j] for j in own]
             elif given:
-                track._clouds = []  # it goes on as a part of another
+                track._clouds = []  # it continues as a part of another
         for lesion, cloud in enumerate(now):
             if lesion not in lead:
                 begin(number, lesion, cloud)
@@ -449,7 +450,7 @@ def _seen(event: str, scan: Scan, lesions: list[int], links: list[Link]) -> Sigh
 
 
 def _lost(track: Track, scan: Scan) -> Sighting:
-    """Why a lesion is not seen: it vanished, or its place went with a part of the liver, or lies beyond the CT."""
+    """Why a lesion is not seen: it vanished, was resected with a part of the liver, or is outside the CT."""
     points = np.concatenate([cloud.points_mm for cloud in track._clouds])
     to_index = np.linalg.inv(scan.mask.geometry.canonical_affine)
     index = np.rint(scan.from_first(points) @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
@@ -475,9 +476,9 @@ def _responses(scans: Sequence[Scan], tracks: Sequence[Track]) -> list[Response]
         others.append(sum(first and not t.is_target for t, first in zip(here, began, strict=True)))
         new.append(len(here) - sum(began))
         beyond, named = scan.measurement.volume_is_lower_bound, scan.mask.classes.named
-        doubt = named("the liver goes on beyond the CT: lesions may lie there") if beyond else None
+        doubt = named("the liver extends beyond the CT, where lesions may be") if beyond else None
         if events & {"outside", "resected"}:
-            doubt = named("a target lies beyond the CT or in a part of the liver that was cut out")
+            doubt = named("a target is outside the CT or in a resected part of the liver")
         doubts.append(doubt)
     return respond(sums, others, new, doubts)
 

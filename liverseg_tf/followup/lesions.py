@@ -1,4 +1,4 @@
-"""Which lesions of a later scan are which of the scans before: kept, split, merged, new, vanished."""
+"""Links lesions of a later scan to those of earlier scans: kept, split, merged, new, vanished."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import optimize, spatial
 
-# Points that stand for a lesion.
+# Number of points that represent a lesion.
 _MOST_POINTS = 300
 _DRAWS = 40
-# A part that went on in another lesion lies in it by so much at least.
+# A part that merged into another lesion overlaps it by at least this share.
 _SHARE_OF_PART = 0.6
-# Below this share, and with centres further away than the radii, two lesions have nothing to do with each other.
+# Two lesions with a smaller overlap, and centres further apart than the radii, are not linked.
 _LEAST_SHARE = 0.1
 
 
@@ -23,7 +23,7 @@ class Cloud:
     Attributes:
         points_mm: (N, 3) float64, evenly drawn from its voxels.
         volume_ml: of the lesion.
-        half_voxel_mm: how far a point stands for its surroundings.
+        half_voxel_mm: half the size of the region that a point represents.
     """
 
     points_mm: np.ndarray
@@ -33,7 +33,7 @@ class Cloud:
 
     @classmethod
     def of(cls, points_mm: np.ndarray, volume_ml: float, half_voxel_mm: float) -> Cloud:
-        """Of all its voxels' places."""
+        """Make a cloud from the positions of all its voxels."""
         # random, not every n-th: voxels come in rows
         order = np.random.default_rng(0).permutation(len(points_mm))[:_MOST_POINTS]
         drawn = np.asarray(points_mm, np.float64)[np.sort(order)]
@@ -51,20 +51,21 @@ class Cloud:
         return float(np.cbrt(3000 * self.volume_ml / (4 * np.pi)))
 
     def share_in(self, other: Cloud, shift_mm: np.ndarray | float = 0.0) -> float:
-        """Part of this lesion, shifted, that lies in another, 0 to 1."""
+        """Share of this lesion, shifted, that overlaps another, 0 to 1."""
         near, _ = other.tree.query(self.points_mm + shift_mm, distance_upper_bound=1.8 * other.half_voxel_mm)
         return float(np.isfinite(near).mean())
 
 
 @dataclass(frozen=True)
 class Link:
-    """A lesion before and the lesion that it is, or is a part of, now.
+    """A link between an earlier lesion and the lesion that it is, or is a part of, now.
 
     Attributes:
         before, now: their indices.
         share: the larger part of one that lies in the other, 0 to 1.
         distance_mm: between their centres after registration.
-        confidence: 0 to 1: how often the same link is made if each lesion lies as far off as the registration may err.
+        confidence: 0 to 1: share of repetitions with the same link when lesions are shifted by the registration's
+            error.
     """
 
     before: int
@@ -75,15 +76,14 @@ class Link:
 
 
 def link_lesions(before: list[Cloud], now: list[Cloud], error_mm: float) -> list[Link]:
-    """Link lesions one to one as far as that goes, then fragments of what split and parts of what merged.
+    """Link lesions one to one where possible, then parts of lesions that split or merged.
 
-    Lesions belong together by what they share and how far their centres are from each other, measured by their size and
-    the registration's error. What is left over joins a lesion that is linked already only where it lies in it for the
-    most part.
+    Lesions are matched by overlap and distance of their centres, relative to their size and the registration's error.
+    An unmatched lesion joins one that is already linked only if most of it is inside that one.
 
     Args:
         before, now: lesions in one space.
-        error_mm: how far the registration errs, its residual.
+        error_mm: the registration's error (its residual).
 
     Returns:
         Links, sorted; a lesion in none of them is new, or has vanished.
@@ -94,7 +94,7 @@ def link_lesions(before: list[Cloud], now: list[Cloud], error_mm: float) -> list
     rng = np.random.default_rng(0)
     again = np.zeros(shares.shape)
     for _ in range(_DRAWS):
-        # the surfaces' mean distance is the error across them alone: the other two directions err alike
+        # the surfaces' mean distance is the error in one direction; the other two are assumed to be equal
         shift_mm = rng.normal(0, max(error_mm, 0.5), (len(now), 3))
         for pair in _links(before, now, error_mm, shift_mm)[0]:
             again[pair] += 1
@@ -120,7 +120,7 @@ def _links(
                 part_before[i, j] = first.share_in(second, -shift_mm[j])
                 part_now[i, j] = second.share_in(first, shift_mm[j])
     share = np.maximum(part_before, part_now)
-    # a lesion that shares nothing may still be the same, small and shifted: its centre lies within the reach
+    # small lesions that don't overlap may still be the same if their centres are close enough
     score = share + 0.5 * (1 - distance / reach).clip(0)
     possible = (share >= _LEAST_SHARE) | (distance < reach)
     rows, columns = optimize.linear_sum_assignment(-np.where(possible, score, 0.0))

@@ -1,4 +1,4 @@
-"""The page of a comparison: two scans side by side, one place in both, and what became of each lesion."""
+"""The page of a comparison: two scans side by side, one place in both, and the state of each lesion."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from liverseg_tf.windows import resolve_window
 if TYPE_CHECKING:
     from liverseg_tf.followup.compare import Comparison, Scan
 
-# Around the liver: what is shown of each CT.
+# Margin around the liver in the displayed part of each CT.
 _MARGIN_MM = 25.0
-# Of the lattice that the page maps places by, between whose points it goes linearly.
+# Spacing of the lattice by which the page maps positions, with linear interpolation.
 _LATTICE_MM = 15.0
 _WINDOWS = ("custom", "abdomen_soft", "mediastinum", "lungs", "spine_bone")
 _CURVES = ("#7fb4d8", "#ffe36e", "#e98a8a", "#8fd694", "#c6a0e8", "#f0b35f", "#6fd3cf", "#d8d8d8")
@@ -267,7 +267,7 @@ def _lesions(found: Comparison) -> str:
     heads = ["Lesion", "Scan", "What", "ml", "Long axis (mm)", "Short axis (mm)", "Confidence"]
     return (
         '<section aria-labelledby="h-lesions"><h2 id="h-lesions">Lesions</h2>'
-        '<p class="note">A click goes there in both scans. *: target. In brackets: from the scan before that shows it.'
+        '<p class="note">A click shows the lesion in both scans. *: target. In brackets: since the previous scan.'
         "</p>"
         f"{_table('Changes', heads, rows, attributes)}</section>"
     )
@@ -318,11 +318,11 @@ def _growth(found: Comparison) -> str:
 
 def _method(found: Comparison) -> str:
     text = [
-        "Each later scan is laid upon the first: by the surface of the liver, then by a B-spline within the liver. "
-        "Pictures are the scans' own, cut around the liver; only the place is carried over, and off the liver it means "
-        "nothing.",
-        "Volumes and axes are measured on each scan's own mask. Confidence: how often the link is made again if every "
-        "lesion lies as far off as the registration's residual.",
+        "Each later scan is registered to the first: by the surface of the liver, then by a B-spline within the liver. "
+        "The pictures are not resampled, only cropped around the liver; the registration links positions, and is not "
+        "valid outside the liver.",
+        "Volumes and axes are measured on each scan's own mask. Confidence: share of repetitions with the same link "
+        "when lesions are shifted by the registration's residual.",
     ]
     body = "".join(f"<p>{html.escape(found.classes.named(t))}</p>" for t in text)
     return f'<section aria-labelledby="h-how"><h2 id="h-how">How it was made</h2>{body}</section>'

@@ -1,4 +1,4 @@
-"""Where a place of one scan lies in another scan of the same patient: driven by the liver, whatever the phase."""
+"""Registration of two scans of one patient by their livers, independent of the contrast phase."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from liverseg_tf.labels import BACKGROUND
 
 # Of the grid that the deformation is found on, and of the knots of its B-spline.
 _GRID_MM = 3.0
-# The shape alone says little of what lies within, so it may bend less.
+# The shape says little about the inside, so the deformation is smoother.
 _KNOTS_MM = {True: 45.0, False: 80.0}
 _SAMPLED = 0.04
 _STEPS = 15
 _MARGIN_MM = 30.0
-# The signed distance to the liver's surface is followed up to here: beyond it, what was resected pulls no longer.
+# The signed distance to the liver's surface is cut off here, so that a resected part has no influence.
 _BAND_MM = 12.0
-# Surfaces further apart than this, once laid upon each other, are not each other's.
+# Registered surfaces further apart than this have no counterpart.
 _LARGEST_GAP_MM = 8.0
 _POINTS = 3000
 # Vessels and parenchyma in any phase; what lies around the liver is left out of the picture.
 _HU_BELOW, _HU_ABOVE = 80.0, 140.0
-# More than this means that the livers don't fit: another patient, a wrong affine, a mask that holds no liver.
+# Above this the livers don't match: another patient, a wrong affine, a mask without a liver.
 LARGEST_RESIDUAL_MM = 4.0
 LARGEST_SHARE_AWAY = 0.2
 SMALLEST_SHARE_INSIDE = 0.85
-# A liver that is off by more, and off by so much less as its mirror image, is stored the wrong way round.
+# A liver with a larger distance, and a mirror image that fits this much better, is stored flipped.
 _SURELY_RIGHT_MM = 1.5
 _MIRRORED = 0.7
-# A liver is not stretched by more along any axis between two scans.
+# Largest scaling of a liver along any axis between two scans.
 _LARGEST_STRETCH = 1.25
 
 
 class RegistrationError(LiverSegError):
-    """Two scans whose livers could not be brought together."""
+    """Two scans whose livers could not be registered."""
 
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """A map from the places of a later scan to those of an earlier one, in RAS+ mm.
+    """A map from positions in a later scan to those in an earlier one, in RAS+ mm.
 
     Attributes:
         affine: (4, 4) float64: rotation, shift and stretch.
@@ -55,7 +55,7 @@ class Registration:
         origin_mm: place of the grid's first point in the later scan.
         spacing_mm: of that grid.
         residual_mm: mean distance of the livers' surfaces afterwards, where they have a counterpart.
-        share_away: part of the later liver's surface without counterpart: a cut surface after a resection.
+        share_away: share of the later liver's surface without counterpart: a cut surface after a resection.
         share_inside: part of the smaller liver that lies in the other afterwards.
         used_hu: whether the deformation was found by the CTs, or by the masks alone.
     """
@@ -93,7 +93,7 @@ class Registration:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form: how well it fits, and its linear part."""
+        """JSON's form: quality of the registration, and its linear part."""
         grid = self.displacement_mm.reshape(-1, 3)
         return {
             "residual_mm": round(self.residual_mm, 3),
@@ -108,19 +108,19 @@ class Registration:
 def register(
     earlier: MaskVolume, later: MaskVolume, earlier_ct: CTVolume | None = None, later_ct: CTVolume | None = None
 ) -> Registration:
-    """Find where the places of a later scan lie in an earlier one.
+    """Find the map from a later scan to an earlier one.
 
-    First the livers' surfaces are brought together by rotation and shift, then by a little stretch, each by robust
-    least squares over signed distances, for which a resected lobe is an outlier. Then a B-spline follows the breathing
-    (SimpleITK): by mutual information of the CTs within the liver, so that the contrast's phase doesn't matter; without
-    CTs by the liver's shape alone.
+    First the livers' surfaces are aligned by rotation and translation, then also by a small scaling, both by robust
+    least squares over signed distances, for which a resected lobe is an outlier. Then a B-spline (SimpleITK) models
+    breathing, by mutual information of the CTs within the liver, so that contrast phases may differ; without CTs only
+    the liver's shape is used.
 
     Args:
         earlier, later: masks of one patient, each on its own grid.
         earlier_ct, later_ct: their CTs, both or none.
 
     Raises:
-        RegistrationError: if a mask holds no liver, or the livers don't fit.
+        RegistrationError: if a mask holds no liver, or the livers don't match.
         GeometryError: for a CT on another grid than its mask.
         MissingDependencyError: without SimpleITK.
     """
@@ -218,9 +218,9 @@ def _align(fixed: _Liver, moving: _Liver) -> np.ndarray:
             _, mirrored_mm = _fit_matrix(fixed.mirrored(axis), moving, stretch=False)
             if mirrored_mm < _MIRRORED * off_mm:
                 raise RegistrationError(
-                    f"{fixed.name}: its {fixed.organ} could not be laid upon that of {moving.name} ({off_mm:.1f} mm "
-                    f"off), but its mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of "
-                    "the files; put its affine right"
+                    f"{fixed.name}: its {fixed.organ} could not be registered to that of {moving.name} "
+                    f"({off_mm:.1f} mm off), but its mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of "
+                    "the files; correct its affine"
                 )
     return whole
 
@@ -248,8 +248,8 @@ def _fit_matrix(fixed: _Liver, moving: _Liver, stretch: bool = True) -> tuple[np
 
         whole = matrix(values)
         back = np.linalg.inv(whole)
-        # both ways, or a liver could shrink into the other; the later one's surface counts more: what was resected
-        # since has no counterpart
+        # both directions, or one liver could shrink into the other; the later surface has more weight, as parts
+        # resected since have no counterpart
         parts = [
             between(moving.at(_apply(whole, near)), fixed.at(near)),
             0.5 * between(fixed.at(_apply(back, far)), moving.at(far)),
@@ -265,7 +265,7 @@ def _fit_matrix(fixed: _Liver, moving: _Liver, stretch: bool = True) -> tuple[np
             misfit, start, loss="soft_l1", f_scale=2.0, x_scale=scale, diff_step=1e-3, max_nfev=steps, args=(width_mm,)
         )
 
-    # the scanner's own coordinates, and centres laid upon each other: whichever leads further
+    # the scanner's own coordinates, and centres aligned: the better start is used
     starts = [np.zeros(6), np.r_[np.zeros(3), target - centre]][0 if stretch else 1 :]
     found = min((solve(start, _MARGIN_MM, 30) for start in starts), key=lambda one: one.cost)
     found = solve(found.x, _BAND_MM, 30)
@@ -279,7 +279,7 @@ def _deform(fixed: _Liver, moving: _Liver, affine: np.ndarray, cts: tuple[CTVolu
     """(I, J, K, 3) float32: what is added to `affine`, on the later scan's even grid."""
     sitk = require("SimpleITK", "compare", "registration of two scans")
     pictures = [_picture(sitk, liver, ct) for liver, ct in zip((fixed, moving), cts or (None, None), strict=True)]
-    # what was resected, or is cut off by the field of view, has no counterpart and must not pull
+    # parts that were resected or cut by the field of view have no counterpart and must have no influence
     grid = fixed.places(np.indices(fixed.shape).reshape(3, -1).T)
     counterpart = moving.at(_apply(affine, grid)).reshape(fixed.shape).clip(-_BAND_MM, _BAND_MM)
     paired = np.abs(counterpart - fixed.signed_mm.clip(-_BAND_MM, _BAND_MM)) < _LARGEST_GAP_MM
@@ -304,7 +304,7 @@ def _deform(fixed: _Liver, moving: _Liver, affine: np.ndarray, cts: tuple[CTVolu
     method.SetSmoothingSigmasPerLevel([_GRID_MM, _GRID_MM / 2])
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
     method.SetOptimizerAsLBFGSB(1e-5, _STEPS, 5, 2 * _STEPS, 1e7)
-    method.SetNumberOfThreads(1)  # else sums are taken in another order each time
+    method.SetNumberOfThreads(1)  # several threads would change the order of sums
     try:
         method.Execute(pictures[0], pictures[1])
     except RuntimeError as error:
@@ -382,11 +382,11 @@ def _check(
         or stretch.min() < 1 / _LARGEST_STRETCH
     ):
         raise RegistrationError(
-            f"{later.path or 'later mask'}: its {later.classes.organ} could not be laid upon that of "
+            f"{later.path or 'later mask'}: its {later.classes.organ} could not be registered to that of "
             f"{earlier.path or 'earlier mask'} "
             f"(surfaces {residual:.1f} mm apart, {100 * away:.0f} % of the surface without counterpart, "
             f"{100 * min(shared, 1.0):.0f} % shared, stretched {stretch.min():.2f} to {stretch.max():.2f} times): "
-            "expected one patient's scans with right affines; look at both for a flip, a lost affine or a bad mask"
+            "expected scans of one patient with correct affines; check both for a flip, a lost affine or a wrong mask"
         )
     return residual, away, min(shared, 1.0)
 

@@ -1,4 +1,4 @@
-"""RECIST 1.1's arithmetic on long axes: an aid to the reader, who alone can say what a target and what a new lesion is.
+"""RECIST 1.1's arithmetic on long axes: an aid to the radiologist, who decides on targets and new lesions.
 
 Eisenhauer 2009, "New response evaluation criteria in solid tumours: revised RECIST guideline (version 1.1)".
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Of one organ, and the liver is the one we see.
+# RECIST allows two targets per organ; only the liver is segmented.
 MOST_TARGETS = 2
 SMALLEST_TARGET_MM = 10.0
 PARTIAL_RESPONSE = -0.30
@@ -24,7 +24,7 @@ class Response:
     Attributes:
         sum_mm: sum of the targets' long axes; None without targets.
         nadir_mm: the smallest sum before this scan, the first one's included; None at the first scan.
-        change_from_baseline, change_from_nadir: as a fraction; None where there is nothing to compare.
+        change_from_baseline, change_from_nadir: as a fraction; None without an earlier sum.
         category: `CR`, `PR`, `SD`, `PD`; `non-CR/non-PD` where there is no target but other lesions; `no disease`;
             `NE` if it can't be evaluated; None at the first scan.
         reason: in words.
@@ -64,9 +64,9 @@ def respond(
 
     Args:
         sums_mm: of the targets, scan by scan; None everywhere if there are none.
-        other_lesions: lesions that are no targets, new ones left out.
-        new_lesions: lesions there that the first scan did not show.
-        doubts: what keeps a scan from being evaluated, as a liver cut by the field of view; None where nothing does.
+        other_lesions: lesions that are neither targets nor new.
+        new_lesions: lesions that the first scan did not show.
+        doubts: reasons why a scan can't be evaluated, such as a liver cut by the field of view; None if there is none.
 
     Examples:
         >>> [one.category for one in respond([50.0, 30.0, 38.0], [0, 0, 0], [0, 0, 0], [None] * 3)]
@@ -95,7 +95,7 @@ def respond(
 
 
 def _change(now: float | None, before: float | None) -> float | None:
-    # rounded: 120 mm after 100 mm is 20 %, whatever floats make of it
+    # rounded, so that 120 mm after 100 mm is exactly 20 %
     return None if now is None or not before else round((now - before) / before, 9)
 
 
@@ -110,7 +110,7 @@ def _category(  # each is one of the guideline's own terms
     others_at_first: int,
 ) -> tuple[str, str]:
     if new:
-        return "PD", f"{new} new {'lesion' if new == 1 else 'lesions'}: if beyond doubt, see for yourself"
+        return "PD", f"{new} new {'lesion' if new == 1 else 'lesions'}: progression if a radiologist confirms"
     more_mm = 0.0 if sum_mm is None or nadir_mm is None else sum_mm - nadir_mm
     if more_mm >= PROGRESS_MM and (from_nadir is None or from_nadir >= PROGRESS):
         change = "from nothing" if from_nadir is None else f"{100 * from_nadir:+.0f} %"

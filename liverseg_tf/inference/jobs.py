@@ -39,6 +39,8 @@ _MASK_FOLDERS = ("labelstr", "labelsts")
 _START_BYTES = 2048
 
 _log = logging.getLogger(__name__)
+# Size of a compressed file; in memory it is two or three times as large.
+_LARGEST_AHEAD_BYTES = 128 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,14 @@ class Reading:
     seconds: float
     local_names: dict[str, str]
     copies: ExitStack
+
+
+def may_be_read_ahead(job: Job) -> bool:
+    """Whether a volume is small enough: two are in memory at a time."""
+    try:
+        return is_url(job.source) or job.is_dicom or job.source.stat().st_size <= _LARGEST_AHEAD_BYTES
+    except OSError:
+        return False
 
 
 def read_job(predictor: Predictor, job: Job) -> Reading:

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.inference.jobs import Job, predict_job, read_job
+from liverseg_tf.inference.jobs import Job, may_be_read_ahead, predict_job, read_job
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.ray_engine import RayOptions, predict_on_ray
 from liverseg_tf.inference.segment import read_ahead
 from liverseg_tf.inference.thread_warnings import routed_warnings
-from liverseg_tf.ownership import is_url
 
-# Size of a compressed file; in memory it is two or three times as large.
-_LARGEST_AHEAD_BYTES = 128 * 1024**2
 ENGINES = ("embedded", "ray")
 
 
@@ -75,21 +72,13 @@ def _in_this_process(
 
     def readings():
         for index, job in jobs.items():
-            yield index, job, read_job(predictor, job) if _may_be_read_ahead(job) else None
+            yield index, job, read_job(predictor, job) if may_be_read_ahead(job) else None
 
     with routed_warnings():
         for index, job, reading in read_ahead(readings()):
             row = predict_job(predictor, job, reading=reading, **options)
             del reading  # frees the volume before another one is read
             yield index, row
-
-
-def _may_be_read_ahead(job: Job) -> bool:
-    """Whether a volume is small enough: two are in memory at a time."""
-    try:
-        return is_url(job.source) or job.is_dicom or job.source.stat().st_size <= _LARGEST_AHEAD_BYTES
-    except OSError:
-        return False
 
 
 def check_engine(engine: str, ray_options: Mapping[str, Any]) -> RayOptions | None:

@@ -101,11 +101,9 @@ class _Worker:
     def __init__(self, folder: str, threads: int):
         with contextlib.suppress(OSError):
             os.chdir(folder)  # so that relative paths mean the same as in the calling process
-        os.environ["LIVERSEG_THREADS"] = str(threads)
-        import tensorflow as tf
-
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        # TensorFlow's own variables: importing it takes seconds, and a model for LiteRT needs none of it
+        for name in ("LIVERSEG_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+            os.environ[name] = str(threads)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
     def load(self, pickled: bytes) -> str | None:

@@ -103,7 +103,7 @@ class Segmenter:
         """
         labels = _no_labels(self._volume)
         for index, scores in self._smoothed(range(self._volume.shape[2]), progress, each):
-            labels[..., index] = self._scoring.labels(scores)
+            _put(labels, index, self._scoring.labels(scores))
         return labels
 
     def liver_slices(self, progress: Callable[[int], None]) -> np.ndarray:
@@ -141,8 +141,7 @@ class Segmenter:
         labels, voxels = _no_labels(self._volume), 0
         for index, scores in self._smoothed(range(max(empty - radius, 0), count), progress):
             if index > empty:
-                labels[..., index] = scoring.labels(scores)
-                voxels += int(np.count_nonzero(labels[..., index]))
+                voxels += _put(labels, index, scoring.labels(scores))
             if index > highest and not scoring.found(scores):
                 break
         if voxels * self._volume.voxel_volume_ml < SMALLEST_LIVER_ML:  # a larger liver can't be missed
@@ -208,5 +207,13 @@ def _keep_some(known: dict[int, np.ndarray], index: int, scores: np.ndarray) -> 
 
 
 def _no_labels(volume: CTVolume) -> np.ndarray:
-    """An array of background. Slices are contiguous, so that slices without findings take no physical memory."""
-    return np.moveaxis(np.zeros((volume.shape[2], *volume.shape[:2]), np.uint8), 0, 2)
+    """Background, a view of an array in the file's own order: it is written without a copy, and of an axial file slices
+    without findings take no physical memory."""
+    return volume.geometry.to_canonical(np.zeros(volume.geometry.shape, np.uint8, order="F"))
+
+
+def _put(labels: np.ndarray, index: int, found: np.ndarray) -> int:
+    """Put a slice's labels in their place, which stays untouched where nothing was found; gives how many were."""
+    if voxels := int(np.count_nonzero(found)):
+        labels[..., index] = found
+    return voxels

@@ -5,16 +5,25 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
 
 from liverseg_tf.config import BACKBONES
 from liverseg_tf.errors import ConfigError, ModelError, first_line
-from liverseg_tf.models.efficientnet_lite import EFFICIENTNET_LITE, build_encoder, load_imagenet
+from liverseg_tf.models import efficientnet_lite, tiny
+from liverseg_tf.models.efficientnet_lite import EFFICIENTNET_LITE, load_imagenet
 
 # Keras's 0.99 needs hundreds of steps before validation means anything; this is PyTorch's and fastai's default.
 BATCH_NORM_MOMENTUM = 0.9
+# Encoders beside segmentation-models' own: input shape -> encoder, and the layers to skip from, coarse to fine.
+_OWN_ENCODERS: dict[str, Callable] = {
+    **{name: partial(efficientnet_lite.build_encoder, name) for name in EFFICIENTNET_LITE},
+    tiny.TINY: tiny.build_encoder,
+}
+_DECODER_FILTERS = (256, 128, 64, 32, 16)
 _DECODER_PREFIXES = ("decoder_", "center_", "final_conv", "linear", "logits")
 
 
@@ -26,7 +35,7 @@ def build_unet(
     encoder_weights: str | Path = "none",
     precision: str = "float32",
 ) -> keras.Model:
-    """Build a U-Net: segmentation-models' decoder on one of its encoders, or on an EfficientNet-Lite.
+    """Build a U-Net: segmentation-models' decoder on one of its encoders or of ours.
 
     Args:
         image_size: rows and columns of the input, in pixels; a multiple of 32.
@@ -55,6 +64,8 @@ def build_unet(
         raise ConfigError(f"image size: expected a multiple of 32 pixels, at least 32. Received: {image_size}")
     if str(encoder_weights) == "imagenet" and channels != 3:
         raise ConfigError(f"ImageNet weights need three channels. Received: {channels}; use encoder weights 'none'")
+    if str(encoder_weights) == "imagenet" and backbone == tiny.TINY:
+        raise ConfigError("there are no ImageNet weights for the backbone 'tiny': use encoder weights 'none'")
     sm = _segmentation_models()
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
@@ -65,6 +76,7 @@ def build_unet(
             classes=classes,
             activation="linear",
             encoder_weights=_fetchable(backbone, encoder_weights),
+            decoder_filters=tiny.DECODER_FILTERS if backbone == tiny.TINY else _DECODER_FILTERS,
         )
     except Exception as error:
         if str(encoder_weights) != "imagenet":
@@ -104,19 +116,19 @@ def _segmentation_models():
 
     def registered(backbone):
         def build(input_shape, **_):
-            encoder, Backbones._default_feature_layers[backbone] = build_encoder(backbone, input_shape)
+            encoder, Backbones._default_feature_layers[backbone] = _OWN_ENCODERS[backbone](input_shape)
             return encoder
 
         return build
 
-    for backbone in EFFICIENTNET_LITE:  # so that its decoder goes on them as on its own encoders
+    for backbone in _OWN_ENCODERS:  # so that its decoder goes on them as on its own encoders
         Backbones._models_update[backbone] = [registered(backbone), None]
     return segmentation_models
 
 
 def _fetchable(backbone: str, encoder_weights) -> str | None:
     """What segmentation-models is asked to download."""
-    return "imagenet" if str(encoder_weights) == "imagenet" and backbone not in EFFICIENTNET_LITE else None
+    return "imagenet" if str(encoder_weights) == "imagenet" and backbone not in _OWN_ENCODERS else None
 
 
 def _rescale_input_normalization(model: keras.Model) -> None:

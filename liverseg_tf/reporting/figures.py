@@ -62,7 +62,7 @@ def sample_figure(
         mask: class indices on the same grid, (rows, columns, slices) if an array; None leaves mask and overlay out.
         slice_index: slice, counted from inferior; by default the one with most tumour, else most liver, else middle.
         window: preset's name, (width, level) in HU, or "measured": centred on the mask's liver (`liver_window`).
-        safe_colors: use the color-blind-safe colors.
+        safe_colors: use the colour-blind-safe colours.
 
     Raises:
         GeometryError: for a mask of another shape, or a slice that is not there.
@@ -151,11 +151,11 @@ def batch_figure(
     """Draw a batch as the network gets it, with the labels laid over.
 
     Args:
-        channels: (B, S, S, C) float in [0, 1]; the first three show as red, green and blue, fewer as gray.
+        channels: (B, S, S, C) float in [0, 1]; the first three show as red, green and blue, fewer as grey.
         labels: (B, S, S) integer, 0 to 2.
         columns: pictures in a row.
         limit: at most so many pictures, from the batch's first.
-        safe_colors: use the color-blind-safe colors.
+        safe_colors: use the colour-blind-safe colours.
 
     Raises:
         GeometryError: if the shapes don't fit together.
@@ -213,7 +213,7 @@ def prediction_figure(
         window: preset's name, (width, level) in HU, or "measured": centred on the target's liver; None shows each
             picture's own range.
         title: above it all.
-        safe_colors: use the color-blind-safe colors.
+        safe_colors: use the colour-blind-safe colours.
 
     Raises:
         GeometryError: if the shapes differ.
@@ -370,7 +370,7 @@ def counts_figure(
     Args:
         counts: a mask of any shape (class indices), or a mapping from class names to counts.
         title: above it.
-        safe_colors: use the color-blind-safe colors.
+        safe_colors: use the colour-blind-safe colours.
 
     Raises:
         LabelError: if a mask holds other values.

@@ -48,7 +48,7 @@ def montage(
         count: at most so many slices (see `informative_slices`).
         columns: pictures in a row.
         window: preset's name, (width, level) in HU, or "measured": centred on the liver of the masks (`liver_window`).
-        safe_colors: use the color-blind-safe colors.
+        safe_colors: use the colour-blind-safe colours.
 
     Raises:
         GeometryError: for a mask of another shape.

@@ -23,7 +23,7 @@ class ReportOptions:
         method: of the heatmaps; see `ExplainOptions`.
         layer: of the heatmaps; see `ExplainOptions`.
         most_lesions: explain at most so many, the largest.
-        safe_colors: begin with colors that any color vision tells apart; the page can switch.
+        safe_colors: begin with colours that any colour vision tells apart; the page can switch.
         plan: let the reader try a resection: a plane, or a ball around a lesion. Not for planning treatment.
         overwrite: replace a file that this library did not make.
         progress: called with steps done, their number, and what is being done.

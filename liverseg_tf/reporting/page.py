@@ -94,7 +94,7 @@ def build_page(
     Args:
         content: its content.
         title: heading.
-        safe_colors: begin with colors that any color vision tells apart.
+        safe_colors: begin with colours that any colour vision tells apart.
         progress: called with steps done and their number.
         plan: add a resection tool.
 
@@ -386,7 +386,7 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
 def _layers(
     content: ReportContent,
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[list[int]]]]:
-    """What can be laid over the CT: descriptions, masks, strengths, and color tables of these."""
+    """What can be laid over the CT: descriptions, masks, strengths, and colour tables of these."""
     shape = content.prediction.volume.shape
     layers, masks = [_layer("mask", "Mask", "m", "labels", 0.0)], {"mask": content.prediction.canonical_labels}
     strengths: dict[str, np.ndarray] = {}
@@ -444,7 +444,7 @@ def _layer(key: str, name: str, letter: str, kind: str, opacity: float, on: bool
 
 
 def _color_table(name: str) -> list[list[int]]:
-    """64 colors of a matplotlib color map."""
+    """64 colours of a matplotlib colour map."""
     from matplotlib import colormaps
 
     return np.rint(colormaps[name](np.linspace(0, 1, 64))[:, :3] * 255).astype(int).tolist()
@@ -456,7 +456,7 @@ def _windows(measured: tuple[int, int], own: str) -> list[dict[str, Any]]:
 
 
 def _place(volume: CTVolume, labels: np.ndarray, number: int, center_mm: Sequence[float]) -> dict[str, int]:
-    """Where to look at a lesion, counted from 0: on its slice `number`, the tumour's pixel nearest to its center."""
+    """Where to look at a lesion, counted from 0: on its slice `number`, the tumour's pixel nearest to its centre."""
     row, column, _ = _canonical_index(volume, center_mm)
     pixels = np.argwhere(labels[..., number - 1] == TUMOUR)
     row, column = pixels[((pixels - (row, column)) ** 2).sum(axis=1).argmin()].tolist()

@@ -38,7 +38,7 @@ def preview(volume: CTVolume, mask: MaskVolume, found: MaskStatistics, safe_colo
         volume: the CT.
         mask: on its grid.
         found: `statistics` of the mask.
-        safe_colors: use the color-blind-safe colors.
+        safe_colors: use the colour-blind-safe colours.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,8 @@ def _model_facts(predictor: Predictor) -> list[tuple[str, str]]:
     ]
     if len(predictor.runtimes) > 1:
         facts.append(("Ensemble of", str(len(predictor.runtimes))))
+    if isinstance(predictor.second_look, (str, os.PathLike)):
+        facts.append(("Tumours confirmed by", Path(predictor.second_look).name))
     return facts
 
 

@@ -1,4 +1,4 @@
-"""How batches reach a training: what a recipe feeds on, patient-disjoint shards, and tf.data service."""
+"""Batches for training: a recipe's selection and pipeline, patient-disjoint shards, and the tf.data service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from liverseg_tf.errors import CaseError, ConfigError, ServerError
 from liverseg_tf.training.recipes import Recipe
 
 _ANSWER_SECONDS = 10.0
-# Decoded slices of data sets up to this size are kept in memory from the first epoch on.
+# Decoded slices of data sets up to this size are cached in memory in the first epoch.
 _CACHE_BYTES = 1 << 30
 
 
@@ -32,8 +32,8 @@ def recipe_selection(recipe: Recipe) -> SliceSelection:
 
 
 def cache_for(cases: Sequence[Case]) -> str | None:
-    """`cache` of `slice_dataset`: memory where the decoded slices take little of it, else none."""
-    # three bytes a pixel: int16 HU and a uint8 label; compressed files hold about a third of that
+    """`cache` of `slice_dataset`: "memory" if the decoded slices take little memory, else none."""
+    # three bytes per pixel: int16 HU and a uint8 label; compressed files have about a third of that
     size = sum(path.stat().st_size for case in cases for path in case.files)
     compressed = any(case.volume.name.endswith(".gz") for case in cases)
     return "memory" if size * (4 if compressed else 1) < _CACHE_BYTES else None
@@ -49,14 +49,14 @@ def recipe_batches(
     selection: SliceSelection,
     **options: Any,
 ) -> tf.data.Dataset:
-    """The batches that a recipe trains a model on; every training, and the learning-rate finder, gets its own here.
+    """The training batches of a recipe, for `train` and for the learning-rate finder.
 
     Args:
-        cases: those that `recipe_selection` chose.
-        recipe: augmentation, lesion synthesis and proportions are its.
-        config: channels, HU range and image size are the model's.
+        cases: the result of `recipe_selection`.
+        recipe: gives augmentation, lesion synthesis and proportions.
+        config: the model's configuration; gives channels, HU range and image size.
         batch_size, steps: see `training_batches`.
-        selection: of slices; all cases are taken.
+        selection: of slices; all cases are used.
         options: further ones of `training_batches`.
 
     Returns:
@@ -80,7 +80,7 @@ def recipe_batches(
 
 
 def patient_shards(cases: Sequence[Case], count: int) -> list[list[Case]]:
-    """Share patients out so that the shards hold about equally many voxels and no patient is in two of them.
+    """Divide patients into shards of about the same number of voxels; no patient is in two shards.
 
     Args:
         cases: at least `count` patients.
@@ -110,7 +110,7 @@ def patient_shards(cases: Sequence[Case], count: int) -> list[list[Case]]:
 
 
 def side_by_side(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
-    """Batches that consist of one batch of each dataset, one behind another."""
+    """Batches that are concatenations of one batch from each dataset."""
     if len(datasets) == 1:
         return datasets[0]
     joined = tf.data.Dataset.zip(*datasets)
@@ -118,14 +118,14 @@ def side_by_side(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
 
 
 def through_service(dataset: tf.data.Dataset, service: str) -> tf.data.Dataset:
-    """Let the workers of a tf.data service make an endless dataset of epochs.
+    """Let the workers of a tf.data service compute an endless dataset of epochs.
 
-    Each worker of the service makes whole epochs, so no slice of an epoch comes twice. The order in which the epochs'
-    batches come is the order in which they are ready.
+    Each worker of the service computes whole epochs, so no slice occurs twice in an epoch. Batches arrive in the order
+    in which they are completed.
 
     Args:
-        dataset: of `training_batches`: graph operations alone, which the service's workers run on their own hosts.
-            They open the files by the same paths.
+        dataset: from `training_batches`. It has only graph operations, which the service's workers run on their hosts,
+            where the files must have the same paths.
         service: address of the dispatcher, as "grpc://host:port".
     """
     return dataset.apply(
@@ -134,10 +134,10 @@ def through_service(dataset: tf.data.Dataset, service: str) -> tf.data.Dataset:
 
 
 def check_service(service: str) -> None:
-    """Make sure that a dispatcher's address is well formed and answers; TensorFlow itself would try for an hour.
+    """Check that a dispatcher's address is well formed and answers; TensorFlow itself would try for an hour.
 
     Raises:
-        ConfigError: for another form than "grpc://host:port".
+        ConfigError: if the address is not "grpc://host:port".
         ServerError: if nothing answers there.
     """
     match = re.fullmatch(r"grpc://\[?([^/\s]+?)\]?:(\d{1,5})", service)
@@ -158,7 +158,7 @@ def distributed(
 
     def per_replica(context: tf.distribute.InputContext) -> tf.data.Dataset:
         batches = make_batches().rebatch(replica_batch, drop_remainder=True)
-        # Told that they never end, the workers need not agree before each step on whether there is another.
+        # Without this, workers would have to agree before each step on whether another one follows.
         return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
     return strategy.distribute_datasets_from_function(per_replica)

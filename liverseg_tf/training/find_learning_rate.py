@@ -25,7 +25,7 @@ _SMOOTHING, _DIVERGED = 0.98, 4.0
 
 
 class ExponentialRange(keras.optimizers.schedules.LearningRateSchedule):
-    """A rate that rises from `lowest` to `highest` by the same factor each step."""
+    """A learning rate that rises from `lowest` to `highest` by a constant factor per step."""
 
     def __init__(self, lowest: float, highest: float, steps: int):
         self.lowest, self.highest, self.steps = lowest, highest, steps
@@ -66,14 +66,14 @@ def find_learning_rate(
 ) -> LearningRateCurve:
     """Raise the learning rate step by step and watch the loss (Smith, 2017, arXiv 1506.01186).
 
-    The slices are those that `train` would give the network, selected, augmented and drawn as the recipe says.
+    The slices are selected and augmented as in `train` with this recipe.
 
     Args:
         cases: with masks.
-        recipe: hyperparameters; its own rate is not used.
-        model: to test on; left as it was. By default a fresh one of the recipe.
+        recipe: hyperparameters, except the learning rate.
+        model: the model to test, which is not changed; by default a new one by the recipe.
         lowest, highest: ends of the range.
-        steps: batches; the test ends early where the loss has grown to four times its best.
+        steps: batches; the test ends early when the loss exceeds four times its best.
         seed: of weights and order.
         on_step: called with each step's number.
 
@@ -129,6 +129,6 @@ def _steepest(rates: list[float], losses: list[float]) -> float:
     """The rate, before the lowest loss, at which the loss falls fastest over the logarithm of the rate."""
     lowest = int(np.argmin(losses)) if losses else 0
     if lowest < 3:
-        raise TrainingError("range test: the loss never falls; expected it to fall at some rate: check the masks")
+        raise TrainingError("range test: the loss never falls; expected it to fall at some rate; check the masks")
     slopes = np.gradient(np.array(losses[: lowest + 1]), np.log(rates[: lowest + 1]))
     return rates[int(np.argmin(slopes))]

@@ -20,7 +20,7 @@ from liverseg_tf.training.optimizer import GroupedAdamW, OneCycle, decays, rate_
 from liverseg_tf.training.recipes import Recipe
 from liverseg_tf.training.strategies import gather, worker_index
 
-# How often a loss that is no number is looked for: each look waits for the device.
+# Interval of the checks for a loss that is not finite: each check waits for the device.
 _CHECK_EVERY = 10
 
 
@@ -41,8 +41,8 @@ class Phase:
         first_epoch: number of its first epoch.
         epochs: how many it has.
         learning_rate: highest rate.
-        warmup: share of it in which the rate rises.
-        start_factor: its first rate, relative to the highest.
+        warmup: share of the phase in which the rate rises.
+        start_factor: the first rate, relative to the highest.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Phase:
 
 
 def phases(recipe: Recipe, pretrained: bool) -> list[Phase]:
-    """The recipe's phases; the frozen one is left out where the encoder starts from random weights."""
+    """The recipe's phases; without the frozen phase if the encoder starts with random weights."""
     frozen = recipe.frozen_epochs if pretrained else 0
     result = []
     if frozen:
@@ -130,7 +130,7 @@ class Trainer:
         steps_per_epoch: int,
         schedule: keras.optimizers.schedules.LearningRateSchedule | None = None,
     ) -> None:
-        """Set what is trained, and begin with a fresh optimizer; by default with a one-cycle rate."""
+        """Set the trainable variables, and begin with a new optimizer; by default with a one-cycle rate."""
         schedule = schedule or OneCycle(
             phase.epochs * steps_per_epoch, phase.learning_rate, phase.warmup, phase.start_factor
         )
@@ -168,13 +168,13 @@ class Trainer:
                 scaled = self.optimizer.scale_loss(scaled)
         variables = self.model.trainable_variables
         gradients = tape.gradient(scaled, [v.value for v in variables])
-        if self.replicas > 1:  # all at once, and here, because clipping goes by the norm of the sum
+        if self.replicas > 1:  # summed here, because clipping uses the norm of the sum
             context = tf.distribute.get_replica_context()
             *gradients, loss = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, loss / self.replicas])
         gradients = self._clipped(gradients)
         self.optimizer.apply(gradients, variables)
         if self.averaged:
-            # ramps up, so that the first steps' weights are soon forgotten
+            # increases, so that weights of the first steps have little influence
             count = tf.cast(self.inner_optimizer.iterations, tf.float32)
             decay = tf.minimum(self.recipe.ema, count / (count + 10.0))
             for average, variable in zip(self.averaged, self.model.weights, strict=True):
@@ -200,10 +200,10 @@ class Trainer:
             on_step: called after each step with its number.
 
         Returns:
-            The epoch's figures: loss, accuracies, Dice and IoU, seconds, learning rate.
+            The epoch's metrics: loss, accuracies, Dice and IoU, seconds, learning rate.
 
         Raises:
-            NotFiniteLossError: with the step at which the loss stopped being a number.
+            NotFiniteLossError: with the step at which the loss was not finite.
         """
         self.loss_sum.assign(0.0)
         self.confusion.assign(tf.zeros_like(self.confusion))
@@ -251,8 +251,8 @@ class Trainer:
             cases: numbers of the cases of all workers; needed if there are several.
 
         Returns:
-            The figures under names that begin with `val_`; `val_case_dice` is the mean over the cases of the mean of
-            the classes' Dice, a class counting where the case or the prediction holds it.
+            The metrics, with names that begin with `val_`; `val_case_dice` is the mean over cases of the mean Dice of
+            the classes that occur in the case or in its prediction.
         """
         total, count = 0.0, 0
         by_case: dict[int, np.ndarray] = {}
@@ -295,7 +295,7 @@ class Trainer:
             self._training_weights = None
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that goes on from epoch to epoch, as arrays."""
+        """All state that is carried from epoch to epoch, as arrays."""
         groups = {
             "model": self.model.weights,
             "optimizer": self.optimizer.variables if self.optimizer else [],
@@ -304,7 +304,7 @@ class Trainer:
         return {f"{name}/{i}": np.asarray(v) for name, values in groups.items() for i, v in enumerate(values)}
 
     def load_state(self, arrays: dict[str, np.ndarray], with_optimizer: bool) -> None:
-        """Put a `state` back; the optimizer's only if the same phase goes on."""
+        """Restore a `state`; the optimizer's only if the same phase continues."""
         self.model.set_weights([arrays[f"model/{i}"] for i in range(len(self.model.weights))])
         for i, variable in enumerate(self.averaged):
             variable.assign(arrays[f"averaged/{i}"])

@@ -1,4 +1,4 @@
-"""AdamW with one-cycle rates and momentum, and a rate of its own for each part of the network."""
+"""AdamW with one-cycle rates and momentum, and a separate rate for each part of the network."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 class GroupedAdamW(keras.optimizers.Adam):
     """AdamW (Loshchilov and Hutter, 2019, arXiv 1711.05101) with a rate factor for each variable.
 
-    Adam divides a gradient by its own size, so scaling gradients does nothing: the factor acts on the step itself.
+    Adam normalises gradients, so scaling them would have no effect: the factor scales the step.
     Under a `tf.distribute` strategy the gradients are expected to be summed over the replicas already.
 
     Args:
         factors: rate factor of each trainable variable, in the order in which they are optimized.
-        decayed: whether each of them decays.
-        decay: decoupled weight decay: each step takes decay * rate of a weight.
-        momentum: (highest, lowest) beta_1; it goes against the rate of a `OneCycle` schedule.
+        decayed: whether weight decay applies to each.
+        decay: decoupled weight decay: each step subtracts decay * rate * weight.
+        momentum: (highest, lowest) beta_1; it falls while the rate of a `OneCycle` schedule rises.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class GroupedAdamW(keras.optimizers.Adam):
 
     @beta_1.setter
     def beta_1(self, value):
-        pass  # Adam's constructor sets it; the schedule rules
+        pass  # set by Adam's constructor; the schedule overrides it
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
@@ -98,7 +98,7 @@ class GroupedAdamW(keras.optimizers.Adam):
         super().update_step(gradient, variable, rate)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # once a step: in the graph of each variable it would double the time that tracing takes
+        # once per step: computed for each variable it would double the tracing time
         self._beta_1_of_step = self.beta_1
         try:
             super()._backend_update_step(grads, trainable_variables, learning_rate)
@@ -122,7 +122,7 @@ class GroupedAdamW(keras.optimizers.Adam):
 def rate_factors(model: keras.Model, encoder_factors: tuple[float, float]) -> dict[str, float]:
     """Rate factor of each trainable variable, by its path.
 
-    The encoder is cut in two as fastai cuts a ResNet: up to stride 8 (two stages), and from stride 16 on.
+    The encoder has two parts, as in fastai's ResNet: up to stride 8 (two stages), and from stride 16 on.
 
     Args:
         model: of `build_unet`.

@@ -1,4 +1,4 @@
-"""`TrainingOptions`: what a training is told besides its cases, its folder and its recipe."""
+"""`TrainingOptions`: all options of a training except cases, folder and recipe."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ class TrainingOptions:
     Attributes:
         epochs: epochs after the frozen phase, at least 0; None: the recipe's.
         image_size: rows and columns of the network's input, in pixels, a multiple of 32; None: the recipe's.
-        batch_size: slices a step over all devices, at least 1; None: the recipe's.
+        batch_size: slices per step over all devices, at least 1; None: the recipe's.
         backbone: encoder, one of `liverseg_tf.config.BACKBONES`; None: the recipe's.
         encoder_weights: "imagenet", "none" or a file; None: the recipe's.
         classes: what the masks hold, by value from 1: the organ, its lesion (None if it has none), further structures;
             None: liver and tumour, or those of `from_model`.
         validation_fraction: share of the patients to validate on, above 0 and below 1.
-        split: "patients", or "slices" as the original had it, which mixes a patient's slices over both sides.
-        folds: train this many models, at least 2, each validated on its own share of the patients, in
+        split: "patients", or "slices" as in the original, which puts slices of one patient into both parts.
+        folds: train this many models, at least 2, each validated on one fold of the patients, in
             `output/fold-<i>`; the run of the best one is returned.
-        from_model: a model of this library to start from; all of its configuration but the image size is kept: its
-            classes and their names, channels, HU range and backbone; so give neither a backbone nor encoder weights.
-        seed: everything random goes by it.
-        steps_per_epoch: batches an epoch, at least 1; None: as many as the training slices give.
-        xla: compile with XLA; None: where it pays.
+        from_model: a model of this library to start from; its configuration is kept except the image size: classes and
+            their names, channels, HU range and backbone. So don't give a backbone or encoder weights.
+        seed: of all random numbers.
+        steps_per_epoch: batches per epoch, at least 1; None: all training slices once.
+        xla: compile with XLA; None: where it is faster.
         precision: "float32", "mixed_float16" or "bfloat16" (convolutions in bfloat16 by oneDNN, weights in float32);
-            None: mixed on a GPU with tensor cores, and bfloat16 on one CPU that computes with it.
+            None: mixed on a GPU with tensor cores, and bfloat16 on a CPU with bfloat16 instructions.
         strategy: for several devices: "mirrored" (all GPUs), "multiworker" (the workers of TF_CONFIG, which all call
             `train` with the same arguments; the first one alone writes `output`, which all must be able to read), or a
             `tf.distribute` strategy.
-        data_shards: the training patients are shared out over this many shards, and each batch takes equally many
-            slices of each; None: one shard a worker, which reads no other training files. The batches are the same on
-            any number of workers.
-        data_service: dispatcher of a tf.data service that makes the training batches, as "grpc://host:port". They come
-            in the order in which they are ready: no repeated or resumed training is then equal to the bit.
-        resume: go on where a killed run stopped; or with a finished one, which more `epochs` extend: from its kept
-            model, with a fresh optimizer and a further one-cycle rate over the new epochs.
+        data_shards: the training patients are divided into this many shards, and each batch takes the same number of
+            slices from each; None: one shard per worker, which reads no other training files. The batches don't depend
+            on the number of workers.
+        data_service: dispatcher of a tf.data service that makes the training batches, as "grpc://host:port". They
+            arrive in the order in which they are completed, so repeated or resumed trainings are not bit-equal.
+        resume: continue a stopped run; or extend a finished one by more `epochs`, from its kept model, with a new
+            optimizer and another one-cycle rate over the new epochs.
         callbacks: Keras callbacks; they get batches and epochs with the history row as logs.
-        tensorboard: write `output/tensorboard` with every figure, and overlays of validation slices.
-        deterministic: same seed, same weights on the same machine; False may read faster.
+        tensorboard: write `output/tensorboard` with all metrics, and overlays of validation slices.
+        deterministic: the same seed gives the same weights on the same machine; False may be faster.
 
     Raises:
-        ConfigError: for a split or a precision that is none, and for an encoder beside a model to start from.
+        ConfigError: for an unknown split or precision, or an encoder together with a model to start from.
     """
 
     epochs: int | None = None

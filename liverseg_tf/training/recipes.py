@@ -13,21 +13,21 @@ from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 
 @dataclass(frozen=True)
 class Recipe(Config):
-    """Everything about a training but the data, the seed and the machine.
+    """All settings of a training except the data, the seed and the machine.
 
     Attributes:
         name: of the recipe.
         image_size: rows and columns of the network's input, in pixels.
-        batch_size: slices a step, over all devices.
+        batch_size: slices per step, over all devices.
         backbone: encoder, one of `liverseg_tf.config.BACKBONES`.
         encoder_weights: "imagenet", "none" or a file.
         channels: how HU become channels.
         clip_hu: clip HU to [-1024, 3071] when reading.
         loss: as `build_loss` takes it.
         class_weights: weight of each class in the cross entropy, or None.
-        frozen_epochs: epochs with the encoder's convolutions frozen; skipped when the encoder starts random.
+        frozen_epochs: epochs with the encoder's convolutions frozen; skipped if the encoder starts with random weights.
         epochs: epochs after that.
-        learning_rate: highest rate of the frozen phase, and of the decoder after it times `unfrozen_factor`.
+        learning_rate: highest rate of the frozen phase; times `unfrozen_factor`, the decoder's highest rate after it.
         unfrozen_factor: the second phase's rate is the first one's times this.
         encoder_factors: rates of the first and second half of the encoder, relative to the decoder's.
         warmup, frozen_warmup: share of a phase in which the rate rises.
@@ -36,7 +36,7 @@ class Recipe(Config):
         beta_2, epsilon: of Adam.
         weight_decay: decoupled, not on BatchNorm and biases.
         clip_norm: largest norm of all gradients together, or None.
-        ema: decay a step of the averaged weights that are validated and kept, or None.
+        ema: decay per step of the averaged weights that are validated and kept, or None.
         augmentation: vary slices at random.
         lesion_synthesis: paint synthetic tumours into livers.
         proportions: shares of slices with tumour, with liver only, with neither; None takes them as they come.

@@ -54,7 +54,7 @@ def create_strategy(name: str) -> tf.distribute.Strategy | None:
     except tf.errors.OpError as error:
         raise TrainingError(
             "the workers of TF_CONFIG could not be joined: expected each of its addresses to be free on its host and "
-            f"reachable from the others; check ports and firewalls, and start all workers anew ({_line(error)})"
+            f"reachable from the others; check ports and firewalls, and restart all workers ({_line(error)})"
         ) from error
 
 
@@ -69,7 +69,7 @@ def worker_index(strategy: tf.distribute.Strategy | None) -> tuple[int, int]:
 
 
 def gather(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
-    """Bring every worker's `values` together on all workers; returns when all have called it.
+    """Collect every worker's `values` on all workers; returns when all have called it.
 
     Args:
         values: of the same shape and dtype (float64, int64) on all workers.
@@ -84,11 +84,11 @@ def gather(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
         return strategy.run(lambda: tf.distribute.get_replica_context().all_gather(values[None], axis=0))
 
     replicas = strategy.experimental_local_results(together(tf.constant(values)))[0].numpy()
-    return replicas[:: len(replicas) // workers]  # a worker's replicas all bring the same
+    return replicas[:: len(replicas) // workers]  # all replicas of a worker have the same values
 
 
 def explain_lost_worker(error: tf.errors.OpError) -> TrainingError | None:
-    """The error that says that another worker has ended, if that is what `error` tells."""
+    """An error that says that another worker has ended, if `error` means that."""
     if "Collective ops is aborted" not in str(error):
         return None
     return TrainingError(
@@ -99,7 +99,7 @@ def explain_lost_worker(error: tf.errors.OpError) -> TrainingError | None:
 
 @contextmanager
 def _signals_at_work() -> Iterator[None]:
-    """Let Ctrl-C end the process while TensorFlow waits out of Python's reach, and give SIGTERM back afterwards."""
+    """Let Ctrl-C end the process while TensorFlow's C++ code waits, and restore the handler of SIGTERM afterwards."""
     in_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
     try:
@@ -112,7 +112,7 @@ def _signals_at_work() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """What an error says last and best, in one line."""
+    """The most informative line of an error."""
     lines = str(error).splitlines()
     told = next((line for line in lines if "aborted by" in line), lines[0] if lines else type(error).__name__)
     return told[:200]

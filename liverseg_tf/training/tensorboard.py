@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training."""
+"""TensorBoard log of a training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TensorBoardLog(keras.callbacks.Callback):
         super().__init__()
         require("tensorboard", "tensorboard", "writing for TensorBoard")
         self.folder = Path(folder)
-        # slices with the most foreground say most
+        # the slices with the most foreground
         most = np.argsort(-(np.asarray(batch[1]) > 0).sum((1, 2)))[:_SLICES]
         self.channels, self.labels = np.asarray(batch[0])[most], np.asarray(batch[1])[most]
         self.writer = None

@@ -1,4 +1,4 @@
-"""`train`: from cases to a run folder that holds the best model and tells how it came about."""
+"""`train`: trains a model on cases and writes a run folder with the best model and the record of the training."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Run:
 
     Attributes:
         output: the run folder.
-        history: one row an epoch.
+        history: one row per epoch.
         best: the row of the kept epoch.
     """
 
@@ -104,8 +104,8 @@ def train(
 ) -> Run:
     """Train a U-Net and keep its best epoch.
 
-    The same seed, data and settings give bit-equal weights, resumed or not, on the CPU of one machine. Weights differ
-    in the last bits, and soon visibly, wherever sums are taken in another order: on another machine or version of
+    The same seed, data and settings give bit-equal weights, resumed or not, on the CPU of one machine. Weights differ,
+    at first in the last bits and later visibly, if sums are computed in another order: on another machine or version of
     TensorFlow, with another number of threads or devices, with or without XLA, in another precision. On a GPU even two
     runs on one machine differ, because gradients are summed up in the order in which its threads finish; before
     training call `tf.config.experimental.enable_op_determinism()`, which takes longer, and with XLA also set
@@ -258,7 +258,7 @@ class _Training:
         self.validation_selection = replace(rest, part=replace(part, validation=True) if part else None)
 
     def _share_out(self, shards: int | None) -> None:
-        """Which patients this worker reads; a batch needs all workers, so each reads as many slices."""
+        """The patients that this worker reads; all workers read the same number of slices of each batch."""
         shards = self.workers if shards is None else shards
         batch = self.recipe.batch_size
         if shards < 1 or shards % self.workers:
@@ -284,7 +284,7 @@ class _Training:
                 self.steps,
                 selection=self.training_selection,
                 first_epoch=first_epoch,
-                # else slices at the same place in different shards would be varied in the same way
+                # otherwise slices at the same position in different shards would get the same augmentation
                 seed=int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1) if index else seed,
                 deterministic=self.options.deterministic,
                 **options,
@@ -346,7 +346,7 @@ class _Training:
         return saved > _XLA_COMPILE_SECONDS * len(self.phases)
 
     def settings(self) -> dict[str, Any]:
-        """What must be equal for a run to be resumed."""
+        """The settings that must be equal to resume a run."""
 
         def listed(cases):
             return [{"id": c.id, "patient": c.patient, "volume": c.volume.name} for c in cases]
@@ -513,7 +513,7 @@ class _Training:
     def _save(self, model: keras.Model) -> None:
         if not self.is_chief:
             return
-        if self.precision == "mixed_float16":  # what is kept runs anywhere
+        if self.precision == "mixed_float16":  # the kept model is portable
             plain = build_model(self.config)
             plain.set_weights(model.get_weights())
             model = plain
@@ -586,7 +586,7 @@ class _Training:
                 arrays = {key: archive[key] for key in archive.files}
             meta = json.loads(str(arrays.pop("meta")))
             return arrays, {"history": _undefined_as_nan(meta["history"]), "best": _undefined_as_nan(meta["best"])}
-        except Exception as error:  # NumPy and zipfile raise many kinds for a broken file
+        except Exception as error:  # NumPy and zipfile raise many kinds of error for a broken file
             raise ConfigError(f"{path}: expected a checkpoint of this run, got something else ({error})") from None
 
     def _matching_record(self, record: Path) -> dict[str, Any]:
@@ -668,7 +668,7 @@ class _Training:
 
 
 def _undefined_as_nan(figures):
-    """History rows from JSON, which has no NaN: null stands for a figure that is undefined."""
+    """History rows from JSON, which has no NaN: null means an undefined value."""
     if isinstance(figures, list):
         return [_undefined_as_nan(row) for row in figures]
     return figures and {name: math.nan if value is None else value for name, value in figures.items()}
@@ -684,7 +684,7 @@ def _cpu_has_bfloat16() -> bool:
 
 @contextmanager
 def bfloat16_convolutions(wanted: bool) -> Iterator[None]:
-    """Let oneDNN compute convolutions in bfloat16 meanwhile; validation is in float32, as prediction will be."""
+    """Let oneDNN compute convolutions in bfloat16 during training; validation uses float32, as prediction does."""
     if not wanted:
         yield
         return

@@ -123,6 +123,7 @@ def test_an_upload_that_fails_leaves_nothing(memory, monkeypatch, tmp_path):
     assert [memory.cat_file(name) for name in memory.find("/out")] == [b"whole"]
 
 
+@pytest.mark.slow
 def test_the_command_from_bucket_to_bucket_and_on(s3, phantom_folder, small_model_file, capsys):
     _fill(s3, "archive/ct", phantom_folder)
     s3.put_file(str(phantom_folder / "volume-3.nii.gz"), "archive/ct2/volume-3.nii.gz")  # another folder
@@ -202,6 +203,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         remote.listing("gs://bucket/ct")
 
 
+@pytest.mark.slow
 def test_local_paths_load_no_fsspec(tmp_path, phantom_folder):
     code = (
         "import sys; from liverseg_tf.inference.jobs import plan; "

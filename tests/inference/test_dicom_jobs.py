@@ -137,6 +137,7 @@ def test_nifti_and_dicom_give_the_same_mask_however_the_series_is_stored(nifti_m
     np.testing.assert_array_equal(predictor.predict(folder).canonical_labels, masks[how.get("tilt", 0)])
 
 
+@pytest.mark.slow
 def test_predict_writes_what_is_asked_for_and_names_nobody(study, tmp_path, small_model_file, capsys):
     out = tmp_path / "out"
     arguments = ["predict", str(study / "b"), "-o", str(out), "--model", str(small_model_file), "--no-postprocessing"]
@@ -157,6 +158,7 @@ def test_predict_writes_what_is_asked_for_and_names_nobody(study, tmp_path, smal
     assert (out / "c_seg.dcm").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_a_file_for_the_segmentation_alone(study, tmp_path, small_model_file):
     arguments = ["predict", str(study / "b"), "--model", str(small_model_file), "--no-postprocessing", "-o"]
     assert main([*arguments, str(tmp_path / "mine.dcm")]) == 0
@@ -174,6 +176,7 @@ def test_dicom_of_what_is_no_dicom_is_an_error(study, tmp_path, small_model_file
         main([*arguments, "--format", "stl", "--debug"])
 
 
+@pytest.mark.slow
 def test_a_resampled_series_gives_nifti_and_says_why(study, tmp_path, small_model_file, capsys):
     arguments = [
         "predict",

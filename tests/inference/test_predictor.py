@@ -9,6 +9,7 @@ from liverseg_tf.errors import ConfigError, DataWarning, ModelError, OutputError
 from liverseg_tf.inference.jobs import plan
 from liverseg_tf.inference.postprocessing import PostProcessing
 from liverseg_tf.inference.predict_files import predict_files
+from liverseg_tf.models.saving import build_model
 from tests.data.test_volume import ORIENTATIONS, stored_as
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
@@ -126,7 +127,11 @@ def test_header_fields_survive(predictor, hu, tmp_path, write_nifti):
     assert b"Mustermann" not in (tmp_path / "again.nii").read_bytes()
 
 
-def test_probabilities_are_the_labels_reasons(predictor, hu, expected, tmp_path):
+def test_probabilities_are_the_labels_reasons(small_model, small_config, hu, expected, tmp_path):
+    *others, kernel, bias = small_model.get_weights()
+    decided = build_model(small_config)
+    decided.set_weights([*others, 50 * kernel, 50 * bias])  # the same labels, far from ties that a rounding turns
+    predictor = ls.Predictor(decided, postprocessing=None)
     prediction = predictor.predict(hu, spacing_mm=SPACING, probabilities=True)
     liver, tumour = (prediction.probabilities[n].astype(int) for n in ("liver", "tumour"))
     best = np.stack([255 - liver - tumour, liver, tumour]).argmax(0)

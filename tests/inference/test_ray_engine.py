@@ -106,7 +106,7 @@ def test_labels_are_those_of_one_process_and_a_volume_that_hangs_is_given_up(
 
 
 @pytest.mark.slow
-def test_a_cohort_of_dicom_series_gives_the_objects_of_one_process(ray, tmp_path, small_model_file):
+def test_a_cohort_of_dicom_series_gives_the_objects_of_one_process(ray, tmp_path, tflite_file):
     pytest.importorskip("highdicom")
     from liverseg_tf.data.dicom.writing import write_series
 
@@ -120,8 +120,8 @@ def test_a_cohort_of_dicom_series_gives_the_objects_of_one_process(ray, tmp_path
             written[4].unlink()
     options = {"formats": "nifti,seg", "postprocessing": None}
     on_ray = {"engine": "ray", "ray_options": {"workers": 1, "threads": os.cpu_count() or 1}}
-    rows = ls.predict_folder(tmp_path / "studies", tmp_path / "ray", small_model_file, **options, **on_ray)
-    expected = ls.predict_folder(tmp_path / "studies", tmp_path / "one", small_model_file, **options)
+    rows = ls.predict_folder(tmp_path / "studies", tmp_path / "ray", tflite_file, **options, **on_ray)
+    expected = ls.predict_folder(tmp_path / "studies", tmp_path / "one", tflite_file, **options)
     assert [Path(row["output"]).name for row in rows] == ["patient1_seg.nii.gz", "patient2_seg.nii.gz"]
     for row, other in zip(rows, expected, strict=True):
         assert row["status"] == "done" and row["series"] == other["series"]
@@ -133,10 +133,10 @@ def test_a_cohort_of_dicom_series_gives_the_objects_of_one_process(ray, tmp_path
 
 
 @pytest.mark.slow
-def test_every_volume_ends_once_whatever_dies(ray, cluster, data, tmp_path, small_model_file, capsys):
-    expected = predict_files(ls.Predictor(small_model_file), plan([data / "volume-1.nii.gz"], tmp_path / "one"))[0]
+def test_every_volume_ends_once_whatever_dies(ray, cluster, data, tmp_path, tflite_file, capsys):
+    expected = predict_files(ls.Predictor(tflite_file), plan([data / "volume-1.nii.gz"], tmp_path / "one"))[0]
     output, caused = tmp_path / "out", []
-    command = ["predict", str(data), "-o", str(output), "--model", str(small_model_file)]
+    command = ["predict", str(data), "-o", str(output), "--model", str(tflite_file)]
     on_ray = ["--engine", "ray", "--address", cluster.address, "--workers", "3", "--threads", "1"]
     accidents = threading.Thread(target=_cause_accidents, args=(cluster, output, caused), daemon=True)
     accidents.start()
@@ -209,7 +209,7 @@ def _workers_of(node) -> list[int]:
 def test_what_cannot_work_is_said_at_once(ray, tmp_path, small_model, small_model_file, phantom_folder):
     jobs = plan([phantom_folder], tmp_path / "out")
     predictor = ls.Predictor(small_model_file)
-    with pytest.raises(ConfigError, match="from a model's path"):
+    with pytest.raises(ConfigError, match="made from a path"):
         predict_files(ls.Predictor(small_model), jobs, engine="ray")
     with pytest.raises(ConfigError, match="is in this process"):
         predict_files(predictor, [Job("memory://a/ct.nii", "memory://b/ct_seg.nii.gz")], engine="ray")

@@ -1,5 +1,6 @@
 """Slices that can hold the liver are found, and give the mask that all slices give."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -134,3 +135,13 @@ def test_the_next_item_is_taken_meanwhile():
 
     with pytest.raises(ls.LiverSegError, match="broken"):
         list(read_ahead(failing()))
+
+
+@pytest.mark.parametrize("signs", [(-1, -1, 1), (1, 1, 1), (1, -1, -1)])
+def test_labels_are_written_without_a_copy(signs):
+    """A mask of a thousand slices would take a quarter of a gigabyte once more."""
+    image = nib.Nifti1Image(volume([0] * 5 + [30] * 12).astype(np.int16), np.diag([*np.multiply(signs, 4.0), 1]))
+    prediction = ls.Predictor(Bright()).predict(image)
+    written = prediction.volume.image_like(prediction.canonical_labels)
+    assert prediction.canonical_labels.any()
+    assert np.shares_memory(written.dataobj, prediction.canonical_labels)

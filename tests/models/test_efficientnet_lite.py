@@ -180,6 +180,7 @@ def test_sizes_are_the_published_ones(backbone, blocks, parameters):
     assert [encoder.get_layer(name).output.shape[1] for name in skips] == [4, 8, 16, 32]
 
 
+@pytest.mark.slow
 def test_unet_trains_and_explains_as_on_other_encoders():
     model = build_unet(64, "efficientnet_lite0", channels=2)
     assert model.output_shape == (None, 64, 64, 3)
@@ -197,6 +198,7 @@ def test_unet_trains_and_explains_as_on_other_encoders():
     assert build_unet(32, "efficientnet_lite0", precision="mixed_float16")(np.zeros((1, 32, 32, 3))).dtype == "float32"
 
 
+@pytest.mark.slow
 def test_saved_and_loaded(tmp_path):
     from liverseg_tf.config import ModelConfig
 

@@ -47,13 +47,13 @@ def test_files_that_are_no_model(small_model_file, tmp_path):
         ),
         "other.keras": (
             lambda p: _rewritten(
-                small_model_file, p, lambda n, c: c.replace(b"resnet18", b"vgg16") if n == CONFIG_ENTRY else c
+                small_model_file, p, lambda n, c: c.replace(b'"tiny"', b'"resnet18"') if n == CONFIG_ENTRY else c
             ),
-            "weights of unet_vgg16",
+            "weights of unet_resnet18",
         ),
         "weights.keras": (
             lambda p: _rewritten(small_model_file, p, lambda n, c: c[:999] if n == "model.weights.h5" else c),
-            "weights of unet_resnet18",
+            "weights of unet_tiny",
         ),
     }
     for name, (make, words) in cases.items():
@@ -68,7 +68,7 @@ def test_files_that_are_no_model(small_model_file, tmp_path):
 
 
 def test_other_channels_are_refused(small_model, tmp_path):
-    config = ModelConfig(32, "resnet18", channels=ChannelsConfig(("liver",), False))
+    config = ModelConfig(32, "tiny", channels=ChannelsConfig(("liver",), False))
     save_model(small_model, config, tmp_path / "m.keras")
-    with pytest.raises(ModelError, match="weights of unet_resnet18"):
+    with pytest.raises(ModelError, match="weights of unet_tiny"):
         load_model(tmp_path / "m.keras")

@@ -134,6 +134,7 @@ def test_a_page_names_the_model_that_made_the_prediction(scan, small_model_file,
     text = report(prediction, tmp_path / "p.html", Predictor(small_model_file), explanations=False).read_text()
     assert f"<td>{small_model_file.name}</td>" in text and "Model card" not in text
     shipped = report(scan[0], tmp_path / "q.html", explanations=False).read_text()
+    assert "<td>liverseg-lite0</td>" in shipped  # it confirms the tumours
     assert "<td>shipped</td>" in shipped and "Model card" in shipped and "CC BY-SA 4.0" in shipped
     assert "<pre># liverseg-resnet34" in shipped  # what is above is for model hubs
 

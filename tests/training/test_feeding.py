@@ -19,7 +19,7 @@ RECIPE = Recipe(
     name="odd",
     image_size=64,
     batch_size=3,
-    backbone="resnet18",
+    backbone="tiny",
     channels=ChannelsConfig(("lungs", (99, 3)), histogram=False),
     clip_hu=False,
     augmentation=True,
@@ -101,7 +101,7 @@ def test_finder_and_training_feed_on_the_same(feed_of, phantom_folder, tmp_path)
 
 
 def test_a_given_models_configuration_decides_what_the_finder_feeds(feed_of, phantom_folder):
-    config = ModelConfig(32, "resnet18", channels=ChannelsConfig(("brain",)), hu_range=(-200.0, 300.0))
+    config = ModelConfig(32, "tiny", channels=ChannelsConfig(("brain",)), hu_range=(-200.0, 300.0))
     recipe = dataclasses.replace(RECIPE, augmentation=False, lesion_synthesis=False)
     arguments, options = feed_of(ls.find_learning_rate, ls.find_cases(phantom_folder), recipe, model=Network(config))
     assert arguments[1] == 32
@@ -118,7 +118,7 @@ def test_large_data_sets_are_not_kept_in_memory(feed_of, phantom_folder, monkeyp
 
 def test_a_model_to_start_from_keeps_its_configuration(monkeypatch, phantom_folder, tmp_path):
     config = ModelConfig(
-        32, "resnet18", ("background", "leber", "herd"), ChannelsConfig(("brain",)), hu_range=(-200.0, 300.0)
+        32, "tiny", ("background", "leber", "herd"), ChannelsConfig(("brain",)), hu_range=(-200.0, 300.0)
     )
     monkeypatch.setattr(training, "load_model", lambda path: Network(config))
     monkeypatch.setattr(training._Training, "run", lambda self: self)

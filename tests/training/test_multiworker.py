@@ -1,10 +1,7 @@
 """Training on several workers: TF_CONFIG, equality with one worker, and a worker that is killed."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -16,6 +13,7 @@ from liverseg_tf.errors import CaseError, ConfigError, LiverSegError
 from liverseg_tf.training import train as run
 from liverseg_tf.training.feeding import patient_shards
 from liverseg_tf.training.strategies import create_strategy
+from tests.processes import Fork
 from tests.training import worker
 from tests.training.worker import RECIPE
 
@@ -41,24 +39,14 @@ def start_workers(arguments):
     workers = []
     for index, values in enumerate(arguments):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, worker.__file__, repr(values)],
-                env={**os.environ, "TF_CONFIG": json.dumps(config)},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        workers.append(Fork(worker.main, values, environment={"TF_CONFIG": json.dumps(config)}))
     return workers
 
 
 def ends(process, seconds=200):
     """Exit status and stderr of a worker; it fails here rather than hang."""
-    try:
-        _, errors = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
-    return process.returncode, errors
+    ended = process.end(seconds)
+    return ended.status, ended.errors
 
 
 def test_two_workers_reach_one_workers_weights_though_one_was_killed(phantom_folder, tmp_path, monkeypatch):

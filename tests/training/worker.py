@@ -66,8 +66,9 @@ def train_small(data, output, weights, dies_in_epoch=None, **options):
     )
 
 
-if __name__ == "__main__":
+def main(options):
+    """A worker's process, as TF_CONFIG says."""
     try:
-        train_small(**eval(sys.argv[1]), strategy="multiworker")
+        train_small(**options, strategy="multiworker")
     except LiverSegError as error:
         sys.exit(f"{type(error).__name__}: {error}")

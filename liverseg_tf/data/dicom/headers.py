@@ -82,7 +82,7 @@ class DicomImage:
         file: where it lies.
         frame: index from 0 in a multi-frame file; None in a file of one image.
         sop_class_uid, sop_instance_uid: of the file; the latter "" where it is missing.
-        position_mm: (3,) float64, center of the first pixel in the patient's LPS+ coordinates.
+        position_mm: (3,) float64, centre of the first pixel in the patient's LPS+ coordinates.
         orientation: (6,) float64, unit vectors along a row (to higher columns) and a column (to higher rows), LPS+.
         spacing_mm: distance between rows, and between columns.
         slope, intercept: stored values to HU.

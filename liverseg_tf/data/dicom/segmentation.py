@@ -29,7 +29,7 @@ class SegmentationFrame:
     """One frame.
 
     Attributes:
-        position_mm: (3,) center of the first pixel, LPS+.
+        position_mm: (3,) centre of the first pixel, LPS+.
         row_step_mm, column_step_mm: (3,) from a pixel to that of the next row, and of the next column, LPS+.
         source: SOPInstanceUID and index of the frame that it was made from, or None.
         masks: class (LIVER or TUMOUR) and segment number of each segment in the frame, and its pixels

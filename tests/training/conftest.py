@@ -1,0 +1,21 @@
+"""What the tests of training share: a recipe of seconds, and a run that has finished."""
+
+import dataclasses
+
+import pytest
+
+import liverseg_tf as ls
+from tests.training.runs import RECIPE, Record, options
+
+
+@pytest.fixture(scope="session")
+def cases(phantom_folder):
+    return ls.find_cases(phantom_folder)
+
+
+@pytest.fixture(scope="session")
+def finished(cases, tmp_path_factory):
+    record = Record()
+    output = tmp_path_factory.mktemp("runs") / "run"
+    recipe = dataclasses.replace(RECIPE, ema=0.9, augmentation=True, lesion_synthesis=True)
+    return ls.train(cases, output, recipe, callbacks=[record], **options()), record
