@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_folders, add_json, add_max_bytes, add_patients
+from liverseg_tf.cli.options import add_json, add_max_bytes, add_patients
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -12,12 +12,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "verify",
         help="check a data set",
-        description="Read every volume and mask of a data set completely and report errors and doubts. Errors: "
-        "unusable files, two files with one number, mismatched shapes or affines, invalid mask values. Warnings: "
-        "spacing, orientation, intensities that are not HU, padding, tumours outside the liver, duplicate volumes "
-        "under different numbers. Exit status 1 if there are errors, else 0.",
+        description="Read every volume and mask of a data set completely and report errors and doubts: NIfTI, NRRD, "
+        "MetaImage, and DICOM series with their SEGs. Errors: unusable files, DICOM series with missing or differing "
+        "slices, two files with one number, mismatched shapes or affines, invalid mask values. Warnings: spacing, "
+        "orientation, a tilted gantry, the contrast phase, intensities that are not HU, padding, tumours outside the "
+        "liver, duplicate volumes under different numbers. Exit status 1 if there are errors, else 0.",
     )
-    add_folders(parser)
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        metavar="INPUT",
+        help="folders of volumes and masks, searched recursively; single files, and .zip archives of DICOM",
+    )
     add_patients(parser)
     add_max_bytes(parser)
     parser.add_argument(

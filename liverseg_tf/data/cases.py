@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from liverseg_tf.data.nifti import is_nifti_name, stem
-from liverseg_tf.errors import CaseError, ConfigError, DataWarning, InputFileError, warn
+from liverseg_tf.data.reading import format_of, is_itk_name
+from liverseg_tf.errors import CaseError, ConfigError, DataWarning, InputFileError, MissingDependencyError, warn
 from liverseg_tf.files import is_hidden
+from liverseg_tf.hounsfield import HU_RANGE
+
+if TYPE_CHECKING:
+    from liverseg_tf.data.dicom.series import DicomSeries
+    from liverseg_tf.data.volume import CTVolume, MaskVolume
+    from liverseg_tf.labels import ClassSet
 
 # LiTS: volume-7, segmentation-7. Medical Segmentation Decathlon: imagesTr/liver_7, labelsTr/liver_7.
 _NUMBER = r"(\d{1,18})"  # fits 64 bits
@@ -30,25 +39,55 @@ class Case:
         patient: the patient's name; splits, folds and bootstraps group by it.
         volume: the CT.
         segmentation: its mask, or None for a case to predict.
+        series: the DICOM series that it is, found in the folder or archive `volume`; else None.
     """
 
     id: int
     patient: str
     volume: Path
     segmentation: Path | None = None
+    series: DicomSeries | None = field(default=None, compare=False, repr=False)
 
     @property
     def files(self) -> list[Path]:
-        """The CT, and the mask if there is one."""
-        return [self.volume] if self.segmentation is None else [self.volume, self.segmentation]
+        """The CT's files, and the mask if there is one."""
+        volume = [self.volume]
+        if self.series is not None:
+            volume = list(dict.fromkeys(image.file.path for image in self.series.images))
+        return volume if self.segmentation is None else [*volume, self.segmentation]
+
+    def load_volume(self, hu_range: tuple[float, float] | None = HU_RANGE) -> CTVolume:
+        """Read the CT; see `CTVolume.load`."""
+        from liverseg_tf.data.volume import CTVolume
+
+        return CTVolume.load(self.volume, hu_range=hu_range, series=self.series)
+
+    def load_mask(self, volume: CTVolume, classes: ClassSet | None = None) -> MaskVolume:
+        """Read the mask, on the CT's grid.
+
+        Raises:
+            CaseError: if there is none.
+            GeometryError: if it lies on another grid.
+            InputFileError, LabelError: as `MaskVolume.load`.
+        """
+        from liverseg_tf.data.volume import MaskVolume, check_same_voxels
+
+        if self.segmentation is None:
+            raise CaseError(f"case {self.id}: expected a mask, it has none")
+        mask = MaskVolume.load(self.segmentation, classes=classes, like=volume)
+        check_same_voxels(volume.geometry, mask.geometry, (self.volume, self.segmentation))
+        return mask
 
 
 def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list[Case]:
     """Find CTs and masks in folders and pair them by number.
 
-    Recognises LiTS's names (`volume-7.nii`, `segmentation-7.nii`, also .nii.gz) in any sub-folder, and the Medical
-    Segmentation Decathlon's layout (`imagesTr/liver_7.nii.gz`, `labelsTr/liver_7.nii.gz`, `imagesTs/...`).
-    Hidden files and folders are skipped.
+    Knows LiTS's names (`volume-7.nii`, `segmentation-7.nii`, also .nii.gz) in any sub-folder, and the Medical
+    Segmentation Decathlon's layout (`imagesTr/liver_7.nii.gz`, `labelsTr/liver_7.nii.gz`, `imagesTs/...`); NRRD and
+    MetaImage files have the same names. Every usable DICOM CT series is a case: its mask is the DICOM SEG that refers
+    to it, or a file named `segmentation-7` for the folder `volume-7`, or `<folder>_seg`. A series whose folder is not
+    named `volume-<number>` has a number made of its UID. Series of one PatientID are one patient's. Hidden files and
+    folders are passed over.
 
     Args:
         folders: any number of folders, searched recursively; volumes and masks may lie in different ones.
@@ -62,19 +101,18 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
         CaseError: if no volume is found, or two files have the same number.
 
     Warns:
-        DataWarning: for masks without a volume.
+        DataWarning: for masks without a volume, and DICOM series that can't be used.
 
     Examples:
         >>> find_cases("LiTS/vol_1", "LiTS/vol_2", "LiTS/segmentations")  # doctest: +SKIP
     """
     found = find_files(*folders)
-    for kind, files in (("volume", found.volumes), ("segmentation", found.masks)):
-        for number, paths in files.items():
-            if len(paths) > 1:
-                raise CaseError(
-                    f"{kind} {number} is there twice: {paths[0]} and {paths[1]}; remove one, or name fewer folders"
-                )
-    volumes, masks = ({number: paths[0] for number, paths in files.items()} for files in (found.volumes, found.masks))
+    for kind, number, paths in found.doubles():
+        raise CaseError(f"{kind} {number} is there twice: {paths[0]} and {paths[1]}; remove one, or name fewer folders")
+    volumes = {number: files[0] for number, files in found.volumes.items()}
+    masks = {number: paths[0] for number, paths in found.masks.items()}
+    for path, problem in found.unusable:
+        warn(f"{path}: {problem}", DataWarning)
     if not volumes:
         raise no_volumes(folders, len(masks))
     orphans = sorted(set(masks) - set(volumes))
@@ -82,46 +120,162 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
         listed = ", ".join(str(masks[n]) for n in orphans[:5]) + (", ..." if len(orphans) > 5 else "")
         warn(f"{len(orphans)} masks have no volume and are left out: {listed}", DataWarning)
     groups = read_patients(patients) if patients is not None else {}
-    return [Case(n, groups.get(n, str(n)), volumes[n], masks.get(n)) for n in sorted(volumes)]
+    patients_of = found.patients(groups)
+    return [Case(n, patients_of[n], volumes[n].path, masks.get(n), volumes[n].series) for n in sorted(volumes)]
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """A CT: a file, or a DICOM series and the folder or archive that holds it."""
+
+    path: Path
+    series: DicomSeries | None = None
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """NIfTI files by the number in their name.
+    """CTs and masks by the number in their name, or that is made of a DICOM series' UID.
 
     Attributes:
-        volumes, masks: number -> its files; more than one is an error.
-        others: files without a number.
+        volumes, masks: number -> files that have it; more than one is a mistake.
+        others: files whose names have no number or kind.
+        unusable: paths of DICOM series and files that can't be used, and why.
+        left_out: what DICOM series are that are no CT slices (localizers, derived images), each once.
     """
 
-    volumes: dict[int, list[Path]]
-    masks: dict[int, list[Path]]
-    others: list[Path]
+    volumes: dict[int, list[VolumeFile]] = field(default_factory=dict)
+    masks: dict[int, list[Path]] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
+    unusable: list[tuple[Path, str]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def doubles(self) -> Iterator[tuple[str, int, list[Path]]]:
+        """Kind, number and paths of what stands more than once."""
+        for number, volumes in self.volumes.items():
+            if len(volumes) > 1:
+                yield "volume", number, [volume.path for volume in volumes]
+        for number, paths in self.masks.items():
+            if len(paths) > 1:
+                yield "segmentation", number, paths
+
+    def patients(self, groups: dict[int, str]) -> dict[int, str]:
+        """Whose each volume is: as the groups file says; else series of one PatientID are the first one's."""
+        first: dict[str, int] = {}
+        found = {}
+        for number in sorted(self.volumes):
+            series = self.volumes[number][0].series
+            digest = series.patient_digest if series is not None else ""
+            own = first.setdefault(digest, number) if digest else number
+            found[number] = groups.get(number, str(own))
+        return found
 
 
-def find_files(*folders: str | Path) -> CaseFiles:
-    """Find the files that `find_cases` pairs, duplicates included.
+def find_files(*folders: str | Path, files: bool = False) -> CaseFiles:
+    """Find what `find_cases` pairs, doubles included.
+
+    Args:
+        folders: searched recursively.
+        files: take files by themselves too: volumes or masks of any name, and .zip archives of DICOM.
 
     Raises:
         InputFileError: if a folder is missing.
         CaseError: if no folder is named.
     """
-    found = CaseFiles({}, {}, [])
-    for path in _nifti_files(folders):
-        kind, number = _kind_and_number(path)
-        if kind is None:
-            found.others.append(path)
-        else:
-            (found.volumes if kind == "volume" else found.masks).setdefault(number, []).append(path)
+    if not folders:
+        raise CaseError("expected at least one folder to search, got none")
+    found = CaseFiles()
+    seen: set[Path] = set()
+    named: dict[str, int] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir() and not (files and folder.exists()):
+            what = "got a file" if folder.exists() else "there is none"
+            raise InputFileError(f"{folder}: expected a folder of CTs, {what}; check the path")
+        if folder.is_dir():
+            for path in sorted(folder.rglob("*")):
+                has_name = is_nifti_name(path) or is_itk_name(path)
+                is_volume = has_name and path.is_file() and not is_hidden(path, folder)
+                if is_volume and path.resolve() not in seen:  # overlapping folders are no doubles
+                    seen.add(path.resolve())
+                    _add_file(found, path, *_kind_and_number(path))
+        elif format_of(folder) != "dicom":
+            kind, number = _kind_and_number(folder)
+            number = _number_of(str(folder.resolve())) if kind is None else number
+            _add_file(found, folder, kind or ("segmentation" if is_mask_name(folder) else "volume"), number)
+            continue
+        named |= _add_dicom(found, folder, seen)
+    for path in [path for path in found.others if stem(path).removesuffix("_seg") in named]:
+        if stem(path).endswith("_seg"):  # as `predict` names the mask of a series
+            found.others.remove(path)
+            found.masks[named[stem(path).removesuffix("_seg")]] = [path]  # it has the SEG's voxels, or counts before it
     return found
+
+
+def _add_file(found: CaseFiles, path: Path, kind: str | None, number: int) -> None:
+    if kind is None:
+        found.others.append(path)
+    elif kind == "volume":
+        found.volumes.setdefault(number, []).append(VolumeFile(path))
+    else:
+        found.masks.setdefault(number, []).append(path)
+
+
+def _add_dicom(found: CaseFiles, given: Path, seen: set[Path]) -> dict[str, int]:
+    """Add DICOM series and segmentations; returns the names that `predict` gives the series, and their numbers."""
+    from liverseg_tf.data.dicom.segmentation import holds_liver, referenced_series
+    from liverseg_tf.data.dicom.series import find_series, named_series
+
+    try:
+        there = find_series(given)
+    except MissingDependencyError as error:
+        if not found.volumes and not found.masks:
+            raise
+        found.unusable.append((given, f"holds DICOM files, which are left out ({error})"))
+        return {}
+    new = [one for one in there.series if not one.images or one.images[0].file.path.resolve() not in seen]
+    usable = [one for one in new if one.is_usable]
+    seen.update(image.file.path.resolve() for one in new for image in one.images if image.file.member is None)
+    found.unusable.extend((Path(one.folder), f"series {one.number}: {one.problem}") for one in new if one.problem)
+    found.unusable.extend((file.path, f"{file.name} {why}") for file, why in there.broken)
+    kinds = {one.left_out for one in new if one.left_out and one.modality != "SEG"}
+    found.left_out.extend(sorted(kinds - set(found.left_out)))
+    names, numbers = {}, {}
+    for name, series in named_series(given, usable):
+        path = Path(series.folder) if given.is_dir() else given
+        alone = sum(other.folder == series.folder for other in usable) == 1
+        match = _LITS_NAME.fullmatch(stem(path))
+        number = int(match[2]) if match and alone else _number_of(series.uid or series.folder)
+        found.volumes.setdefault(number, []).append(VolumeFile(path, series))
+        names[name], numbers[series.uid] = number, number
+    known = {f.series.uid: n for n, files in found.volumes.items() for f in files if f.series is not None} | numbers
+    for file in there.segmentations:
+        if file.member is not None or file.path.resolve() in seen:
+            continue
+        seen.add(file.path.resolve())
+        kind, number = _kind_and_number(file.path)
+        if kind is None and not given.is_dir():  # one that was named by itself
+            number = _number_of(str(file.path.resolve()))
+        number = known.get(referenced_series(file.path), number)
+        if not holds_liver(file.path) or number < 0:
+            found.others.append(file.path)
+        elif not any(is_nifti_name(path) for path in found.masks.get(number, ())):  # `predict` writes both of one mask
+            found.masks.setdefault(number, []).append(file.path)
+    return names
+
+
+def _number_of(name: str) -> int:
+    """A number that is always the same for the same name or UID, and hardly anyone else's."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 
 def no_volumes(folders: Sequence[str | Path], masks: int) -> CaseError:
     """The error for folders without a CT."""
     return CaseError(
         f"{', '.join(map(str, folders))}: expected CTs named volume-<number>.nii or .nii.gz (LiTS) or "
-        f"imagesTr/<name>_<number>.nii.gz (Medical Segmentation Decathlon), got none"
-        f"{f' but {masks} masks' if masks else ''}; DICOM series are checked by 'liverseg series'"
+        f"imagesTr/<name>_<number>.nii.gz (Medical Segmentation Decathlon), or DICOM series, got none"
+        f"{f' but {masks} masks' if masks else ''}"
     )
 
 
@@ -211,7 +365,10 @@ def with_masks(cases: Iterable[Case]) -> list[Case]:
     """
     labelled = [case for case in cases if case.segmentation is not None]
     if not labelled:
-        raise CaseError("expected cases with masks (segmentation-<number>.nii or .nii.gz), got none with one")
+        raise CaseError(
+            "expected cases with masks (segmentation-<number>.nii or .nii.gz, or a DICOM SEG of the series), got none "
+            "with one"
+        )
     return labelled
 
 
@@ -223,20 +380,6 @@ def _shuffled_patients(cases: Sequence[Case], seed: int) -> list[str]:
 
 def _divide(cases: Sequence[Case], validation: set[str]) -> tuple[list[Case], list[Case]]:
     return [c for c in cases if c.patient not in validation], [c for c in cases if c.patient in validation]
-
-
-def _nifti_files(folders: Sequence[str | Path]) -> list[Path]:
-    if not folders:
-        raise CaseError("expected at least one folder to search, got none")
-    files: dict[Path, Path] = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            what = "got a file" if folder.exists() else "there is none"
-            raise InputFileError(f"{folder}: expected a folder of CTs, {what}; check the path")
-        for path in sorted(folder.rglob("*")):
-            if is_nifti_name(path) and path.is_file() and not is_hidden(path, folder):
-                files.setdefault(path.resolve(), path)  # a file found through two overlapping folders counts once
-    return list(files.values())
 
 
 def _kind_and_number(path: Path) -> tuple[str | None, int]:

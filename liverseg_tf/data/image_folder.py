@@ -124,7 +124,7 @@ def write_image_folder(
     if not 1 <= quality <= 100:
         raise ConfigError(f"JPG quality: expected 1 to 100. Received: {quality}")
     chosen = selection.cases(with_masks(cases))
-    inputs = [path for case in cases for path in (case.volume, case.segmentation) if path]
+    inputs = [path for case in cases for path in case.files]
     claim_folder(output, "images", inputs=inputs)
     patients = {case.id: case.patient for case in chosen}
     if len(patients) < len(chosen):

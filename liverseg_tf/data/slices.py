@@ -1,8 +1,9 @@
-"""Slices of NIfTI files as a tf.data pipeline: read, reoriented, windowed and resized in graph operations.
+"""Slices of CTs and masks as a tf.data pipeline: read, turned, windowed and resized in graph operations.
 
-Slices along the file's third axis are stored one after another, so TensorFlow's record reader streams them, also from
-gzip, without Python. Sizes come from the checked header, records are counted, and a file that ends early is an error
-even if it ends at a slice's edge.
+Slices along the file's third axis stand one after another, so TensorFlow's own record reader streams them, gzip
+included, without Python. The reader trusts no header: sizes come from the checked header, records are counted, and a
+file that ends early is an error even when it ends on a slice's edge. DICOM, NRRD and MetaImage come through `CTVolume`,
+a case at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import glob
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Unpack
@@ -22,13 +23,14 @@ import tensorflow as tf
 from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
 from liverseg_tf.config import ChannelsConfig
 from liverseg_tf.data.cases import Case, with_masks
-from liverseg_tf.data.nifti import NiftiFile, open_nifti, read_voxels
+from liverseg_tf.data.nifti import NiftiFile, is_nifti_name, open_nifti, read_voxels
+from liverseg_tf.data.reading import open_volume
 from liverseg_tf.data.slice_options import SliceChanges, SliceOptions, SliceSelection
 from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LiverSegError
 from liverseg_tf.hounsfield import AIR_HU
 from liverseg_tf.keyword_options import takes_options, with_changes
-from liverseg_tf.labels import CLASS_NAMES, CLASSES, LIVER, TUMOUR, to_labels
+from liverseg_tf.labels import CLASS_NAMES, CLASSES, LIVER, TUMOUR, ClassSet, to_labels
 from liverseg_tf.ownership import write_text
 from liverseg_tf.strict_json import to_json
 
@@ -126,16 +128,20 @@ def explain_read_error(
 ) -> LiverSegError:
     """Turn TensorFlow's error while reading into one that names the file and its defect."""
     for case in with_masks(cases):
-        for path in case.files:
-            try:
+        try:
+            if not _is_streamed(case):
+                mask = case.load_mask(case.load_volume(), ClassSet(tuple(class_names)))
+                to_labels(mask.labels, str(case.segmentation), class_names)
+                continue
+            for path in case.files:
                 file = open_nifti(path)
                 voxels = read_voxels(file)
                 if path == case.segmentation:
                     to_labels(
                         voxels * file.slope + file.intercept if file.is_scaled else voxels, str(path), class_names
                     )
-            except LiverSegError as found:
-                return found
+        except LiverSegError as found:
+            return found
     return InputFileError(f"reading slices failed, although every file can be read by itself: {str(error)[:300]}")
 
 
@@ -281,17 +287,34 @@ class _Source:
         if not cases:
             raise CaseError("expected at least one case to read, got none")
         self.cases, self.selection, self.hu_range, self.classes = cases, selection, hu_range, classes
-        self._volumes = [open_nifti(case.volume) for case in cases]
-        self._masks = [open_nifti(case.segmentation) for case in cases if case.segmentation]
+        # of cases that come through `CTVolume` nothing is streamed: their columns hold no file
+        self._is_streamed = [_is_streamed(case) for case in cases]
+        self._volumes: list[NiftiFile | None] = []
+        self._masks: list[NiftiFile | None] = []
         self._geometries = []
-        for volume, mask in zip(self._volumes, self._masks, strict=True):
+        loaded_dtypes = []
+        for case, is_streamed in zip(cases, self._is_streamed, strict=True):
+            if not is_streamed:
+                header = open_volume(case.volume, case.series)
+                loaded_dtypes.append(header.dtype)
+                self._volumes.append(None)
+                self._masks.append(None)
+                self._geometries.append(Geometry(header.shape, header.affine))
+                continue
+            assert case.segmentation is not None  # of `with_masks`
+            volume, mask = open_nifti(case.volume), open_nifti(case.segmentation)
             geometry = Geometry(volume.shape, volume.affine)
             check_same_grid(geometry, Geometry(mask.shape, mask.affine), (volume.path, mask.path))
+            self._volumes.append(volume)
+            self._masks.append(mask)
             self._geometries.append(geometry)
         self.count = sum(len(range(0, g.canonical_shape[2], selection.every_slice)) for g in self._geometries)
         # Integer HU stay integers until channels are computed: smaller buffers, and a histogram by counting.
         self.hu_dtype = tf.float32
-        if all(v.dtype.kind in "iu" and v.slope.is_integer() and v.intercept.is_integer() for v in self._volumes):
+        streamed = [v for v in self._volumes if v is not None]
+        if all(v.dtype.kind in "iu" and v.slope.is_integer() and v.intercept.is_integer() for v in streamed) and all(
+            dtype.kind in "iu" for dtype in loaded_dtypes
+        ):
             fits = hu_range is not None and hu_range[0] >= -(2**15) and hu_range[1] < 2**15
             self.hu_dtype = tf.int16 if fits else tf.int32
         self._all_axial = all(self._is_axial(g) for g in self._geometries)
@@ -365,14 +388,16 @@ class _Source:
     def _case_tensors(self) -> dict[str, np.ndarray]:
         columns: dict[str, list] = {"case": [c.id for c in self.cases]}
         for name, files in (("volume", self._volumes), ("mask", self._masks)):
-            columns[f"{name}_path"] = [str(f.path) for f in files]
-            columns[f"{name}_offset"] = [f.offset for f in files]
-            columns[f"{name}_record"] = [f.data_bytes // f.shape[2] for f in files]
-            columns[f"{name}_footer"] = [_footer_bytes(f) for f in files]
-            columns[f"{name}_compression"] = ["GZIP" if f.compressed else "" for f in files]
-            columns[f"{name}_type"] = [self._types(files).index(f.dtype.str) for f in files]
-            columns[f"{name}_scaling"] = [(f.slope, f.intercept) for f in files]
-        columns["shape"] = [f.shape for f in self._volumes]
+            columns[f"{name}_path"] = [str(f.path) if f else "" for f in files]
+            columns[f"{name}_offset"] = [f.offset if f else 0 for f in files]
+            columns[f"{name}_record"] = [f.data_bytes // f.shape[2] if f else 1 for f in files]
+            columns[f"{name}_footer"] = [_footer_bytes(f) if f else 0 for f in files]
+            columns[f"{name}_compression"] = ["GZIP" if f and f.compressed else "" for f in files]
+            columns[f"{name}_type"] = [self._types(files).index(f.dtype.str) if f else 0 for f in files]
+            columns[f"{name}_scaling"] = [(f.slope, f.intercept) if f else (1.0, 0.0) for f in files]
+        columns["number"] = list(range(len(self.cases)))
+        columns["is_streamed"] = self._is_streamed
+        columns["shape"] = [g.shape for g in self._geometries]
         columns["spacing_mm"] = [g.spacing_mm[:2] for g in self._geometries]
         columns["axes"], columns["flips"] = self._axes, self._flips
         columns["axial"] = [self._is_axial(g) for g in self._geometries]
@@ -380,8 +405,42 @@ class _Source:
         return {k: v.astype(np.float32) if k == "spacing_mm" else v for k, v in tensors.items()}
 
     @staticmethod
-    def _types(files: Sequence[NiftiFile]) -> list[str]:
-        return sorted({f.dtype.str for f in files})
+    def _types(files: Sequence[NiftiFile | None]) -> list[str]:
+        return sorted({f.dtype.str for f in files if f is not None})
+
+    def _either(self, case, streamed: Callable[[], tf.data.Dataset], loaded: Callable[[], tf.data.Dataset]):
+        """The one dataset or the other, as a case is read; both are only built where there are cases of both."""
+        if all(self._is_streamed):
+            return streamed()
+        if not any(self._is_streamed):
+            return loaded()
+
+        def when(is_wanted, dataset):
+            once = tf.data.Dataset.from_tensors(0).take(tf.where(is_wanted, tf.constant(1, tf.int64), 0))
+            return once.flat_map(_as_written(lambda _: dataset()))
+
+        return when(case["is_streamed"], streamed).concatenate(when(~case["is_streamed"], loaded))
+
+    def _loaded(self, case) -> tf.data.Dataset:
+        """Dataset of (HU (H, W), labels (H, W), index from inferior) of a case that comes through `CTVolume`."""
+
+        class_names = ("background", *(f"class {index}" for index in range(1, self.classes)))
+
+        def load(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            one = self.cases[int(number)]
+            volume = one.load_volume(hu_range=self.hu_range)
+            mask = one.load_mask(volume, ClassSet(class_names))
+            hu = np.empty((volume.shape[2], *volume.shape[:2]), self.hu_dtype.as_numpy_dtype)
+            for index in range(len(hu)):
+                hu[index] = volume.slices(index, index + 1)[0]
+            # a SEG has liver and lesions, whatever the model
+            return hu, to_labels(np.moveaxis(mask.labels, 2, 0), str(one.segmentation), class_names)
+
+        hu, labels = tf.numpy_function(load, [case["number"]], [self.hu_dtype, tf.uint8])
+        hu, labels = (tf.ensure_shape(stack, [None, None, None]) for stack in (hu, labels))
+        slices = tf.data.Dataset.from_tensor_slices((hu, labels)).enumerate()
+        slices = slices.filter(lambda index, _: index % self.selection.every_slice == 0)
+        return slices.map(lambda index, pair: (*pair, index))
 
     def _case_slices(self, case) -> tf.data.Dataset:
         def item(hu_bytes_or_values, labels_or_values, index):
@@ -393,16 +452,23 @@ class _Source:
                 "spacing_mm": case["spacing_mm"],
             }
 
-        # prefetched separately, so that both files are decompressed at the same time
-        volumes = self._read(case, "volume", self._volumes, self._to_hu).prefetch(2)
-        masks = self._read(case, "mask", self._masks, self._to_labels).prefetch(2)
-        return tf.data.Dataset.zip(volumes, masks).map(lambda hu, mask: item(hu[0], mask[0], mask[1]))
+        def streamed():
+            # prefetched each by itself, so that both files are decompressed at the same time
+            volumes = self._read(case, "volume", self._volumes, self._to_hu).prefetch(2)
+            masks = self._read(case, "mask", self._masks, self._to_labels).prefetch(2)
+            return tf.data.Dataset.zip(volumes, masks).map(lambda hu, mask: item(hu[0], mask[0], mask[1]))
+
+        return self._either(case, streamed, lambda: self._loaded(case).map(item))
 
     def _mask_slices(self, case) -> tf.data.Dataset:
-        return self._read(case, "mask", self._masks, self._to_labels)
+        return self._either(
+            case,
+            lambda: self._read(case, "mask", self._masks, self._to_labels),
+            lambda: self._loaded(case).map(lambda hu, labels, index: (labels, index)),
+        )
 
-    def _read(self, case, name: str, files: Sequence[NiftiFile], convert) -> tf.data.Dataset:
-        """Dataset of (converted slice (H, W), its index from inferior) of one file, in the file's order."""
+    def _read(self, case, name: str, files: Sequence[NiftiFile | None], convert) -> tf.data.Dataset:
+        """Dataset of (converted slice (H, W), its index from inferior) of one file, in the order of the file."""
         dataset = self._read_axial(case, name, files, convert)
         if not self._all_axial:
             dataset = dataset.concatenate(self._read_whole(case, name, files, convert))
@@ -478,7 +544,7 @@ class _Source:
 
     def _to_hu(self, plane, case, name):
         scaling = case[f"{name}_scaling"]
-        if any(f.is_scaled for f in self._volumes):
+        if any(f.is_scaled for f in self._volumes if f is not None):
             plane = tf.cast(tf.cast(plane, tf.float64) * scaling[0] + scaling[1], tf.float32)
         if self.hu_dtype != tf.float32:
             plane = plane if plane.dtype == self.hu_dtype else tf.cast(plane, tf.int32)
@@ -495,7 +561,7 @@ class _Source:
         valid = plane <= tf.cast(min(self.classes - 1, plane.dtype.max), plane.dtype)
         if not plane.dtype.is_unsigned:
             valid &= plane >= tf.cast(0, plane.dtype)
-        if plane.dtype.is_floating or any(f.is_scaled for f in self._masks):
+        if plane.dtype.is_floating or any(f.is_scaled for f in self._masks if f is not None):
             values = tf.cast(plane, tf.float64) * scaling[0] + scaling[1]
             rounded = tf.round(values)
             valid = (tf.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < self.classes)
@@ -508,6 +574,11 @@ class _Source:
 _as_written = tf.autograph.experimental.do_not_convert
 # Reading more files at once would only cost memory: two cores decompress, and slices are shuffled again later.
 _FILES_AT_ONCE = 4
+
+
+def _is_streamed(case: Case) -> bool:
+    """Whether TensorFlow's record reader can read a case by itself."""
+    return case.series is None and all(is_nifti_name(path) for path in case.files)
 
 
 def _footer_bytes(file: NiftiFile) -> int:

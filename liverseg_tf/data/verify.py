@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from liverseg_tf.data.cases import CaseFiles, find_files, no_volumes, read_patients
-from liverseg_tf.data.nifti import NiftiFile, check_nifti, doubts_about_affine, read_voxels
-from liverseg_tf.data.volume import Geometry, check_same_grid, doubt_about_hu
+from liverseg_tf.data.cases import CaseFiles, VolumeFile, find_files, no_volumes, read_patients
+from liverseg_tf.data.nifti import is_nifti_name
+from liverseg_tf.data.reading import VolumeHeader, open_mask, open_volume
+from liverseg_tf.data.volume import Geometry, check_same_grid, check_same_voxels, doubt_about_hu
 from liverseg_tf.errors import ConfigError, LiverSegError
 from liverseg_tf.hounsfield import AIR_HU, BODY_HU
 from liverseg_tf.labels import BACKGROUND, CLASS_NAMES, LIVER, TUMOUR, to_labels
@@ -29,6 +30,7 @@ PLAUSIBLE_SPACING_MM = ((0.2, 4.0), (0.2, 10.0))
 # Tissue is above this, air, lung and fat below.
 # The liver's centre of mass lies about a fifth of the body's width to the right of its middle.
 _LEFT_SHARE = 0.05
+_TRAINED_PHASE = "portal venous"
 # Files that are read at the same time may take this share of the machine's memory.
 _MEMORY_SHARE, _MEMORY_UNKNOWN_BYTES = 0.25, 2 << 30
 
@@ -41,8 +43,8 @@ class Finding:
 
     Attributes:
         severity: "error" if the data can't be used unchanged, or "warning".
-        kind: one of file, pair, shape, affine, labels, spacing, orientation, intensities, padding, tumour,
-            duplicate, patients.
+        kind: one of file, series, phase, pair, shape, affine, labels, spacing, orientation, intensities, padding,
+            tumour, duplicate, patients.
         case: the case's number, or None.
         path: the file, or None.
         message: one line.
@@ -60,7 +62,8 @@ class Verification:
     """The result of `verify`.
 
     Attributes:
-        cases: a row for each case: files, shape (rows, columns, slices), spacing, orientation, voxels of each class.
+        cases: a row for each case: files, shape (rows, columns, slices), spacing, orientation, voxels of each class; of a
+            DICOM series also its UID, kernel, phase and tilt.
         findings: errors first, each severity in the order of the cases.
         patients: number of patients.
     """
@@ -103,8 +106,11 @@ def verify(
 ) -> Verification:
     """Check a data set before training, prediction or scoring. Every file is read completely.
 
+    Of a DICOM series that means: one grid, even steps without gaps, doubles equal to the pixel, pixels that are there
+    and can be decoded; a tilted gantry and another contrast phase than the shipped models' are told.
+
     Args:
-        folders: as in `find_cases`.
+        folders: as in `find_cases`; also single CTs and masks of any name, and .zip archives of DICOM.
         patients: CSV file with the columns `id,patient`.
         max_bytes: memory limit of a volume in bytes; see `CTVolume.load`.
         threads: number of cases read at a time, if memory allows; by default one per CPU.
@@ -126,10 +132,10 @@ def verify(
     if threads is not None and threads < 1:
         raise ConfigError(f"threads: expected at least 1. Received: {threads}")
     groups = read_patients(patients) if patients is not None else {}
-    files = find_files(*folders)
-    if not files.volumes and not files.masks:
+    files = find_files(*folders, files=True)
+    if not files.volumes and not files.masks and not files.unusable:
         raise no_volumes(folders, 0)
-    findings = [*_pairing(files), *_grouping(files, groups, patients)]
+    findings = [*_unusable(files), *_pairing(files), *_grouping(files, groups, patients)]
     numbers = sorted({*files.volumes, *files.masks})
     checks = [
         _CaseCheck(number, volume, mask, max_bytes)
@@ -150,29 +156,24 @@ def verify(
     findings += [finding for check in checks for finding in check.findings]
     findings += _duplicates(checks, groups)
     findings.sort(key=lambda f: (SEVERITIES.index(f.severity), f.case is None, f.case or 0))
-    return Verification(
-        [check.row for check in checks], findings, len({groups.get(n, str(n)) for n in files.volumes or files.masks})
-    )
+    owners = files.patients(groups) or {number: groups.get(number, str(number)) for number in files.masks}
+    return Verification([check.row for check in checks], findings, len(set(owners.values())))
 
 
-def _pairs(volumes: list[Path], masks: list[Path]) -> Iterator[tuple[Path | None, Path | None]]:
+def _pairs(volumes: list[VolumeFile], masks: list[Path]) -> Iterator[tuple[VolumeFile | None, Path | None]]:
     """Each file once; the first volume and the first mask of a number are paired."""
     for index in range(max(len(volumes), len(masks))):
         yield volumes[index] if index < len(volumes) else None, masks[index] if index < len(masks) else None
 
 
 def _pairing(files: CaseFiles) -> Iterator[Finding]:
-    for kind, found in (("volume", files.volumes), ("segmentation", files.masks)):
-        for number, paths in found.items():
-            if len(paths) > 1:
-                listed = ", ".join(map(str, paths))
-                yield Finding(
-                    "error", "pair", number, str(paths[0]),
-                    f"{kind} {number} is there {len(paths)} times: {listed}; keep one",
-                )  # fmt: skip
+    for kind, number, paths in files.doubles():
+        listed = ", ".join(map(str, paths))
+        message = f"{kind} {number} is there {len(paths)} times: {listed}; keep one"
+        yield Finding("error", "pair", number, str(paths[0]), message)
     for number in sorted(set(files.masks) - set(files.volumes)):
         path = str(files.masks[number][0])
-        yield Finding("warning", "pair", number, path, f"{path}: has no volume {number} and is left out")
+        yield Finding("warning", "pair", number, path, f"{path}: has no CT here and is left out")
     if files.masks:
         for number in sorted(set(files.volumes) - set(files.masks)):
             path = str(files.volumes[number][0])
@@ -181,8 +182,16 @@ def _pairing(files: CaseFiles) -> Iterator[Finding]:
         listed = ", ".join(str(p) for p in files.others[:3]) + (", ..." if len(files.others) > 3 else "")
         yield Finding(
             "warning", "pair", None, str(files.others[0]),
-            f"{len(files.others)} NIfTI files are skipped, their names have no number or kind: {listed}",
+            f"{len(files.others)} files are skipped, they are no CT or mask by their names or codes: {listed}",
         )  # fmt: skip
+
+
+def _unusable(files: CaseFiles) -> Iterator[Finding]:
+    for path, problem in files.unusable:
+        yield Finding("error", "series", None, str(path), f"{path}: {problem}")
+    if files.left_out:
+        message = f"DICOM images are left out that are no slices of a CT: {', '.join(files.left_out)}"
+        yield Finding("warning", "series", None, None, message)
 
 
 def _grouping(files: CaseFiles, groups: dict[int, str], path: str | Path | None) -> Iterator[Finding]:
@@ -200,8 +209,10 @@ def _grouping(files: CaseFiles, groups: dict[int, str], path: str | Path | None)
 class _CaseCheck:
     """Checks one volume and its mask."""
 
-    def __init__(self, number: int, volume: Path | None, mask: Path | None, max_bytes: int | None):
-        self.number, self.volume, self.mask, self.max_bytes = number, volume, mask, max_bytes
+    def __init__(self, number: int, volume: VolumeFile | None, mask: Path | None, max_bytes: int | None):
+        self.number, self.mask, self.max_bytes = number, mask, max_bytes
+        self.volume = volume.path if volume is not None else None
+        self.series = volume.series if volume is not None else None
         self.findings: list[Finding] = []
         self.digest: str | None = None
         self.row: dict[str, Any] = {
@@ -215,7 +226,8 @@ class _CaseCheck:
         return Path(self.volume or self.mask or "").name
 
     def run(self, memory: _Memory) -> None:
-        volume, mask = self._open(self.volume), self._open(self.mask)
+        volume = self._open(self.volume, lambda path: open_volume(path, self.series, self.max_bytes))
+        mask = self._open(self.mask, lambda path: open_mask(path, volume, self.max_bytes))
         if volume is not None and mask is not None and not self._fit(volume, mask):
             mask = None
         needed = sum(2 * file.data_bytes for file in (volume, mask) if file)
@@ -228,33 +240,35 @@ class _CaseCheck:
         message = message if message.startswith(str(path)) else f"{path}: {message}"
         self.findings.append(Finding(severity, kind, self.number, str(path), message))
 
-    def _open(self, path: Path | None) -> NiftiFile | None:
+    def _open(self, path: Path | None, opened: Callable[[Path], VolumeHeader]) -> VolumeHeader | None:
         if path is None:
             return None
         try:
-            return check_nifti(path, self.max_bytes)
+            return opened(path)
         except LiverSegError as error:
             self._add("error", "file", path, str(error))
             return None
 
-    def _read(self, file: NiftiFile) -> np.ndarray | None:
+    def _read(self, file: VolumeHeader) -> np.ndarray | None:
         try:
-            return read_voxels(file)
+            return file.read()
         except LiverSegError as error:
             self._add("error", "file", file.path, str(error))
             return None
 
-    def _fit(self, volume: NiftiFile, mask: NiftiFile) -> bool:
+    def _fit(self, volume: VolumeHeader, mask: VolumeHeader) -> bool:
         grid, mask_grid = (Geometry(file.shape, file.affine) for file in (volume, mask))
+        # two NIfTI files are streamed side by side in training, and must store their axes alike
+        both = is_nifti_name(volume.path) and is_nifti_name(mask.path)
         try:
-            check_same_grid(grid, mask_grid, (volume.path, mask.path))
+            (check_same_grid if both else check_same_voxels)(grid, mask_grid, (volume.path, mask.path))
         except LiverSegError as error:
             self._add("error", "affine" if volume.shape == mask.shape else "shape", mask.path, str(error))
             return volume.shape == mask.shape
         return True
 
-    def _check_volume(self, file: NiftiFile) -> float | None:
-        """Check a CT; returns the column of the body's centre in the canonical view."""
+    def _check_volume(self, file: VolumeHeader) -> float | None:
+        """Check a CT; returns the column of the body's center in the canonical view."""
         geometry = Geometry(file.shape, file.affine)
         self.row |= {
             "shape": geometry.canonical_shape,
@@ -262,8 +276,14 @@ class _CaseCheck:
             "orientation": geometry.axis_codes,
             "dtype": file.dtype.name,
         }
-        for doubt in doubts_about_affine(file):
-            self._add("warning", "orientation", file.path, doubt)
+        for kind, doubt in file.doubts:
+            self._add("warning", kind, file.path, doubt)
+        if file.series is not None:
+            known = file.series.to_dict()
+            self.row |= {name: known[name] for name in ("series", "description", "kernel", "phase", "tilt_degrees")}
+            if file.series.phase not in ("", _TRAINED_PHASE):
+                message = f"its description says {file.series.phase}: the shipped models learned {_TRAINED_PHASE} CTs"
+                self._add("warning", "phase", file.path, message)
         if geometry.axis_codes[2] not in "IS":
             kind = "sagittal" if geometry.axis_codes[2] in "LR" else "coronal"
             self._add("warning", "orientation", file.path, f"is stored in {kind} slices; slower to train on")
@@ -290,7 +310,7 @@ class _CaseCheck:
             columns = np.count_nonzero(thinned > BODY_HU, axis=(0, 2))
         return float(np.average(np.arange(len(columns)), weights=columns)) if columns.any() else None
 
-    def _check_intensities(self, file: NiftiFile, stored: np.ndarray) -> None:
+    def _check_intensities(self, file: VolumeHeader, stored: np.ndarray) -> None:
         values = stored
         if stored.dtype.kind == "f":
             values = stored[np.isfinite(stored)]
@@ -313,7 +333,7 @@ class _CaseCheck:
             message = f"{outside} voxels lie below {AIR_HU:g} HU (lowest {lowest:g}), taken as air"
             self._add("warning", "padding", file.path, message)
 
-    def _check_mask(self, file: NiftiFile, body_column: float | None) -> None:
+    def _check_mask(self, file: VolumeHeader, body_column: float | None) -> None:
         stored = self._read(file)
         if stored is None:
             return
@@ -338,7 +358,7 @@ class _CaseCheck:
                 message = "its liver lies on the patient's left: is the orientation in the header right?"
                 self._add("warning", "orientation", file.path, message)
 
-    def _check_tumours(self, file: NiftiFile, labels: np.ndarray) -> None:
+    def _check_tumours(self, file: VolumeHeader, labels: np.ndarray) -> None:
         """Find connected components of tumour that touch no liver."""
         if not (labels == TUMOUR).any():
             return

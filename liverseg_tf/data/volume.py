@@ -207,7 +207,7 @@ class CTVolume:
         *,
         hu_range: tuple[float, float] | None = HU_RANGE,
         max_bytes: int | None = None,
-        series: str | None = None,
+        series: str | DicomSeries | None = None,
         allow_gaps: bool = False,
     ) -> CTVolume:
         """Read a whole CT.
@@ -216,7 +216,7 @@ class CTVolume:
             path: NIfTI (.nii, .nii.gz), NRRD, MetaImage; or DICOM: a folder, one file, or a .zip archive.
             hu_range: HU range to clip to, or None.
             max_bytes: memory limit for its voxels in bytes; by default LIVERSEG_MAX_BYTES, else 8 GiB.
-            series: UID of the DICOM series to read, if there are several at `path`.
+            series: UID of the DICOM series to read, if there are several at `path`; or the series, found before.
             allow_gaps: resample a DICOM series with gaps or uneven steps to even ones.
 
         Raises:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from liverseg_tf.data.cases import Case, find_cases
-from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import DataWarning, warn
 from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 
@@ -69,8 +68,8 @@ def samples(
         for case, share in zip(cases, _shares(count, len(cases)), strict=True):
             if share == 0:
                 continue
-            volume = CTVolume.load(case.volume, hu_range=hu_range)
-            mask = MaskVolume.load(case.segmentation, classes=in_masks).labels if case.segmentation else None
+            volume = case.load_volume(hu_range=hu_range)
+            mask = case.load_mask(volume, in_masks).labels if case.segmentation else None
             chosen = _choose(mask, volume.shape[2], share, rarest)
             hu = np.concatenate([volume.slices(i, i + 1) for i in chosen])
             labels = np.full(hu.shape, UNKNOWN, np.uint8)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from liverseg_tf.data.cases import Case
-from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_grid
 from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
 
 
@@ -54,7 +53,7 @@ def format_cases(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _describe(case: Case) -> dict[str, Any]:
-    volume = CTVolume.load(case.volume, hu_range=None)
+    volume = case.load_volume(hu_range=None)
     lowest, highest = zip(
         *((part.min(), part.max()) for part in (volume.slices(i, i + 1) for i in range(volume.shape[2]))), strict=True
     )
@@ -70,9 +69,7 @@ def _describe(case: Case) -> dict[str, Any]:
     }
     labels = None
     if case.segmentation is not None:
-        mask = MaskVolume.load(case.segmentation)
-        check_same_grid(volume.geometry, mask.geometry, (case.volume, case.segmentation))
-        labels = mask.labels
+        labels = case.load_mask(volume).labels
     counts = None if labels is None else np.bincount(labels.ravel(), minlength=len(CLASSES))
     row |= {f"{c.name}_voxels": None if counts is None else int(counts[c.index]) for c in CLASSES}
     ml = volume.voxel_volume_ml

@@ -15,7 +15,7 @@ from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.augmentation import Augmentation
 from liverseg_tf.data.cases import Case
 from liverseg_tf.data.lesion_synthesis import LesionSynthesis
-from liverseg_tf.data.nifti import open_nifti
+from liverseg_tf.data.reading import open_volume
 from liverseg_tf.data.slice_options import SliceSelection
 from liverseg_tf.data.slices import training_batches
 from liverseg_tf.errors import CaseError, ConfigError, ServerError
@@ -35,7 +35,7 @@ def cache_for(cases: Sequence[Case]) -> str | None:
     """`cache` of `slice_dataset`: "memory" if the decoded slices take little memory, else none."""
     # three bytes per pixel: int16 HU and a uint8 label; compressed files have about a third of that
     size = sum(path.stat().st_size for case in cases for path in case.files)
-    compressed = any(case.volume.name.endswith(".gz") for case in cases)
+    compressed = any(case.volume.name.endswith(".gz") or case.series is not None for case in cases)
     return "memory" if size * (4 if compressed else 1) < _CACHE_BYTES else None
 
 
@@ -96,7 +96,7 @@ def patient_shards(cases: Sequence[Case], count: int) -> list[list[Case]]:
         return [list(cases)]
     voxels: dict[str, int] = {}
     for case in cases:
-        voxels[case.patient] = voxels.get(case.patient, 0) + int(np.prod(open_nifti(case.volume).shape))
+        voxels[case.patient] = voxels.get(case.patient, 0) + int(np.prod(open_volume(case.volume, case.series).shape))
     if len(voxels) < count:
         raise CaseError(
             f"expected at least one patient to train on for each of {count} data shards, got {len(voxels)}; "

@@ -149,8 +149,8 @@ def test_every_warning_by_its_name(data, write_nifti):
             "coronal slices",
             "its liver lies on the patient's left",
             "has no mask",
-            "has no volume 20",
-            "1 NIfTI files are skipped",
+            "has no CT here",
+            "1 files are passed over",
         ),
         strict=True,
     ):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
+import secrets
 import struct
 import warnings
 import zipfile
@@ -23,7 +25,8 @@ CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT",
 }
 _DICOMDIR = "1.2.840.10008.1.3.10"
-# private tags are not among them, and the patient's name serves for nothing but leaving it out of descriptions
+# private tags are not among them; the patient's name serves for leaving it out of descriptions, the ID for telling
+# which series are one patient's
 _TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -37,6 +40,7 @@ _TAGS = [
     "ProtocolName",
     "ConvolutionKernel",
     "PatientName",
+    "PatientID",
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -108,6 +112,7 @@ class DicomHeader:
     Attributes:
         file: where it lies.
         series_uid, study_uid, frame_of_reference_uid: "" where they are missing, as some de-identified files have it.
+        patient_digest: the same for files of one PatientID, and tells nothing of it; "" without one.
         modality: as CT.
         description: without dates and the patient's name.
         number: of the series, or None.
@@ -126,6 +131,7 @@ class DicomHeader:
     series_uid: str
     study_uid: str
     frame_of_reference_uid: str
+    patient_digest: str
     modality: str
     description: str
     number: int | None
@@ -209,6 +215,7 @@ def _header(file: DicomFile, data: Any, syntax: str, kind: str, images: tuple, p
         series_uid=str(data.get("SeriesInstanceUID") or ""),
         study_uid=str(data.get("StudyInstanceUID") or ""),
         frame_of_reference_uid=str(data.get("FrameOfReferenceUID") or ""),
+        patient_digest=_digest(str(data.get("PatientID") or "").strip()),
         modality=str(data.get("Modality") or ""),
         description=description,
         number=int(data.SeriesNumber) if data.get("SeriesNumber") not in (None, "") else None,
@@ -223,6 +230,14 @@ def _header(file: DicomFile, data: Any, syntax: str, kind: str, images: tuple, p
         images=images,
         problem=problem,
     )
+
+
+# differs from run to run, so that nobody can try IDs against a digest
+_SALT = secrets.token_bytes(16)
+
+
+def _digest(patient_id: str) -> str:
+    return hashlib.blake2b(patient_id.encode(), key=_SALT, digest_size=16).hexdigest() if patient_id else ""
 
 
 def _class(data: Any) -> str:

@@ -66,6 +66,16 @@ def referenced_series(path: str | Path) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
+def holds_liver(path: str | Path) -> bool:
+    """Tell whether a DICOM segmentation has a segment of a liver or of lesions in it; pixels are not read."""
+    try:
+        with quiet():
+            pydicom = require("pydicom", "dicom", "reading DICOM")
+            return bool(segment_classes(pydicom.dcmread(path, stop_before_pixels=True)))
+    except Exception:  # what can't be read holds none
+        return False
+
+
 def segment_classes(data: Any) -> dict[int, int]:
     """Number of each segment that is a liver or a lesion in it, and its class, by their codes; the others are left out.
 

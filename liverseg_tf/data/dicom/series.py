@@ -21,6 +21,7 @@ from liverseg_tf.errors import InputFileError
 # Steps between slices may differ by this much: a share of the step, or the rounding of positions to 0.01 mm.
 STEP_TOLERANCE = 0.01
 ROUNDING_MM = 0.02
+_TILT_DEGREES = 0.5
 # A pair of slices further apart than this many thicknesses has something missing between.
 _MOST_THICKNESSES = 2.5
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -34,7 +35,7 @@ class DicomSeries:
         path: the folder, file or archive that was searched.
         uid, study_uid, frame_of_reference_uid: of the series; "" where they are missing.
         number: SeriesNumber, or None.
-        modality, description, kernel, phase: as `DicomHeader` has them.
+        patient_digest, modality, description, kernel, phase: as `DicomHeader` has them.
         shape: rows, columns.
         bits_stored, is_signed, padding, transfer_syntax: of the stored pixels.
         images: along the normal of the slices, ascending; equal doubles still among them.
@@ -49,6 +50,7 @@ class DicomSeries:
     study_uid: str
     frame_of_reference_uid: str
     number: int | None
+    patient_digest: str
     modality: str
     description: str
     kernel: str
@@ -145,6 +147,7 @@ class Found:
         broken: DICOM files that can't be told to any series, and why.
         other_files: how many files are no DICOM.
         directories: how many DICOMDIR files were passed over.
+        segmentations: DICOM SEG files.
     """
 
     path: Path
@@ -152,6 +155,7 @@ class Found:
     broken: tuple[tuple[DicomFile, str], ...] = ()
     other_files: int = 0
     directories: int = 0
+    segmentations: tuple[DicomFile, ...] = ()
 
     @property
     def usable(self) -> list[DicomSeries]:
@@ -209,7 +213,8 @@ def find_series(path: str | Path, max_bytes: int | None = None, progress: Callab
     series = [found for headers in groups.values() for found in _series(path, headers)]
     series = [_beside_broken(found, broken) for found in series]
     series.sort(key=lambda found: (found.folder, found.number if found.number is not None else -1, found.uid))
-    return Found(path, tuple(series), tuple(broken), others, directories)
+    segs = tuple(header.file for headers in groups.values() for header in headers if header.modality == "SEG")
+    return Found(path, tuple(series), tuple(broken), others, directories, segs)
 
 
 def pick_series(found: Found, uid: str | None = None, *, allow_gaps: bool = False) -> DicomSeries:
@@ -237,6 +242,18 @@ def pick_series(found: Found, uid: str | None = None, *, allow_gaps: bool = Fals
             f"{found.path}: holds {len(usable)} CT series, expected one: {listed}; pick one with series="
         )
     raise InputFileError(f"{found.path}: {why_nothing(found, candidates)}")
+
+
+def doubts_about_series(series: DicomSeries) -> list[tuple[str, str]]:
+    """What of a usable series is worth a look, as `duplicate` or `orientation` and a text; no pixels are read."""
+    doubts = []
+    if doubles := len(series.images) - len(series.places):
+        text = f"{doubles} slices stand twice; one of each is used if they are equal to the pixel"
+        doubts.append(("duplicate", text))
+    if not series.is_uneven and series.tilt_degrees > _TILT_DEGREES:
+        text = f"the gantry was tilted by {series.tilt_degrees:.1f} degrees; its sheared grid is kept"
+        doubts.append(("orientation", text))
+    return doubts
 
 
 def named_series(path: Path, usable: Sequence[DicomSeries]) -> list[tuple[str, DicomSeries]]:
@@ -316,6 +333,7 @@ def _made(path: Path, headers: Sequence[DicomHeader], images, left_out: str, pro
         study_uid=first.study_uid,
         frame_of_reference_uid=first.frame_of_reference_uid,
         number=first.number,
+        patient_digest=first.patient_digest,
         modality=first.modality,
         description=first.description,
         kernel=first.kernel,

@@ -9,18 +9,17 @@ import numpy as np
 from liverseg_tf.data.dicom.headers import DicomImage, quiet
 from liverseg_tf.data.dicom.series import STEP_TOLERANCE, DicomSeries
 from liverseg_tf.data.nifti import max_bytes_limit
-from liverseg_tf.errors import DataWarning, GeometryWarning, InputFileError, require, warn
+from liverseg_tf.errors import DataWarning, InputFileError, require, warn
 from liverseg_tf.hounsfield import AIR_HU
 
-_TILT_DEGREES = 0.5
 _NEVER_LESS = np.iinfo(np.int16)
 
 
 def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Decode a series to HU; takes memory for the result and one slice.
 
-    Equal doubles of a slice are dropped. Padding outside the scanner's circle becomes -1024. A series with gaps is
-    resampled to even steps.
+    Equal doubles of a slice are dropped; `doubts_about_series` tells of them. Padding outside the scanner's circle
+    becomes -1024. A series with gaps is resampled to even steps.
 
     Args:
         series: whole, or uneven (`DicomSeries.is_uneven`).
@@ -34,8 +33,7 @@ def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.n
         InputFileError: if a slice can't be decoded, doubles differ, or the limit is passed.
 
     Warns:
-        DataWarning: for doubles that were dropped, and for resampling.
-        GeometryWarning: for a tilted gantry.
+        DataWarning: for resampling.
     """
     rows, columns = series.shape
     _check_size(series, len(series.places), max_bytes)
@@ -59,17 +57,9 @@ def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.n
                 f"{series.path}: {len(series.places[index])} different images lie at one place ({names}); several "
                 "acquisitions or phases in one series? Export them as series of their own"
             )
-    doubles = len(series.images) - len(series.places)
-    if doubles:
-        warn(f"{series.path}: {doubles} slices stand twice, equal to the pixel; one of each is used", DataWarning)
     affine = series.affine
     if series.is_uneven:
         hu, affine = _evened(hu, series, max_bytes)
-    elif series.tilt_degrees > _TILT_DEGREES:
-        warn(
-            f"{series.path}: the gantry was tilted by {series.tilt_degrees:.1f} degrees; its sheared grid is kept",
-            GeometryWarning,
-        )
     return hu.transpose(2, 1, 0), affine
 
 
