@@ -62,8 +62,8 @@ class Verification:
     """The result of `verify`.
 
     Attributes:
-        cases: a row for each case: files, shape (rows, columns, slices), spacing, orientation, voxels of each class; of a
-            DICOM series also its UID, kernel, phase and tilt.
+        cases: a row for each case: files, shape (rows, columns, slices), spacing, orientation, voxels of each class; of
+            a DICOM series also its UID, kernel, phase and tilt.
         findings: errors first, each severity in the order of the cases.
         patients: number of patients.
     """
