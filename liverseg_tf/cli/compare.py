@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from liverseg_tf.cli.options import add_classes, add_json, add_model, add_output, add_overwrite
+from liverseg_tf.data.dicom.formats import PRODUCTS, parse_formats
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -22,6 +23,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_output(parser, "DIR", "folder to write", folder=True)
     parser.add_argument("--masks", nargs="+", metavar="M", help="masks of the CTs, in their order (default: predicted)")
     parser.add_argument("--days", nargs="+", type=float, metavar="D", help="day of each scan, for the growth curve")
+    parser.add_argument(
+        "--format",
+        metavar="F,...",
+        help="also write each scan as DICOM objects, a lesion having one tracking UID in all scans: some of "
+        f"{', '.join(PRODUCTS)} (sr needs seg); the CTs must be DICOM series",
+    )
     add_model(parser)
     add_classes(parser, "of mask files that don't tell it themselves")
     add_overwrite(parser)
@@ -32,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare."""
     from liverseg_tf.cli.progress import progress_bar
-    from liverseg_tf.followup.compare import JSON_NAME, LESIONS_NAME, PAGE_NAME, SCANS_NAME, compare
+    from liverseg_tf.followup.compare import JSON_NAME, LESIONS_NAME, PAGE_NAME, SCANS_NAME, compare, object_paths
     from liverseg_tf.labels import ClassSet
     from liverseg_tf.ownership import claim
     from liverseg_tf.strict_json import to_json
@@ -40,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
     inputs = [args.before, *args.after, *(args.masks or ())]
     for name in (JSON_NAME, LESIONS_NAME, SCANS_NAME, PAGE_NAME):
         claim(Path(args.output) / name, "comparison", inputs=inputs, overwrite=args.overwrite)
+    formats = parse_formats(args.format, tuple(PRODUCTS)) if args.format else ()
+    for number in range(1, len(args.after) + 2):
+        for format, path in object_paths(args.output, number, formats).items():
+            claim(path, PRODUCTS[format][1], inputs=inputs, overwrite=args.overwrite)
     with progress_bar() as bar:
         found = compare(
             args.before,
@@ -50,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
             classes=args.classes and ClassSet.of(*args.classes),
             progress=bar.show("compare"),
         )
-        written = found.save(args.output, inputs=inputs, overwrite=args.overwrite)
+        objects = []
+        if formats:
+            objects = found.save_objects(args.output, formats, inputs=inputs, overwrite=args.overwrite)
+        written = found.save(args.output, inputs=inputs, overwrite=args.overwrite) + objects
     if args.json:
         print(to_json(found.to_dict() | {"files": [str(path) for path in written]}))
     else:

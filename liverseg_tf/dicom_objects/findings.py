@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,15 +26,18 @@ class LesionFinding:
     Attributes:
         statistics, axes: its figures.
         tracking_uid: the same in every object, and in every run that finds the same voxels.
+        tracking_id: its name in them.
     """
 
     statistics: LesionStatistics
     axes: LesionAxes
     tracking_uid: str
+    tracking_id: str
 
-    @property
-    def tracking_id(self) -> str:
-        return f"Lesion {self.statistics.number}"
+
+def lesion_tracking_uid(series_uid: str, lesion: LesionStatistics) -> str:
+    """The tracking UID of a lesion that is not known from another scan: made of its series, place and volume."""
+    return uid_of("lesion", series_uid, *lesion.center_mm, round(lesion.volume_ml, 6))
 
 
 class Findings:
@@ -44,12 +48,20 @@ class Findings:
         volume: the CT, read from DICOM.
         model: what the mask was made with, as text.
         model_sha256: of its weights, or None.
+        tracking: name and tracking UID of lesions, by their numbers, that are known from another scan.
 
     Raises:
         OutputError: if the CT is no DICOM series, has lost its UIDs, or was resampled.
     """
 
-    def __init__(self, labels: np.ndarray, volume: CTVolume, model: str = "", model_sha256: str | None = None):
+    def __init__(
+        self,
+        labels: np.ndarray,
+        volume: CTVolume,
+        model: str = "",
+        model_sha256: str | None = None,
+        tracking: Mapping[int, tuple[str, str]] | None = None,
+    ):
         require("highdicom", "dicom", "writing DICOM")
         series = volume.series
         if series is None:
@@ -64,6 +76,7 @@ class Findings:
             )
         self.series: DicomSeries = series
         self.labels, self.volume, self.model, self.model_sha256 = labels, volume, model, model_sha256
+        self._tracking = tracking or {}
 
     @cached_property
     def statistics(self) -> MaskStatistics:
@@ -88,8 +101,9 @@ class Findings:
             rows, columns, slices = (s.start for s in box)
             inside = self.lesion_numbers[box] == lesion.number
             axes = lesion_axes(inside, self.volume.geometry, (rows, columns, slices))
-            uid = uid_of("lesion", self.series.uid, *lesion.center_mm, round(lesion.volume_ml, 6))
-            found.append(LesionFinding(lesion, axes, uid))
+            own = f"Lesion {lesion.number}", lesion_tracking_uid(self.series.uid, lesion)
+            name, uid = self._tracking.get(lesion.number, own)
+            found.append(LesionFinding(lesion, axes, uid, name))
         return found
 
     @property

@@ -179,8 +179,9 @@ def _descriptions(findings: Findings, segmentation_type: str, lesion_segments: b
     lesion = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion, TUMOUR
     region = [codes.SCT.Liver]
     if not lesion_segments:
-        uid = findings.lesions[0].tracking_uid if len(findings.lesions) == 1 else None
-        return [*found, described(2, "Lesions" if uid is None else "Lesion 1", *lesion, uid, anatomic_regions=region)]
+        only = findings.lesions[0] if len(findings.lesions) == 1 else None
+        name, uid = ("Lesions", None) if only is None else (only.tracking_id, only.tracking_uid)
+        return [*found, described(2, name, *lesion, uid, anatomic_regions=region)]
     for number, one in enumerate(findings.lesions, 2):
         found.append(described(number, one.tracking_id, *lesion, one.tracking_uid, anatomic_regions=region))
     return found

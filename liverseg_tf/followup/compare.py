@@ -9,13 +9,17 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from liverseg_tf.data.dicom.formats import PRODUCTS, parse_formats
+from liverseg_tf.data.dicom.segmentation import lesion_tracking
+from liverseg_tf.data.dicom.writing import uid_of
 from liverseg_tf.data.nifti import is_nifti_name, read_comment
 from liverseg_tf.data.reading import is_itk_name, is_segmentation_file, read_volume
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
+from liverseg_tf.dicom_objects.findings import lesion_tracking_uid
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.evaluation.measure import FLAGS, Measurement, measure
 from liverseg_tf.evaluation.measurements import numbered_lesions
@@ -28,6 +32,9 @@ from liverseg_tf.labels import BACKGROUND, LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.strict_json import to_json
+
+if TYPE_CHECKING:
+    from liverseg_tf.inference.predictor import Predictor
 
 Source = str | Path | CTVolume | MaskVolume
 Progress = Callable[[int, int, str], None]
@@ -48,6 +55,9 @@ class Scan:
         mask, ct: the compared volumes; the CT may be None.
         measurement: of the mask, as `measure` gives it.
         registration: from its positions to those of the first scan; None for the first.
+        tracking_uids: of its lesions, as `measure` numbers them: those that its SEG has, else those that `predict`
+            gives lesions of its DICOM series; None where it is neither.
+        model, model_sha256: what its mask was predicted with; "" and None if it was given.
     """
 
     name: str
@@ -56,6 +66,9 @@ class Scan:
     ct: CTVolume | None
     measurement: Measurement
     registration: Registration | None
+    tracking_uids: tuple[str | None, ...] = ()
+    model: str = ""
+    model_sha256: str | None = None
 
     def to_first(self, places_mm: np.ndarray) -> np.ndarray:
         """Places (N, 3) in RAS+ mm -> where they lie in the first scan."""
@@ -114,7 +127,8 @@ class Track:
 
     Attributes:
         id: from 1, the first scan's lesions first, as it numbers them; the same however many scans follow.
-        tracking_uid: DICOM UID made of the first scan's mask and the id: the same in each later comparison.
+        tracking_uid: DICOM UID, the same in each later comparison: what the scan that first shows the lesion has for it
+            (`Scan.tracking_uids`), else made of the first scan's mask and the id.
         is_target: whether it is in RECIST's sum.
         sightings: one for each scan.
     """
@@ -191,6 +205,59 @@ class Comparison:
             "lesions.",
         }
 
+    def tracking(self, scan: int) -> dict[int, tuple[str, str]]:
+        """Name and tracking UID of a scan's lesions, by their numbers in it: those of the lesion over time.
+
+        Of a lesion that split the largest part has them, and the others have UIDs made of them.
+        """
+        found = {}
+        for track in self.lesions:
+            for part, number in enumerate(track.sightings[scan].numbers, start=1):
+                if part == 1:
+                    found[number] = (f"Lesion {track.id}", track.tracking_uid)
+                else:
+                    found[number] = (f"Lesion {track.id} part {part}", uid_of("part", track.tracking_uid, part))
+        return found
+
+    def save_objects(
+        self, folder: str | Path, formats: Sequence[str], *, inputs: Sequence[str | Path] = (), overwrite: bool = False
+    ) -> list[Path]:
+        """Write each scan's mask as DICOM objects whose lesions have the same tracking UIDs and names in all scans.
+
+        Args:
+            folder: made if missing; the files are named `scan-1_seg.dcm`, `scan-2_seg_sr.dcm` and so on.
+            formats: as `write_dicom_objects`.
+            inputs: files that must not be replaced; the scans' own never are.
+            overwrite: replace files that this library did not make.
+
+        Returns:
+            What was written, each proven as `write_dicom_objects` does.
+
+        Raises:
+            ConfigError: for unknown formats, or a scan whose CT is no DICOM series.
+            OutputError: as `write_dicom_objects`.
+        """
+        from liverseg_tf.dicom_objects.findings import Findings
+        from liverseg_tf.dicom_objects.objects import write_objects
+
+        wanted = parse_formats(",".join(formats), tuple(PRODUCTS))
+        jobs = []
+        for number, scan in enumerate(self.scans):
+            if scan.ct is None or scan.ct.series is None:
+                raise ConfigError(
+                    f"format: {scan.name} has no DICOM series; give the CTs as DICOM, and their masks with masks="
+                )
+            if not scan.mask.classes.is_liver:
+                raise ConfigError(f"format: {scan.name} is of a {scan.mask.classes.organ}; DICOM objects are of livers")
+            labels, tracking = scan.mask.labels, self.tracking(number)
+            jobs.append(Findings(labels, scan.ct, scan.model, scan.model_sha256, tracking))
+        protected, written = [*map(Path, inputs), *_files(self.scans)], list[Path]()
+        for number, findings in enumerate(jobs, start=1):
+            paths = object_paths(folder, number, wanted)
+            write_objects(findings, paths, inputs=protected, overwrite=overwrite)
+            written.extend(paths.values())
+        return written
+
     def save(self, folder: str | Path, *, inputs: Sequence[str | Path] = (), overwrite: bool = False) -> list[Path]:
         """Write `comparison.json`, `lesions.csv` (a row a lesion and scan), `scans.csv`, and `comparison.html`.
 
@@ -234,6 +301,11 @@ class Comparison:
             row["flags"] = " ".join(row["flags"])
             scans.append({"scan": number, **row, "residual_mm": fit.get("residual_mm"), **response.to_dict()})
         return _csv(lesions, ["lesion", "scan"]), _csv(scans, ["scan"])
+
+
+def object_paths(folder: str | Path, scan: int, formats: Sequence[str]) -> dict[str, Path]:
+    """Where a scan's DICOM objects go; scans count from 1."""
+    return {name: Path(folder, f"scan-{scan}_seg{PRODUCTS[name][0]}") for name in formats}
 
 
 def compare(
@@ -288,7 +360,7 @@ def compare(
     predictor: list[Any] = []
     for number, source in enumerate(sources):
         tell(number, len(sources), "reading")
-        ct, mask = _load(source, None if masks is None else masks[number], model, predictor, classes)
+        ct, mask, used = _load(source, None if masks is None else masks[number], model, predictor, classes)
         registration = None
         if scans and mask.classes != scans[0].mask.classes:
             first, other = (", ".join(one.classes.names[1:]) for one in (scans[0].mask, mask))
@@ -298,7 +370,9 @@ def compare(
             registration = register(scans[0].mask, mask, scans[0].ct, ct)
         day = None if days is None else float(days[number] - days[0])
         name = Path(ct.path if ct is not None and ct.path else mask.path or f"scan {number + 1}").name
-        scans.append(Scan(name, day, mask, ct, measure(mask, ct), registration))
+        measured = measure(mask, ct)
+        made_with = ("", None) if used is None else (used.name, used.sha256)
+        scans.append(Scan(name, day, mask, ct, measured, registration, _tracking_uids(mask, ct, measured), *made_with))
     tell(len(sources), len(sources), "comparing")
     tracks = _follow(scans)
     return Comparison(tuple(scans), tuple(tracks), tuple(_responses(scans, tracks)))
@@ -310,21 +384,42 @@ def _load(
     model: Any,
     predictor: list[Any],
     classes: ClassSet | None,
-) -> tuple[CTVolume | None, MaskVolume]:
+) -> tuple[CTVolume | None, MaskVolume, Predictor | None]:
+    """CT, mask, and what predicted the mask."""
     if isinstance(source, MaskVolume):
-        return None, source
+        return None, source, None
     if mask is None and isinstance(source, (str, Path)) and _is_mask(source, classes):
-        return None, MaskVolume.load(source, classes=classes)
+        return None, MaskVolume.load(source, classes=classes), None
     ct = source if isinstance(source, CTVolume) else CTVolume.load(source)
     if mask is not None:
         mask = mask if isinstance(mask, MaskVolume) else MaskVolume.load(mask, classes=classes, like=ct)
         check_same_voxels(ct.geometry, mask.geometry, (ct.name, mask.path or "mask"))
-        return ct, mask
+        return ct, mask, None
     from liverseg_tf.inference.predictor import Predictor
 
     if not predictor:
         predictor.append(model if isinstance(model, Predictor) else Predictor(model))
-    return ct, MaskVolume(predictor[0].predict(ct).labels, ct.geometry, classes=predictor[0].config.classes)
+    predicted = MaskVolume(predictor[0].predict(ct).labels, ct.geometry, classes=predictor[0].config.classes)
+    return ct, predicted, predictor[0]
+
+
+def _tracking_uids(mask: MaskVolume, ct: CTVolume | None, measured: Measurement) -> tuple[str | None, ...]:
+    """`Scan.tracking_uids`."""
+    found: list[str | None] = [None] * len(measured.lesions)
+    if ct is not None and ct.series is not None and ct.series.uid:
+        found = [lesion_tracking_uid(ct.series.uid, lesion.statistics) for lesion in measured.lesions]
+    numbered, box = numbered_lesions(mask.organ_labels)
+    if box is None or mask.path is None or not is_segmentation_file(mask.path):
+        return tuple(found)
+    which, uids = lesion_tracking(mask.path, (mask.geometry.shape, mask.geometry.affine))
+    which = mask.geometry.to_canonical(which)[box]
+    taken: set[str] = set()
+    for index, lesion in enumerate(measured.lesions):
+        most = int(np.bincount(which[numbered == lesion.statistics.number]).argmax())
+        if most and uids[most - 1] not in taken:  # two pieces of one segment are two lesions here
+            taken.add(uids[most - 1])
+            found[index] = uids[most - 1]
+    return tuple(found)
 
 
 def _is_mask(path: str | Path, classes: ClassSet | None) -> bool:
@@ -363,7 +458,11 @@ def _follow(scans: Sequence[Scan]) -> list[Track]:
 
     def begin(scan: int, lesion: int, cloud: Cloud) -> Track:
         number = len(tracks) + 1
-        uid = f"2.25.{uuid.uuid5(_NAMESPACE, f'{seed} {number}').int}"
+        uids = scans[scan].tracking_uids
+        known = uids[lesion] if uids else None
+        if any(track.tracking_uid == known for track in tracks):  # a lesion that was not found to be that one
+            known = None
+        uid = known or f"2.25.{uuid.uuid5(_NAMESPACE, f'{seed} {number}').int}"
         track = Track(number, uid, scan == 0 and lesion in targets)
         track.sightings = [Sighting("absent") for _ in range(scan)]
         track.sightings.append(_seen("new" if scan else "first", scans[scan], [lesion], []))

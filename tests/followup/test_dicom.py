@@ -1,13 +1,25 @@
 """`compare` on DICOM: SEGs as masks, alone or with their series."""
 
+import json
+
 import numpy as np
 import pytest
 
 pytest.importorskip("highdicom")
 
 import liverseg_tf as ls  # noqa: E402
+from liverseg_tf.cli.main import main  # noqa: E402
+from liverseg_tf.errors import ConfigError  # noqa: E402
 from liverseg_tf.evaluation.measure import measure  # noqa: E402
-from liverseg_tf.followup.compare import Scan, Track, _clouds, _lost  # noqa: E402
+from liverseg_tf.followup.compare import (  # noqa: E402
+    Comparison,
+    Scan,
+    Sighting,
+    Track,
+    _clouds,
+    _lost,
+    _tracking_uids,
+)
 
 from .conftest import BALLS  # noqa: E402
 
@@ -65,3 +77,53 @@ def test_what_lies_in_slices_that_a_lone_seg_leaves_out_went_with_the_liver(stud
     assert _lost(track, scan(alone)).event == "resected"
     as_if_the_ct_ended_there = ls.MaskVolume(alone.geometry.to_file(alone.labels), alone.geometry)
     assert _lost(track, scan(as_if_the_ct_ended_there)).event == "outside"
+
+
+def tracked(seg, sr):
+    """Label -> tracking UID of a SEG's segments, and tracking UIDs of a report's groups, as highdicom reads them."""
+    import highdicom as hd
+
+    groups = hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()
+    segments = hd.seg.segread(seg).SegmentSequence
+    return {s.SegmentLabel: s.TrackingUID for s in segments}, {group.tracking_uid for group in groups}
+
+
+def test_a_lesion_has_one_tracking_uid_in_the_objects_of_all_scans(studies, tmp_path, capsys):
+    (ct, _, mask), (later_ct, later_seg, _) = studies
+    earlier = tmp_path / "earlier"  # as an archive has it, lesion by lesion
+    ls.write_dicom_objects(mask.labels, ct, earlier, ("seg", "sr"), name="a")
+    archived, _ = tracked(earlier / "a.dcm", earlier / "a_sr.dcm")
+    command = [
+        "compare",
+        str(ct),
+        str(later_ct),
+        "--masks",
+        str(earlier / "a.dcm"),
+        str(later_seg),
+        "--format",
+        "seg,sr",
+    ]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 0
+    first, in_first_report = tracked(*(tmp_path / "out" / f"scan-1_seg{end}.dcm" for end in ("", "_sr")))
+    later, in_later_report = tracked(*(tmp_path / "out" / f"scan-2_seg{end}.dcm" for end in ("", "_sr")))
+    assert first == archived and in_first_report == set(first.values()) and in_later_report == set(later.values())
+    lesions = {name: uid for name, uid in later.items() if name != "Liver"}
+    assert len(lesions) == 3 and lesions.items() <= first.items()
+    known = json.loads((tmp_path / "out" / "comparison.json").read_text())["lesions"]
+    assert {one["tracking_uid"] for one in known} == {uid for name, uid in first.items() if name != "Liver"}
+    assert "scan-2_seg_sr.dcm" in capsys.readouterr().out
+
+
+def test_parts_of_a_lesion_and_uids_of_others_stay_apart(studies):
+    ct, seg, mask = studies[0]
+    volume = ls.CTVolume.load(ct)
+    one = scan(ls.MaskVolume.load(seg, like=volume))
+    assert _tracking_uids(one.mask, None, one.measurement) == (None,) * 4  # one segment for all lesions tells none
+    from_series = _tracking_uids(one.mask, volume, one.measurement)
+    assert len(set(from_series)) == 4 and None not in from_series
+    split = Track(7, "2.25.7", True, [Sighting("first", (1,)), Sighting("split", (2, 5))])
+    names = Comparison((one, one), (split,), ()).tracking(1)
+    assert names[2] == ("Lesion 7", "2.25.7") and names[5][0] == "Lesion 7 part 2" and names[5][1] != "2.25.7"
+    with pytest.raises(ConfigError, match="no DICOM series"):
+        Comparison((one,), (), ()).save_objects(seg.parent / "none", ["seg"])
+    assert not (seg.parent / "none").exists()

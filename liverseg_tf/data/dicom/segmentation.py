@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -234,6 +234,30 @@ def read_segmentation(
     except Exception as error:  # pydicom raises many kinds; its texts may hold what the header holds
         raise InputFileError(f"{path}: can't be read as a DICOM segmentation ({type(error).__name__})") from None
     return voxels, affine
+
+
+def lesion_tracking(path: str | Path, grid: tuple[tuple[int, int, int], np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    """Which tracking UIDs a DICOM SEG gives its lesions.
+
+    Args:
+        path: the file, as `read_segmentation` read it.
+        grid: shape and affine of the grid that it was read on.
+
+    Returns:
+        (x, y, z) uint16, 0 where no lesion has a UID, else the UID's index plus 1; and the UIDs.
+    """
+    pydicom = require("pydicom", "dicom", "reading DICOM")
+    shape, affine = grid
+    with quiet(), Path(path).open("rb") as stream:
+        data = pydicom.dcmread(stream, stop_before_pixels=True)
+        uids = {int(s.SegmentNumber): str(s.get("TrackingUID") or "") for s in data.SegmentSequence}
+        known = sorted({uid for uid in uids.values() if uid})
+        voxels = np.zeros(shape, np.uint16)
+        to_index = np.linalg.inv(affine) @ _LPS_TO_RAS
+        for frame in frames_of(stream, data):
+            lesions = [(known.index(uids[n]) + 1, n, m) for c, n, m in frame.masks if c == TUMOUR and uids.get(n)]
+            _place(replace(frame, masks=lesions), voxels, to_index)
+    return voxels, known
 
 
 def common_grid(
