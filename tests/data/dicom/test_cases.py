@@ -13,8 +13,9 @@ pytest.importorskip("highdicom")
 
 import liverseg_tf as ls  # noqa: E402
 from liverseg_tf.cli.main import main  # noqa: E402
+from liverseg_tf.data.slices import count_slices, explain_read_error  # noqa: E402
 from liverseg_tf.data.verify import verify  # noqa: E402
-from liverseg_tf.errors import CaseError, InputFileError, LabelError  # noqa: E402
+from liverseg_tf.errors import CaseError, DataWarning, InputFileError, LabelError  # noqa: E402
 from tests.data.test_verify import body  # noqa: E402
 
 AFFINE = np.diag([-1.5, -1.5, 3.0, 1.0])
@@ -105,12 +106,10 @@ def test_slices_are_those_of_the_same_cases_as_nifti(studies, tmp_path, write_ni
     for one, other in zip(first, second, strict=True):
         for mine, theirs in zip(one, other, strict=True):
             np.testing.assert_array_equal(mine, theirs)
-    assert ls.count_slices(cases) == ls.count_slices(as_nifti) == {"tumour": 6, "liver only": 9, "neither": 9}
+    assert count_slices(cases) == count_slices(as_nifti) == {"tumour": 6, "liver only": 9, "neither": 9}
 
 
 def test_a_slice_that_breaks_while_training_is_named(copied):
-    from liverseg_tf.data.slices import explain_read_error
-
     cases = ls.find_cases(copied)
     victim = sorted(cases[0].volume.iterdir())[3]
     victim.write_bytes(victim.read_bytes()[:-500])
@@ -121,8 +120,6 @@ def test_a_slice_that_breaks_while_training_is_named(copied):
 
 def test_labels_that_the_model_does_not_have_are_refused(studies):
     import tensorflow as tf
-
-    from liverseg_tf.data.slices import explain_read_error
 
     cases = ls.find_cases(studies[0])
     with pytest.raises(tf.errors.OpError) as caught:
@@ -160,7 +157,7 @@ def test_what_is_wrong_with_a_series_is_found(copied, capsys):
     assert [f.kind for f in found.errors] == ["file"] and "different images lie at one place" in found.errors[0].message
     assert main(["verify", str(copied), "--json"]) == 1
     assert "DOE" not in (out := capsys.readouterr().out) and json.loads(out)["errors"] == 3
-    with pytest.warns(ls.DataWarning, match="IM0003.dcm and IM0005.dcm"):
+    with pytest.warns(DataWarning, match="IM0003.dcm and IM0005.dcm"):
         assert len(ls.find_cases(copied)) == 1
 
 
