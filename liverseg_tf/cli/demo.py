@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="folder (default: liverseg-demo)",
     )
-    add_seed(parser, "decides the patients and the training")
+    add_seed(parser, "seed of the patients and the training")
     parser.add_argument(
         "--epochs", type=int, default=_EPOCHS, metavar="N", help=f"epochs of training (default: {_EPOCHS})"
     )
