@@ -78,7 +78,7 @@ def test_a_predictor_goes_to_another_process_by_its_models_path(predictor, small
     assert again.config == predictor.config and again.postprocessing == predictor.postprocessing
     path = phantom_folder / "volume-0.nii.gz"
     np.testing.assert_array_equal(again.predict(path).labels, predictor.predict(path).labels)
-    with pytest.raises(ConfigError, match="made from a path"):
+    with pytest.raises(ConfigError, match="made from a model's path"):
         pickle.dumps(ls.Predictor(small_model))
 
 

@@ -209,7 +209,7 @@ def _workers_of(node) -> list[int]:
 def test_what_cannot_work_is_said_at_once(ray, tmp_path, small_model, small_model_file, phantom_folder):
     jobs = plan([phantom_folder], tmp_path / "out")
     predictor = ls.Predictor(small_model_file)
-    with pytest.raises(ConfigError, match="made from a path"):
+    with pytest.raises(ConfigError, match="made from a model's path"):
         predict_files(ls.Predictor(small_model), jobs, engine="ray")
     with pytest.raises(ConfigError, match="is in this process"):
         predict_files(predictor, [Job("memory://a/ct.nii", "memory://b/ct_seg.nii.gz")], engine="ray")
