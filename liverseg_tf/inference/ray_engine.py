@@ -258,7 +258,8 @@ def _connected(ray, options: RayOptions) -> Iterator[tuple[int, int]]:
             if options.address is None:
                 cpus = max(os.cpu_count() or 1, (options.workers or 1) * (options.threads or 1))
                 store = _OBJECT_STORE_BYTES
-                ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet)
+                # "local": never the cluster that someone else has running here
+                ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=store, **quiet)
             else:
                 _check_reachable(options.address)
                 ray.init(address=options.address, **quiet)
