@@ -114,7 +114,7 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
     for path, problem in found.unusable:
         warn(f"{path}: {problem}", DataWarning)
     if not volumes:
-        raise no_volumes(folders, len(masks))
+        raise no_volumes(folders, len(masks), found.left_out)
     orphans = sorted(set(masks) - set(volumes))
     if orphans:
         listed = ", ".join(str(masks[n]) for n in orphans[:5]) + (", ..." if len(orphans) > 5 else "")
@@ -270,12 +270,13 @@ def _number_of(name: str) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 
-def no_volumes(folders: Sequence[str | Path], masks: int) -> CaseError:
+def no_volumes(folders: Sequence[str | Path], masks: int, left_out: Sequence[str] = ()) -> CaseError:
     """The error for folders without a CT."""
+    sep = ", "
     return CaseError(
         f"{', '.join(map(str, folders))}: expected CTs named volume-<number>.nii or .nii.gz (LiTS) or "
         f"imagesTr/<name>_<number>.nii.gz (Medical Segmentation Decathlon), or DICOM series, got none"
-        f"{f' but {masks} masks' if masks else ''}"
+        f"{f' but {masks} masks' if masks else ''}{f'; left out: {sep.join(left_out)}' if left_out else ''}"
     )
 
 

@@ -134,7 +134,7 @@ def verify(
     groups = read_patients(patients) if patients is not None else {}
     files = find_files(*folders, files=True)
     if not files.volumes and not files.masks and not files.unusable:
-        raise no_volumes(folders, 0)
+        raise no_volumes(folders, 0, files.left_out)
     findings = [*_unusable(files), *_pairing(files), *_grouping(files, groups, patients)]
     numbers = sorted({*files.volumes, *files.masks})
     checks = [
