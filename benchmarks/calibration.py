@@ -9,15 +9,11 @@ thickness tells of at half of the sites. 90 % are promised.
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
 import numpy as np
 
 from liverseg_tf.calibration.conformal import VolumeInterval
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tests.calibration.sites import draw_cases  # noqa: E402
+from liverseg_tf.calibration.simulated_sites import draw_cases
 
 
 def main() -> None:

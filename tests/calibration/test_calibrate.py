@@ -8,10 +8,9 @@ import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.calibration.calibrate import Calibration, calibrate, fit
+from liverseg_tf.calibration.simulated_sites import draw_cases
 from liverseg_tf.errors import CaseError, ConfigError, DataWarning
 from liverseg_tf.evaluation.measure import measure
-
-from .sites import draw_cases
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def test_a_servers_model_goes_by_its_url_without_the_password(scans, tmp_path, m
 
 def test_intervals_come_with_a_calibration_alone_and_another_model_is_told(model, scans, tmp_path):
     from liverseg_tf.calibration.calibrate import fit
-    from tests.calibration.sites import draw_cases
+    from liverseg_tf.calibration.simulated_sites import draw_cases
 
     plain = ls.predict_folder(scans, tmp_path / "plain", model, postprocessing=None)
     assert not any("calibrated" in row for row in plain)

@@ -1,4 +1,4 @@
-"""Sites drawn at random: cases whose predictions err as a known law has it."""
+"""Sites drawn at random: cases whose predictions err as a known law has it. For tests and benchmarks of intervals."""
 
 from __future__ import annotations
 
