@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.evaluation.surface import Box, bounding_box
 from liverseg_tf.inference.pieces import Pieces
 from liverseg_tf.labels import TUMOUR, ClassSet
 
@@ -37,15 +38,16 @@ def look_again(
     Returns:
         `labels`.
     """
-    tumour_slices = np.flatnonzero((labels == TUMOUR).any((0, 1))) if classes.lesion is not None else np.empty(0, int)
-    if not len(tumour_slices):
+    box = None if classes.lesion is None else _tumour_box(labels)
+    if box is None:
         return labels
-    there = labels[..., tumour_slices[0] : tumour_slices[-1] + 1]
+    there = labels[box]
+    tumour_slices = box[2].start + np.flatnonzero((there == TUMOUR).any((0, 1)))
     percent, instead = np.zeros(there.shape, np.uint8), np.zeros(there.shape, np.uint8)
     for first in range(0, len(tumour_slices), slices_at_once):
         chunk = tumour_slices[first : first + slices_at_once]
         found = probabilities(np.concatenate([volume.slices(index, index + 1) for index in chunk]))
-        for index, one in zip(chunk - tumour_slices[0], found, strict=True):
+        for index, one in zip(chunk - box[2].start, found[:, *box[:2]], strict=True):
             percent[..., index] = np.rint(100 * one[..., TUMOUR])
             instead[..., index] = np.where(np.arange(one.shape[-1]) == TUMOUR, -1.0, one).argmax(-1)
     lesions = Pieces(there, lambda slab: slab == TUMOUR)
@@ -54,3 +56,12 @@ def look_again(
     lesions.relabel(doubtful, 0)
     np.copyto(there, instead, where=(confirmed == TUMOUR) & (there != TUMOUR))
     return labels
+
+
+def _tumour_box(labels: np.ndarray) -> Box | None:
+    """The smallest box with all tumour, found without an array of the volume's size."""
+    organ = bounding_box(labels)
+    tumour = None if organ is None else bounding_box(labels[organ] == TUMOUR)
+    if organ is None or tumour is None:
+        return None
+    return tuple(slice(o.start + t.start, o.start + t.stop) for o, t in zip(organ, tumour, strict=True))
