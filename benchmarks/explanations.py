@@ -93,11 +93,9 @@ def _cases(args: argparse.Namespace) -> Iterator[tuple[str, CTVolume, np.ndarray
 
 def _explanations(args: argparse.Namespace, predictor: Predictor) -> dict:
     runtime = keras_runtime(predictor.runtimes[0])
-    network = runtime.slice_function.model
-    networks = [network, *(randomized_model(network, seed) for seed in range(args.randomized_models))]
-    explainers = {
-        name: [make_explainer(one, runtime.config, *name.split(":")) for one in networks] for name in args.methods
-    }
+    drawn = [randomized_model(runtime.model.network, seed) for seed in range(args.randomized_models)]
+    models = [runtime.model, *(replace(runtime.model, network=network) for network in drawn)]
+    explainers = {name: [make_explainer(one, *name.split(":")) for one in models] for name in args.methods}
     rows = []
     for case, volume, truth in _cases(args):
         labels = truth if args.regions == "truth" else predictor.predict(volume).canonical_labels

@@ -54,6 +54,7 @@ from .labels import CLASSES as CLASSES
 from .labels import ClassSet as ClassSet
 from .labels import color_mask as color_mask
 from .models.losses import build_loss as build_loss
+from .models.model import Model as Model
 from .models.saving import load_model as load_model
 from .models.saving import save_model as save_model
 from .models.unet import build_unet as build_unet

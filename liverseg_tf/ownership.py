@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 LEDGER = ".liverseg.jsonl"
+# Kinds of NIfTI files with a number for each voxel that is no class.
+MAPS = ("probabilities", "uncertainty", "heatmap")
 _MARK = "liverseg_tf"
 _DIGITS = 32
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
@@ -219,7 +221,7 @@ def publish(folder: Path, into: Path, *, inputs: Iterable[Where] = (), overwrite
     files = sorted((p for p in folder.rglob("*") if p.is_file() and p.name != LEDGER), key=lambda p: p.name == last)
     names = [path.relative_to(folder).as_posix() for path in files]
     for path, name in zip(files, names, strict=True):
-        kind = _kind_of(path) if _is_nifti(path) else kinds[name][0]
+        kind = kind_of(path) or kinds[name][0]
         claim(into / name, kind, inputs=inputs, overwrite=overwrite)
     try:
         for path, name in zip(files, names, strict=True):
@@ -304,6 +306,27 @@ def carries_our_mark(start: bytes, kind: str) -> bool:
     return _parts(_descrip(start)[1], kind) is not None
 
 
+def kind_of(path: Where) -> str | None:
+    """What a NIfTI file of this library is, as "mask" or "probabilities"; None for any other file.
+
+    Goes by the mark in its header alone: the file may have been changed since, or renamed.
+
+    Examples:
+        >>> kind_of("segmentation-7.nii.gz") is None  # there is no such file
+        True
+    """
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(2048)
+        if start[:2] == b"\x1f\x8b":
+            start = zlib.decompressobj(31).decompress(start, 600)
+    except (OSError, zlib.error):
+        return None
+    words = _descrip(start)[1].rstrip(b"\0").split(b" ")
+    is_marked = len(words) >= 3 and words[0] == _MARK.encode()
+    return words[2].decode("ascii", "replace") if is_marked else None
+
+
 def refuse_inputs(outputs: Iterable[Where], inputs: Iterable[Where]) -> None:
     """Check that no output, path or URL, is an input: the same file under any name or link.
 
@@ -381,14 +404,6 @@ def _descrip(start: bytes) -> tuple[int, bytes]:
         if start[offset : offset + 4] in signatures:
             return place, start[place : place + _DESCRIP_BYTES]
     return 0, b""
-
-
-def _kind_of(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(2048)
-    if start[:2] == b"\x1f\x8b":
-        start = zlib.decompressobj(31).decompress(start, 600)
-    return _descrip(start)[1].split(b" ")[2].decode()
 
 
 def _parts(descrip: bytes, kind: str) -> str | None:

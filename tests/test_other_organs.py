@@ -11,10 +11,13 @@ import liverseg_tf as ls
 from liverseg_tf.cli.main import main
 from liverseg_tf.data.volume import Geometry, MaskVolume
 from liverseg_tf.errors import CaseError, ConfigError, LabelError
+from liverseg_tf.evaluation.measure import find_masks
+from liverseg_tf.inference.jobs import plan
 from liverseg_tf.inference.postprocessing import OTHER_ORGANS, PostProcessing
 from liverseg_tf.labels import CLASSES, LIVER_CLASSES, ClassSet, color_mask
 from liverseg_tf.models.artefacts import Manifest
 from liverseg_tf.models.metrics import metrics_from_confusion
+from liverseg_tf.ownership import save_image, sign
 
 KIDNEYS = ClassSet.of("kidney", "kidney_tumour", "bone")
 SMALL = [
@@ -309,3 +312,44 @@ def test_what_predict_writes_beside_masks_of_another_organ_is_no_mask(predicted)
 
     assert len(list(predicted.glob("*.nii.gz"))) == 4
     assert [one.mask.name for one in find_masks(predicted)] == ["segmentation-0.nii.gz"]
+
+
+def test_verify_goes_by_the_classes_that_are_given_or_told(kidneys, case, tmp_path, capsys):
+    assert {f.kind for f in ls.verify(kidneys).errors} == {"labels"}  # 3 is no class of livers
+    found = ls.verify(kidneys, classes=KIDNEYS)
+    assert not found.errors and set(found.cases[0]["voxels"]) == set(KIDNEYS.names)
+    labels = np.asanyarray(nib.load(case[1]).dataobj)
+    shutil.copy(case[0], tmp_path / "volume-1.nii.gz")
+    stray = np.where(labels == 1, 0, labels)
+    nib.save(nib.Nifti1Image(stray, nib.load(case[1]).affine), tmp_path / "segmentation-1.nii.gz")
+    assert main(["verify", str(tmp_path), "--classes", "kidney,kidney_tumour,bone", "--json"]) == 0
+    messages = [finding["message"] for finding in json.loads(capsys.readouterr().out)["findings"]]
+    assert any("pieces of kidney_tumour" in m and "touch no kidney" in m for m in messages), messages
+    assert not any("liver" in message for message in messages)
+    image = sign(nib.Nifti1Image(labels, nib.load(case[1]).affine), "mask", KIDNEYS.to_json())
+    nib.save(image, tmp_path / "segmentation-1.nii.gz")
+    assert ls.verify(tmp_path).cases[0]["voxels"]["bone"] == np.count_nonzero(labels == 3)
+
+
+def test_slices_hold_the_classes_that_are_given(kidneys, tmp_path, capsys):
+    out = tmp_path / "pictures"
+    assert main(["slices", str(kidneys), "-o", str(out)]) == 1
+    assert "expected labels 0 background, 1 liver, 2 tumour; got 3" in capsys.readouterr().err
+    assert main(["slices", str(kidneys), "-o", str(out), "--format", "png", "--classes", "kidney,none,cyst,bone"]) == 0
+    largest = max(int(labels.numpy().max()) for _, labels in ls.image_folder_dataset(out))
+    assert largest == 3
+
+
+def test_a_map_is_told_by_its_header_and_not_by_its_name(tmp_path):
+    """Probabilities, whatever their class, are no masks and no CTs; a mask that is named like them is one."""
+    grid = np.eye(4)
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:6, 2:6, 2:6] = 1
+    save_image(nib.Nifti1Image(labels, grid), tmp_path / "x_seg.nii.gz", "mask", comment=KIDNEYS.to_json())
+    nib.save(nib.Nifti1Image(labels, grid), tmp_path / "y_liver.nii.gz")
+    for name, kind in (("kidney_tumour", "probabilities"), ("bone", "probabilities"), ("uncertainty", "uncertainty")):
+        save_image(nib.Nifti1Image(labels * 9, grid), tmp_path / f"x_seg_{name}.nii.gz", kind)
+    save_image(nib.Nifti1Image(labels * 9, grid), tmp_path / "renamed.nii.gz", "probabilities")
+    assert [one.mask.name for one in find_masks(tmp_path)] == ["x_seg.nii.gz", "y_liver.nii.gz"]
+    assert [row["mask"] for row in ls.summarize(tmp_path, classes=KIDNEYS).rows] == ["x_seg.nii.gz", "y_liver.nii.gz"]
+    assert {job.name for job in plan([tmp_path], tmp_path / "out")} == {"y_liver.nii.gz"}

@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, required=True, help="trained on, repeats counted")
     args = parser.parse_args()
     model = ls.load_model(args.model)
-    config = model.liverseg_config
+    config = ls.Model.of(model).config
     quality, cases = json.loads(args.quality.read_text()), json.loads(args.whole.read_text())
     card = CARD.format(
         name=args.output.name,

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from liverseg_tf.cli.options import add_json, add_seed, output_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from liverseg_tf.training.train import Run
 
 # Small enough for under five minutes on two cores, large enough to learn what a liver looks like.
 _TRAINING_CASES, _TEST_CASES = 12, 3
@@ -41,63 +49,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run all stages and print a table of results and paths."""
     import time
-    from dataclasses import replace
     from pathlib import Path
 
-    from liverseg_tf.cli.progress import console, progress_bar
-    from liverseg_tf.cli.tables import print_table
-    from liverseg_tf.data.cases import find_cases
-    from liverseg_tf.data.phantom import write_phantoms
+    from liverseg_tf.cli.progress import console
     from liverseg_tf.errors import OutputError
-    from liverseg_tf.strict_json import to_json
 
     start = time.perf_counter()
     out = console()
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output}: expected no folder or an empty one, got one with files; name another with -o")
-    stages: dict[str, float] = {}
 
     def stage(title: str):
-        stages[title] = time.perf_counter()
         out.print(f"[bold]{title}[/]")
 
     stage("1. CT phantoms in LiTS layout")
-    with progress_bar() as bar:
-        total = _TRAINING_CASES + _TEST_CASES
-        for folder, count, seed in (
-            ("training", _TRAINING_CASES, 2 * args.seed),
-            ("test", _TEST_CASES, 2 * args.seed + 1),
-        ):
-            write_phantoms(output / folder, count, seed, progress=bar.show(folder))
-    out.print(f"{total} patients in {output}", markup=False)
-
+    _make_phantoms(args.seed, output)
+    out.print(f"{_TRAINING_CASES + _TEST_CASES} patients in {output}", markup=False)
     stage("2. Training a ResNet34 U-Net")
-    from liverseg_tf.cli.training_progress import TrainingProgress
-    from liverseg_tf.training.recipes import get_recipe
-    from liverseg_tf.training.train import train
-
-    recipe = replace(get_recipe("default"), image_size=_IMAGE_SIZE, epochs=args.epochs, augmentation=False)
-    result = train(
-        find_cases(output / "training"),
-        output / "run",
-        recipe,
-        steps_per_epoch=_STEPS,
-        validation_fraction=1 / 6,
-        seed=args.seed,
-        callbacks=[TrainingProgress(out)],
-    )
-
+    result = _train(args, output, out)
     stage("3. Segmenting patients that were not in training")
-    from liverseg_tf.cohorts.predict_folder import predict_folder
-
-    with progress_bar() as bar:
-        task = bar.add_task("volumes", total=_TEST_CASES)
-        rows = predict_folder(
-            output / "test", output / "prediction", result.output, on_done=lambda row: bar.advance(task)
-        )
-    pairs = [(Path(row["input"]), Path(row["output"])) for row in rows if row["status"] == "done"]
-
+    pairs = _predict(output, result.output)
     stage("4. Scores")
     from liverseg_tf.evaluation.evaluate import evaluate
 
@@ -117,15 +89,65 @@ def run(args: argparse.Namespace) -> int:
         "pictures": output / "pictures",
         **extras,
     }
+    _print_summary(lits, seconds, paths, args.json)
+    return 0
+
+
+def _make_phantoms(seed: int, output: Path) -> None:
+    from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.data.phantom import write_phantoms
+
+    with progress_bar() as bar:
+        for folder, count, own_seed in (("training", _TRAINING_CASES, 2 * seed), ("test", _TEST_CASES, 2 * seed + 1)):
+            write_phantoms(output / folder, count, own_seed, progress=bar.show(folder))
+
+
+def _train(args: argparse.Namespace, output: Path, out: Console) -> Run:
+    from dataclasses import replace
+
+    from liverseg_tf.cli.training_progress import TrainingProgress
+    from liverseg_tf.data.cases import find_cases
+    from liverseg_tf.training.recipes import get_recipe
+    from liverseg_tf.training.train import train
+
+    recipe = replace(get_recipe("default"), image_size=_IMAGE_SIZE, epochs=args.epochs, augmentation=False)
+    return train(
+        find_cases(output / "training"),
+        output / "run",
+        recipe,
+        steps_per_epoch=_STEPS,
+        validation_fraction=1 / 6,
+        seed=args.seed,
+        callbacks=[TrainingProgress(out)],
+    )
+
+
+def _predict(output: Path, model: Path) -> list[tuple[Path, Path]]:
+    """Scan and mask of each patient."""
+    from pathlib import Path
+
+    from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.cohorts.predict_folder import predict_folder
+
+    with progress_bar() as bar:
+        task = bar.add_task("volumes", total=_TEST_CASES)
+        rows = predict_folder(output / "test", output / "prediction", model, on_done=lambda row: bar.advance(task))
+    return [(Path(row["input"]), Path(row["output"])) for row in rows if row["status"] == "done"]
+
+
+def _print_summary(lits: dict, seconds: float, paths: dict[str, Path], as_json: bool) -> None:
+    from liverseg_tf.cli.tables import print_table
+    from liverseg_tf.strict_json import to_json
+
     summary = {
         "liver_dice_per_case": lits["liver_dice_per_case"],
         "tumour_dice_per_case": lits["lesion_dice_per_case"],
         "seconds": round(seconds, 1),
         "paths": {name: str(path) for name, path in paths.items()},
     }
-    if args.json:
+    if as_json:
         print(to_json(summary))
-        return 0
+        return
     results = {
         "liver Dice per case": f"{lits['liver_dice_per_case']:.3f}",
         "tumour Dice per case": f"{lits['lesion_dice_per_case']:.3f}",
@@ -134,7 +156,6 @@ def run(args: argparse.Namespace) -> int:
     }
     columns = ("result", "value")
     print_table(columns, list(results.items()), names=columns, title="Phantom patients that were not in training")
-    return 0
 
 
 def _draw(output, pairs) -> None:
@@ -164,8 +185,9 @@ def _extras(args, output, model, pair) -> dict:
         made["report"] = output / "report.html"
     if args.export:
         from liverseg_tf.exporting.export import export
+        from liverseg_tf.exporting.formats import FORMATS
 
-        for format_ in ("savedmodel", "tflite"):
+        for format_ in FORMATS:
             export(model, output / "export" / "phantom-model", format=format_)
         made["exported models"] = output / "export"
     return made

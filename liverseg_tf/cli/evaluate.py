@@ -89,6 +89,16 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _print(scores) -> None:
+    _print_cases(scores)
+    if scores.lits:
+        _print_challenge(scores)
+    _print_means(scores)
+    if scores.detection:
+        _print_detection(scores)
+    _print_slices(scores)
+
+
+def _print_cases(scores) -> None:
     from liverseg_tf.cli.tables import print_table
 
     organ = scores.regions[0]
@@ -118,14 +128,23 @@ def _print(scores) -> None:
         title="Cases",
         caption=f"HD95 in mm.{found}{marked}",
     )
-    if scores.lits:
-        print_table(
-            ("score", "value", "95 % interval"),
-            [(name, _figure(value), _interval(scores.lits_ci95[name])) for name, value in scores.lits.items()],
-            names=("score",),
-            title="LiTS scores",
-            caption="95 % interval: bootstrap over patients",
-        )
+
+
+def _print_challenge(scores) -> None:
+    from liverseg_tf.cli.tables import print_table
+
+    print_table(
+        ("score", "value", "95 % interval"),
+        [(name, _figure(value), _interval(scores.lits_ci95[name])) for name, value in scores.lits.items()],
+        names=("score",),
+        title="LiTS scores",
+        caption="95 % interval: bootstrap over patients",
+    )
+
+
+def _print_means(scores) -> None:
+    from liverseg_tf.cli.tables import print_table
+
     measures = ("hd95_mm", "surface_dice_1mm", "surface_dice_2mm", "surface_dice_3mm", "volume_error_ml")
     beyond = [f"{region}_{name}" for region in scores.regions for name in measures]
     print_table(
@@ -143,8 +162,11 @@ def _print(scores) -> None:
         title="Beyond LiTS: mean over cases" if scores.lits else "Mean over cases",
         caption="missing: cases in which a mask is empty",
     )
-    if scores.detection:
-        _print_detection(scores)
+
+
+def _print_slices(scores) -> None:
+    from liverseg_tf.cli.tables import print_table
+
     print_table(
         (
             "slices with",

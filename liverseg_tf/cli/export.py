@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from liverseg_tf.cli.options import add_json, add_output, add_overwrite
+from liverseg_tf.exporting.formats import FORMATS, PRECISIONS
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -17,11 +18,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, .keras file, or 'shipped'")
     add_output(parser, "DIR", "folder to write to, or a .tflite file", ".tflite", folder=True)
-    parser.add_argument("--format", choices=("savedmodel", "tflite"), default="savedmodel")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument(
         "--precision",
-        choices=("float32", "float16", "int8"),
-        default="float32",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
         help="float16 halves the weights on disk; int8 only for TFLite (default: float32)",
     )
     parser.add_argument(

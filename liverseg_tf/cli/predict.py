@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import ExitStack, redirect_stdout
+from typing import TYPE_CHECKING, Any
 
 from liverseg_tf.cli.options import add_json, add_max_bytes, add_model, add_output, add_overwrite, add_series, as_flags
+from liverseg_tf.data.dicom.formats import FORMATS, SEGMENTATION_TYPES
 from liverseg_tf.errors import ConfigError
-from liverseg_tf.inference.choice import RUNTIMES
+from liverseg_tf.inference.choice import ENGINES, RUNTIMES
+
+if TYPE_CHECKING:
+    from liverseg_tf.inference.jobs import Job
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -31,20 +38,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--format",
         metavar="F,...",
-        help="formats to write: nifti, seg, sr, rtstruct, pdf (default: nifti; for DICOM nifti,seg)",
+        help=f"formats to write: {', '.join(FORMATS)} (default: nifti; for DICOM nifti,seg)",
     )
     parser.add_argument(
         "--segmentation-type",
-        choices=("BINARY", "LABELMAP"),
-        default="BINARY",
-        help="type of the DICOM SEG (default: BINARY)",
+        choices=SEGMENTATION_TYPES,
+        default=SEGMENTATION_TYPES[0],
+        help="type of the DICOM SEG (default: %(default)s)",
     )
     parser.add_argument("--lesion-segments", action="store_true", help="DICOM SEG: one segment for each lesion")
     add_model(parser)
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
-        default="auto",
+        default=RUNTIMES[0],
         help="runtime of the model (default: auto, the fastest on this machine; 'liverseg info' shows which and why)",
     )
     parser.add_argument(
@@ -84,10 +91,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch-size", type=int, metavar="B", help="slices per batch (default: depends on their size)")
     parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels unchanged")
     add_max_bytes(parser)
+    _add_engine(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
-        choices=("embedded", "ray"),
-        default="embedded",
+        choices=ENGINES,
+        default=ENGINES[0],
         help="predict in this process (default), or with Ray",
     )
     parser.add_argument("--address", metavar="ADDR", help="Ray: cluster to use (default: one on this machine)")
@@ -97,56 +110,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--timeout", type=float, metavar="S", help="Ray: time limit of a volume in seconds (default: 3600)"
     )
-    add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict; returns 1 if any volume failed."""
-    import os
-    from contextlib import ExitStack, redirect_stdout
-
-    from liverseg_tf.cli.progress import console, progress_bar
-    from liverseg_tf.cli.quiet import load_nibabel_quickly, load_tensorflow_quietly
+    from liverseg_tf.cli.progress import console
+    from liverseg_tf.cli.quiet import load_nibabel_quickly
     from liverseg_tf.cli.tables import counted
 
     load_nibabel_quickly()
     from liverseg_tf.cohorts.predict_folder import predict_folder
 
-    if args.server and (args.model or args.runtime != "auto"):
-        raise ConfigError("--server and --model or --runtime: expected one of them, the server has its own model")
-    if args.server and args.engine == "ray":
-        raise ConfigError("--server and --engine ray: expected one of them, both divide the work")
-    model = args.model
-    if args.server:
-        from liverseg_tf.inference.serving_client import ServingClient
-
-        model = ServingClient(args.server)
-    elif needs_tensorflow(args):
-        load_tensorflow_quietly()
+    model = _model(args)
     ray_options = {name: getattr(args, name) for name in ("address", "workers", "threads", "gpus")}
     ray_options["timeout_s"] = args.timeout
-    out, bar = console(), progress_bar()
-    tasks = {}
-    with ExitStack() as stack:
-
-        def on_start(volumes, finished):
-            stack.enter_context(bar)
-            if args.engine == "ray":  # it prints of every worker that dies; the rows tell it too, and stdout is theirs
-                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-            tasks["volumes"] = bar.add_task("volumes", total=volumes, completed=finished)
-            tasks["slices"] = bar.add_task("slices", total=None, visible=args.engine == "embedded")
-
-        def on_progress(job, done, total):
-            bar.update(tasks["slices"], completed=done, total=total, description=job.name)
-
-        def on_done(row):
-            bar.advance(tasks["volumes"])
-            for message in row["warnings"]:
-                out.print(f"warning: {as_flags(message, args.flags)}", markup=False, soft_wrap=True)
-            if row["status"] == "error":
-                out.print(f"error: {as_flags(row['error'], args.flags)}", markup=False, soft_wrap=True)
-
+    out = console()
+    with _Shown(args) as shown:
         rows = predict_folder(
             args.inputs,
             args.output,
@@ -164,9 +143,9 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             engine=args.engine,
             ray_options={name: value for name, value in ray_options.items() if value is not None},
-            on_start=on_start,
-            progress=on_progress,
-            on_done=on_done,
+            on_start=shown.start,
+            progress=shown.progress,
+            on_done=shown.done,
             runtime=args.runtime,
             extent=not args.all_slices,
             second_look=None if args.second_look == "none" else args.second_look,
@@ -180,6 +159,52 @@ def run(args: argparse.Namespace) -> int:
     if failed and len(rows) > 1:
         out.print(f"{len(failed)} of {counted(len(rows), 'volume')} failed", markup=False)
     return 1 if failed else 0
+
+
+def _model(args: argparse.Namespace) -> Any:
+    """What the options call the model; TensorFlow is loaded if it will be needed."""
+    from liverseg_tf.cli.quiet import load_tensorflow_quietly
+
+    if args.server and (args.model or args.runtime != RUNTIMES[0]):
+        raise ConfigError("--server and --model or --runtime: expected one of them, the server has its own model")
+    if args.server and args.engine == "ray":
+        raise ConfigError("--server and --engine ray: expected one of them, both divide the work")
+    if args.server:
+        from liverseg_tf.inference.serving_client import ServingClient
+
+        return ServingClient(args.server)
+    if needs_tensorflow(args):
+        load_tensorflow_quietly()
+    return args.model
+
+
+class _Shown(ExitStack):
+    """Progress bars of volumes and slices, from the first volume on, and what went wrong above them."""
+
+    def __init__(self, args: argparse.Namespace):
+        from liverseg_tf.cli.progress import console, progress_bar
+
+        super().__init__()
+        self._args, self._out, self._bar = args, console(), progress_bar()
+
+    def start(self, volumes: int, finished: int) -> None:
+        self.enter_context(self._bar)
+        if self._args.engine == "ray":
+            # it prints of every worker that dies; the rows tell it too, and stdout is theirs
+            nowhere = self.enter_context(open(os.devnull, "w"))  # noqa: SIM115 (this is a context manager)
+            self.enter_context(redirect_stdout(nowhere))
+        self._volumes = self._bar.add_task("volumes", total=volumes, completed=finished)
+        self._slices = self._bar.add_task("slices", total=None, visible=self._args.engine == "embedded")
+
+    def progress(self, job: Job, done: int, total: int) -> None:
+        self._bar.update(self._slices, completed=done, total=total, description=job.name)
+
+    def done(self, row: dict) -> None:
+        self._bar.advance(self._volumes)
+        for message in row["warnings"]:
+            self._out.print(f"warning: {as_flags(message, self._args.flags)}", markup=False, soft_wrap=True)
+        if row["status"] == "error":
+            self._out.print(f"error: {as_flags(row['error'], self._args.flags)}", markup=False, soft_wrap=True)
 
 
 def needs_tensorflow(args: argparse.Namespace) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_folders, add_json, add_output, add_patients
+from liverseg_tf.cli.options import add_classes, add_folders, add_json, add_output, add_patients
+from liverseg_tf.data.image_formats import IMAGE_FORMATS
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -17,12 +18,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_folders(parser)
     add_output(parser, "OUT", "folder to write", folder=True)
-    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="format of the channels (default: jpg)")
+    parser.add_argument(
+        "--format", choices=IMAGE_FORMATS, default=IMAGE_FORMATS[0], help="format of the channels (default: jpg)"
+    )
     parser.add_argument("--quality", type=int, default=90, metavar="Q", help="JPG quality, 1 to 100 (default: 90)")
     parser.add_argument(
         "--every-volume", type=int, default=3, metavar="N", help="every n-th volume by name (default: 3)"
     )
     parser.add_argument("--every-slice", type=int, default=2, metavar="N", help="every n-th slice (default: 2)")
+    add_classes(parser, "of another organ's masks")
     add_patients(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -36,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.data.image_folder import write_image_folder
     from liverseg_tf.data.slice_options import SliceSelection
+    from liverseg_tf.labels import LIVER_CLASSES, ClassSet
     from liverseg_tf.strict_json import to_json
 
     start = time.perf_counter()
@@ -48,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
             format=args.format,
             quality=args.quality,
             selection=selection,
+            classes=ClassSet.of(*args.classes) if args.classes else LIVER_CLASSES,
             progress=bar.show("slices"),
         )
     seconds = time.perf_counter() - start

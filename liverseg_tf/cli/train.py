@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields, replace
 
 from liverseg_tf.cli.options import (
     add_classes,
@@ -13,7 +14,7 @@ from liverseg_tf.cli.options import (
     add_seed,
     add_training_input,
 )
-from liverseg_tf.training.options import PRECISIONS, SPLITS, TrainingOptions
+from liverseg_tf.training.options import PRECISIONS, SPLITS, STRATEGIES, TrainingOptions
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -60,8 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--strategy",
-        choices=("one", "mirrored", "multiworker"),
-        default="one",
+        choices=STRATEGIES,
+        default=STRATEGIES[0],
         help="mirrored: all GPUs; multiworker: all hosts of TF_CONFIG, with this command started on each",
     )
     parser.add_argument(
@@ -101,26 +102,8 @@ def run(args: argparse.Namespace) -> int:
             cases,
             args.output,
             args.recipe,
-            epochs=args.epochs,
-            steps_per_epoch=args.steps_per_epoch,
-            image_size=args.image_size,
-            batch_size=args.batch_size,
-            validation_fraction=args.validation_fraction,
-            classes=args.classes,
-            split=args.split,
-            folds=args.folds,
-            backbone=args.backbone,
-            encoder_weights=args.encoder_weights,
-            from_model=args.from_model,
-            seed=args.seed,
-            xla=args.xla,
-            precision=args.precision,
-            strategy=strategy,
-            data_shards=args.data_shards,
-            data_service=args.data_service,
-            resume=args.resume,
+            options=replace(_options(args), strategy=strategy),
             callbacks=[progress] if worker == 0 else [],
-            tensorboard=args.tensorboard,
         )
     except KeyboardInterrupt:
         progress.close()
@@ -139,3 +122,9 @@ def run(args: argparse.Namespace) -> int:
             f"{best['val_loss']:.4f}, Dice by case: {dice_in_words(best)}"
         )
     return 0
+
+
+def _options(args: argparse.Namespace) -> TrainingOptions:
+    """Those that the command has as flags of the same name."""
+    given = {f.name: getattr(args, f.name) for f in fields(TrainingOptions) if hasattr(args, f.name)}
+    return TrainingOptions(**given)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from liverseg_tf.data.dicom.formats import SEGMENTATION_TYPES
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.inference.choice import ENGINES, RUNTIMES
 from liverseg_tf.inference.postprocessing import DEFAULT, PostProcessing
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class PredictOptions:
     calibration: str | Path | Calibration | None = None
     resume: bool = False
     overwrite: bool = False
-    engine: str = "embedded"
+    engine: str = ENGINES[0]
     ray_options: Mapping[str, Any] | None = None
     on_start: Callable[[int, int], None] | None = None
     progress: Callable[[Job, int, int], None] | None = None
@@ -75,7 +76,7 @@ class PredictOptions:
     batch_size: int | None = None
     postprocessing: PostProcessing | None = DEFAULT
     variations: int | TestTimeAugmentation | None = None
-    runtime: str = "auto"
+    runtime: str = RUNTIMES[0]
     extent: bool = True
     second_look: str | Path | None = "auto"
     max_bytes: int | None = None

@@ -90,15 +90,7 @@ def predict_folder(
         ending=_ending(formats),
     )
     predictor = model if isinstance(model, Predictor) else _new_predictor(model, options)
-    extras = _Extras(
-        options.uncertainty,
-        options.preview,
-        _calibration(options, predictor),
-        _objects(formats, options, predictor),
-        options.formats is None,
-        options.segmentation_type,
-        options.lesion_segments,
-    )
+    extras = _extras(options, formats, predictor)
     with ExitStack() as stack:
         manifest, finished = None, {}
         if jobs[0].target != location(output):  # a folder
@@ -166,7 +158,7 @@ def _objects(formats: Sequence[str], options: PredictOptions, predictor: Predict
     objects = tuple(name for name in formats if name != "nifti")
     if not objects or predictor.config.classes == LIVER_CLASSES:
         return objects
-    if options.formats is not None:
+    if options.formats is not None or "nifti" not in formats:
         raise ConfigError(
             f"formats: DICOM objects support only livers and their tumours; expected nifti alone for "
             f"{', '.join(predictor.config.class_names[1:])}. Received: {', '.join(objects)}"
@@ -206,6 +198,18 @@ def _settings(options: PredictOptions, formats: Sequence[str], predictor: Predic
         "lesion_segments": options.lesion_segments,
         **({} if extras.calibration is None else {"calibration": extras.calibration.to_dict()}),
     }
+
+
+def _extras(options: PredictOptions, formats: Sequence[str], predictor: Predictor) -> _Extras:
+    return _Extras(
+        options.uncertainty,
+        options.preview,
+        _calibration(options, predictor),
+        _objects(formats, options, predictor),
+        options.formats is None,
+        options.segmentation_type,
+        options.lesion_segments,
+    )
 
 
 def _manifest(

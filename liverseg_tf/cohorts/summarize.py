@@ -16,7 +16,7 @@ import numpy as np
 
 from liverseg_tf.data.nifti import stem
 from liverseg_tf.errors import CaseError, InputFileError, LiverSegError, OutputError
-from liverseg_tf.evaluation.measure import FLAGS, SMALLEST_LIVER_ML, measure, without_side_products
+from liverseg_tf.evaluation.measure import FLAGS, SMALLEST_LIVER_ML, measure
 from liverseg_tf.evaluation.pairs import masks_in
 from liverseg_tf.files import csv_cell
 from liverseg_tf.inference.run_manifest import MANIFEST, read_rows
@@ -168,7 +168,7 @@ def summarize(
     rows = [_row_of_manifest(folder, row, organs) for row in known]
     listed = {row["mask"] for row in rows}
     try:
-        masks = list(without_side_products(masks_in(folder)).values())
+        masks = list(masks_in(folder).values())
     except CaseError:
         if not rows:
             raise

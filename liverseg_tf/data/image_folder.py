@@ -11,7 +11,7 @@ comparison with the original, which rounded channels to 8 bits and compressed th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tensorflow as tf
@@ -19,14 +19,14 @@ import tensorflow as tf
 from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
 from liverseg_tf.config import ChannelsConfig, Config
 from liverseg_tf.data.cases import Case, with_masks
+from liverseg_tf.data.image_formats import IMAGE_FORMATS
 from liverseg_tf.data.slice_options import SliceSelection
 from liverseg_tf.data.slices import explain_read_error, slice_dataset
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LabelError, LiverSegError
 from liverseg_tf.hounsfield import HU_RANGE
-from liverseg_tf.labels import CLASSES
+from liverseg_tf.labels import CLASS_NAMES, LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import claim_folder, owned_write
 
-FORMATS = ("jpg", "png")
 # Every third volume in alphabetical order of the file names, and every second slice.
 ORIGINAL_SELECTION = SliceSelection(every_volume=3, every_slice=2, order="name")
 INDEX = "index.json"
@@ -49,10 +49,11 @@ class _Index(Config):
     channels: ChannelsConfig
     hu_range: tuple[float, float] | None
     slices: tuple[_Row, ...]
+    class_names: tuple[str, ...] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ConfigError(f"image format: expected one of {', '.join(FORMATS)}. Received: {self.format!r}")
+        if self.format not in IMAGE_FORMATS:
+            raise ConfigError(f"image format: expected one of {', '.join(IMAGE_FORMATS)}. Received: {self.format!r}")
         if self.channels.count not in (1, 3):
             raise ConfigError(
                 f"pictures hold one or three channels: expected that many windows and histogram. "
@@ -71,6 +72,7 @@ class ImageSlice:
         image: JPG or PNG file.
         mask: PNG file.
         channels: how many channels the picture has, 1 or 3.
+        classes: how many classes the mask holds, background included.
     """
 
     case: int
@@ -79,18 +81,20 @@ class ImageSlice:
     image: Path
     mask: Path
     channels: int = 3
+    classes: int = len(CLASS_NAMES)
 
 
 def write_image_folder(
     cases: Sequence[Case],
     output: str | Path,
     *,
-    format: str = "jpg",
+    format: str = IMAGE_FORMATS[0],
     quality: int = 90,
     selection: SliceSelection = ORIGINAL_SELECTION,
     channels: ChannelsConfig | None = None,
     hu_range: tuple[float, float] | None = HU_RANGE,
     progress: Callable[[int, int | None], None] | None = None,
+    classes: ClassSet = LIVER_CLASSES,
 ) -> list[ImageSlice]:
     """Write slices as pictures of their channels, and their masks. After an error no partial folder is left.
 
@@ -106,6 +110,7 @@ def write_image_folder(
         channels: how HU become channels, one or three; liver window, custom window and histogram by default.
         hu_range: HU range to clip to, or None for no clipping, as in the original.
         progress: called with the number of slices written and their total, None if it is unknown.
+        classes: what the masks hold.
 
     Returns:
         What was written, in the order of cases and slices.
@@ -120,7 +125,7 @@ def write_image_folder(
         >>> slices = write_image_folder(find_cases("LiTS"), "LiTS_jpg")  # doctest: +SKIP
     """
     output = Path(output)
-    config = _Index(format, channels or ChannelsConfig(), hu_range, ())
+    config = _Index(format, channels or ChannelsConfig(), hu_range, (), classes.names)
     if not 1 <= quality <= 100:
         raise ConfigError(f"JPG quality: expected 1 to 100. Received: {quality}")
     chosen = selection.cases(with_masks(cases))
@@ -139,7 +144,7 @@ def write_image_folder(
             picture = tf.io.encode_png(picture)
         return picture, tf.io.encode_png(labels[..., None]), info["case"], info["slice"]
 
-    dataset = slice_dataset(cases, selection=selection, hu_range=hu_range, with_index=True)
+    dataset = slice_dataset(cases, selection=selection, hu_range=hu_range, classes=len(classes), with_index=True)
     total = int(dataset.cardinality())
     rows = []
     with owned_write(output, "images", inputs=inputs, folder=True) as temporary:
@@ -155,11 +160,11 @@ def write_image_folder(
                 if progress is not None:
                     progress(len(rows), total if total >= 0 else None)
         except tf.errors.OpError as error:
-            raise explain_read_error(error, chosen) from error
+            raise explain_read_error(error, chosen, classes.names) from error
         if not rows:
             raise CaseError("expected slices to write, but the selection is empty; select more volumes or slices")
         rows.sort(key=lambda row: (row.case, row.slice))
-        index = _Index(format, config.channels, hu_range, tuple(rows))
+        index = replace(config, slices=tuple(rows))
         (temporary / INDEX).write_text(index.to_json(), encoding="utf-8")
     return _slices(output, index)
 
@@ -231,7 +236,7 @@ def image_folder_dataset(
             tf.reduce_all(tf.shape(picture)[:2] == tf.shape(labels)), ["mask of another shape:", item["mask"]]
         )
         only_classes = tf.debugging.Assert(
-            tf.reduce_max(labels) < len(CLASSES), ["values that are no class:", item["mask"]]
+            tf.reduce_max(labels) < slices[0].classes, ["values that are no class:", item["mask"]]
         )
         with tf.control_dependencies([same_shape, only_classes]):
             picture = tf.cast(picture, tf.float32) / 255.0
@@ -266,10 +271,8 @@ def explain_image_error(error: Exception, slices: Sequence[ImageSlice]) -> Liver
             shapes.append(tuple(picture.shape[:2]))
         if shapes[0] != shapes[1]:
             return InputFileError(f"{item.mask}: expected the shape {shapes[0]} of its picture, got {shapes[1]}")
-        if int(tf.reduce_max(picture)) >= len(CLASSES):
-            return LabelError(
-                f"{item.mask}: expected values 0 to {len(CLASSES) - 1}, got {int(tf.reduce_max(picture))}"
-            )
+        if (found := int(tf.reduce_max(picture))) >= item.classes:
+            return LabelError(f"{item.mask}: expected values 0 to {item.classes - 1}, got {found}")
     return InputFileError(f"reading pictures failed, although every file can be read by itself: {str(error)[:300]}")
 
 
@@ -284,7 +287,8 @@ def _paths(folder: Path, row: _Row, format: str) -> tuple[Path, Path]:
 
 
 def _slices(folder: Path, index: _Index) -> list[ImageSlice]:
+    counts = (index.channels.count, len(index.class_names))
     return [
-        ImageSlice(row.case, row.slice, row.patient, *_paths(folder, row, index.format), index.channels.count)
+        ImageSlice(row.case, row.slice, row.patient, *_paths(folder, row, index.format), *counts)
         for row in index.slices
     ]

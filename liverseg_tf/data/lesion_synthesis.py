@@ -9,8 +9,9 @@ capsule. Unlike in the paper, there is no mass effect, and slices are drawn inde
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -22,6 +23,8 @@ from liverseg_tf.labels import LIVER, TUMOUR
 # Side of the smoothing window that separates vessels and dark regions from noise, in pixels.
 _SMOOTHING = 5
 _COARSE_NODES, _FINE_NODES = 28, 80
+# Of a batch: each with a seed of its own.
+_DRAWS = 23
 
 
 @dataclass(frozen=True)
@@ -128,32 +131,47 @@ class LesionSynthesis(Config):
         """
         hu, labels, single = as_batch(hu, labels)
         spacing_mm = tf.reshape(tf.cast(spacing_mm, tf.float32), [-1, 2])
-        row_mm, column_mm = spacing_mm[:, :1], spacing_mm[:, 1:]
-        batch, lesions = tf.shape(hu)[0], self.max_lesions
-        seeds = iter(tf.unstack(tf.random.split(tf.convert_to_tensor(seed, tf.int32), num=23)))
-
-        def draw(low_high=(0.0, 1.0), columns=lesions):
-            return (
-                tf.random.stateless_uniform([batch, columns], next(seeds)) * (low_high[1] - low_high[0]) + low_high[0]
-            )
-
         liver = tf.equal(labels, LIVER)
         smooth = tf.nn.avg_pool2d(hu[..., None], _SMOOTHING, 1, "SAME")[..., 0]
         mean_hu = _typical_hu(smooth, liver)
-        pixels = tf.reduce_sum(tf.cast(liver, tf.float32), axis=(1, 2))[:, None]
+        seeds = iter(tf.unstack(tf.random.split(tf.convert_to_tensor(seed, tf.int32), num=_DRAWS)))
+        lesions = self._draw(liver, tf.abs(smooth - mean_hu) < self.vessel_margin_hu, spacing_mm, seeds)
+        coarse = smooth_noise(tf.shape(hu), _COARSE_NODES, next(seeds))[..., 0]
+        noise = _Noise(coarse, smooth_noise(tf.shape(hu), _FINE_NODES, next(seeds))[..., 0])
 
-        # For each lesion, all (B, lesions): position, size, HU.
-        center_y, center_x = _centers(liver, tf.abs(smooth - mean_hu) < self.vessel_margin_hu, draw())
+        def drawn():
+            # Vessels end at a lesion; the image noise is kept.
+            tissue = _Tissue(hu - tf.nn.relu(smooth - mean_hu - 8.0), liver, mean_hu, spacing_mm)
+            result, tumour = hu, tf.zeros_like(liver)
+            for k in range(self.max_lesions):
+                result, tumour = tf.cond(
+                    tf.reduce_any(lesions.present[:, k]),
+                    lambda k=k, r=result, t=tumour: self._paint(lesions.of(k), tissue, noise, r, t),
+                    lambda r=result, t=tumour: (r, t),
+                )
+            return result, tf.where(tumour, tf.constant(TUMOUR, tf.uint8), labels)
+
+        new_hu, new_labels = tf.cond(tf.reduce_any(lesions.present), drawn, lambda: (hu, labels))
+        new_hu, new_labels = tf.ensure_shape(new_hu, hu.shape), tf.ensure_shape(new_labels, labels.shape)
+        return (new_hu[0], new_labels[0]) if single else (new_hu, new_labels)
+
+    def _draw(self, liver: tf.Tensor, is_tissue: tf.Tensor, spacing_mm: tf.Tensor, seeds: Iterator) -> _Lesions:
+        """Where lesions lie, how large and how dense they are. The order of the draws is part of what a seed means."""
+        batch, lesions = tf.shape(liver)[0], self.max_lesions
+
+        def draw(low_high=(0.0, 1.0), columns=lesions):
+            low, high = low_high
+            return tf.random.stateless_uniform([batch, columns], next(seeds)) * (high - low) + low
+
+        pixels = tf.reduce_sum(tf.cast(liver, tf.float32), axis=(1, 2))[:, None]
+        center_y, center_x = _centers(liver, is_tissue, draw())
         low, high = (tf.math.log(d / 2.0) for d in self.diameter_mm)
         radius = tf.exp(draw((low, high)))
         aspect = draw(self.aspect)
+        row_mm, column_mm = spacing_mm[:, :1], spacing_mm[:, 1:]
         fitting = tf.sqrt(self.largest_liver_share * pixels * row_mm * column_mm / (3.14159265 * aspect))
         radius = tf.maximum(tf.minimum(radius, fitting), self.diameter_mm[0] / 2.0)
-        angle, edge, dents = (
-            draw((0.0, 3.14159265)),
-            draw(self.edge_mm),
-            draw((0.0, self.irregularity)),
-        )
+        angle, edge, dents = draw((0.0, 3.14159265)), draw(self.edge_mm), draw((0.0, self.irregularity))
         number = 1.0 + tf.floor(tf.square(draw(columns=1)) * lesions)
         present = (draw(columns=1) < self.probability) & (pixels > 0.0)
         present = present & (tf.range(lesions, dtype=tf.float32)[None] < number)
@@ -168,61 +186,72 @@ class LesionSynthesis(Config):
         rim = tf.where(draw() < self.rim_probability, draw(self.rim_hu), 0.0)
         rim_width = draw(self.rim_mm)
         calcified = tf.where(draw() < self.calcified_probability, draw(self.calcified_hu), 0.0)
-        coarse = smooth_noise(tf.shape(hu), _COARSE_NODES, next(seeds))[..., 0]
-        fine = smooth_noise(tf.shape(hu), _FINE_NODES, next(seeds))[..., 0]
+        return _Lesions(
+            present, center_y, center_x, radius, aspect, angle, edge, dents,
+            change, texture, core, core_share, rim, rim_width, calcified,
+        )  # fmt: skip
 
-        # Vessels end at a lesion; the image noise is kept.
-        without_vessels = hu - tf.nn.relu(smooth - mean_hu - 8.0)
-        y, x = tf.range(tf.shape(hu)[1]), tf.range(tf.shape(hu)[2])
-        y, x = (
-            tf.cast(y, tf.float32)[None, :, None],
-            tf.cast(x, tf.float32)[None, None, :],
-        )
+    def _paint(
+        self, one: _Lesions, tissue: _Tissue, noise: _Noise, result: tf.Tensor, tumour: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draw one lesion of each slice: HU and mask with it."""
+        y, x = (tf.cast(tf.range(tf.shape(result)[axis]), tf.float32) for axis in (1, 2))
+        row_mm, column_mm = tissue.spacing_mm[:, :1, None], tissue.spacing_mm[:, 1:, None]
+        dy, dx = (y[None, :, None] - one.center_y) * row_mm, (x[None, None, :] - one.center_x) * column_mm
+        sine, cosine, r = tf.sin(one.angle), tf.cos(one.angle), one.radius
+        along, across = cosine * dx + sine * dy, (cosine * dy - sine * dx) / one.aspect
+        # Dents as large as the lesion: fine noise for small ones, coarse noise for large ones.
+        large = tf.clip_by_value((r - 5.0) / 15.0, 0.0, 1.0)
+        boundary = r * (1.0 - one.dents * (0.5 + 0.5 * (large * noise.coarse + (1.0 - large) * noise.fine)))
+        depth_mm = boundary - tf.sqrt(along * along + across * across)  # above 0 inside
+        within = one.present & tissue.liver
+        inside = tf.where(within, tf.sigmoid(4.0 * depth_mm / one.edge), 0.0)
+        density = one.change + one.texture * (0.6 * noise.fine + 0.4 * noise.coarse)
+        density += one.core * tf.sigmoid(12.0 * (depth_mm / boundary - 1.0 + one.core_share + 0.15 * noise.coarse))
+        density += one.calcified * tf.sigmoid(20.0 * (0.6 * noise.coarse + 0.4 * noise.fine - 0.35))
+        density = tf.maximum(density, tf.minimum(self.lowest_hu - tissue.mean_hu, 0.0))
+        ring = one.rim * tf.exp(-tf.square(depth_mm / one.rim_width)) * tf.cast(within, tf.float32)
+        result = result + inside * (tissue.without_vessels + density - result) + ring
+        return result, tumour | (within & (depth_mm > 0.0))
 
-        def lesion(k, result, tumour):
-            def of(values):
-                return values[:, k, None, None]
 
-            dy, dx = (
-                (y - of(center_y)) * row_mm[..., None],
-                (x - of(center_x)) * column_mm[..., None],
-            )
-            sine, cosine, r = tf.sin(of(angle)), tf.cos(of(angle)), of(radius)
-            along, across = (
-                cosine * dx + sine * dy,
-                (cosine * dy - sine * dx) / of(aspect),
-            )
-            # Dents as large as the lesion: fine noise for small ones, coarse noise for large ones.
-            large = tf.clip_by_value((r - 5.0) / 15.0, 0.0, 1.0)
-            noise = large * coarse + (1.0 - large) * fine
-            boundary = r * (1.0 - of(dents) * (0.5 + 0.5 * noise))
-            depth_mm = boundary - tf.sqrt(along * along + across * across)  # above 0 inside
-            inside = tf.where(of(present) & liver, tf.sigmoid(4.0 * depth_mm / of(edge)), 0.0)
-            density = of(change) + of(texture) * (0.6 * fine + 0.4 * coarse)
-            density += of(core) * tf.sigmoid(12.0 * (depth_mm / boundary - 1.0 + of(core_share) + 0.15 * coarse))
-            density += of(calcified) * tf.sigmoid(20.0 * (0.6 * coarse + 0.4 * fine - 0.35))
-            lowest = tf.minimum(self.lowest_hu - mean_hu, 0.0)
-            density = tf.maximum(density, lowest)
-            ring = of(rim) * tf.exp(-tf.square(depth_mm / of(rim_width))) * tf.cast(of(present) & liver, tf.float32)
-            result = result + inside * (without_vessels + density - result) + ring
-            return result, tumour | (of(present) & liver & (depth_mm > 0.0))
+class _Lesions(NamedTuple):
+    """Lesions of a batch, each figure (B, lesions); after `of`, (B, 1, 1) of one of them."""
 
-        def drawn():
-            result, tumour = hu, tf.zeros_like(liver)
-            for k in range(lesions):
-                result, tumour = tf.cond(
-                    tf.reduce_any(present[:, k]),
-                    lambda k=k, r=result, t=tumour: lesion(k, r, t),
-                    lambda r=result, t=tumour: (r, t),
-                )
-            return result, tf.where(tumour, tf.constant(TUMOUR, tf.uint8), labels)
+    present: tf.Tensor
+    center_y: tf.Tensor
+    center_x: tf.Tensor
+    radius: tf.Tensor
+    aspect: tf.Tensor
+    angle: tf.Tensor
+    edge: tf.Tensor
+    dents: tf.Tensor
+    change: tf.Tensor
+    texture: tf.Tensor
+    core: tf.Tensor
+    core_share: tf.Tensor
+    rim: tf.Tensor
+    rim_width: tf.Tensor
+    calcified: tf.Tensor
 
-        new_hu, new_labels = tf.cond(tf.reduce_any(present), drawn, lambda: (hu, labels))
-        new_hu, new_labels = (
-            tf.ensure_shape(new_hu, hu.shape),
-            tf.ensure_shape(new_labels, labels.shape),
-        )
-        return (new_hu[0], new_labels[0]) if single else (new_hu, new_labels)
+    def of(self, k: int) -> _Lesions:
+        return _Lesions(*(values[:, k, None, None] for values in self))
+
+
+class _Noise(NamedTuple):
+    """(B, H, W) smooth noise."""
+
+    coarse: tf.Tensor
+    fine: tf.Tensor
+
+
+class _Tissue(NamedTuple):
+    """What lesions are drawn into: (B, H, W) HU and liver, its (B, 1, 1) mean HU, (1 or B, 2) mm a pixel."""
+
+    without_vessels: tf.Tensor
+    liver: tf.Tensor
+    mean_hu: tf.Tensor
+    spacing_mm: tf.Tensor
 
 
 def _typical_hu(smooth, liver):

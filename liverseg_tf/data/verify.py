@@ -17,12 +17,12 @@ import numpy as np
 from scipy import ndimage
 
 from liverseg_tf.data.cases import CaseFiles, VolumeFile, find_files, no_volumes, read_patients
-from liverseg_tf.data.nifti import is_nifti_name
+from liverseg_tf.data.nifti import is_nifti_name, read_comment
 from liverseg_tf.data.reading import VolumeHeader, open_mask, open_volume
 from liverseg_tf.data.volume import Geometry, check_same_grid, check_same_voxels, doubt_about_hu
 from liverseg_tf.errors import ConfigError, LiverSegError
 from liverseg_tf.hounsfield import AIR_HU, BODY_HU
-from liverseg_tf.labels import BACKGROUND, CLASS_NAMES, LIVER, TUMOUR, to_labels
+from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet, to_labels
 
 SEVERITIES = ("error", "warning")
 # Between neighbouring pixels, and between slices.
@@ -103,6 +103,7 @@ def verify(
     max_bytes: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    classes: ClassSet | None = None,
 ) -> Verification:
     """Check a data set before training, prediction or scoring. Every file is read completely.
 
@@ -115,6 +116,8 @@ def verify(
         max_bytes: memory limit of a volume in bytes; see `CTVolume.load`.
         threads: number of cases read at a time, if memory allows; by default one per CPU.
         progress: called with the number of cases done, their total, and the name of the last.
+        classes: what the masks hold; by default what each mask tells itself, as masks from `predict` do, else liver
+            and tumour.
 
     Returns:
         The findings. Data without errors can be used for training; warnings should be looked at.
@@ -138,7 +141,7 @@ def verify(
     findings = [*_unusable(files), *_pairing(files), *_grouping(files, groups, patients)]
     numbers = sorted({*files.volumes, *files.masks})
     checks = [
-        _CaseCheck(number, volume, mask, max_bytes)
+        _CaseCheck(number, volume, mask, max_bytes, classes)
         for number in numbers
         for volume, mask in _pairs(files.volumes.get(number, []), files.masks.get(number, []))
     ]
@@ -209,8 +212,10 @@ def _grouping(files: CaseFiles, groups: dict[int, str], path: str | Path | None)
 class _CaseCheck:
     """Checks one volume and its mask."""
 
-    def __init__(self, number: int, volume: VolumeFile | None, mask: Path | None, max_bytes: int | None):
-        self.number, self.mask, self.max_bytes = number, mask, max_bytes
+    def __init__(
+        self, number: int, volume: VolumeFile | None, mask: Path | None, max_bytes: int | None, classes: ClassSet | None
+    ):
+        self.number, self.mask, self.max_bytes, self.classes = number, mask, max_bytes, classes
         self.volume = volume.path if volume is not None else None
         self.series = volume.series if volume is not None else None
         self.findings: list[Finding] = []
@@ -337,28 +342,31 @@ class _CaseCheck:
         stored = self._read(file)
         if stored is None:
             return
+        classes = self.classes or ClassSet.from_json(read_comment(file.path)) or LIVER_CLASSES
+        values = stored * file.slope + file.intercept if file.is_scaled else stored
         try:
-            labels = to_labels(stored * file.slope + file.intercept if file.is_scaled else stored, str(file.path))
+            labels = to_labels(values, str(file.path), classes.names)
         except LiverSegError as error:
             self._add("error", "labels", file.path, str(error))
             return
-        counts = np.bincount(labels.ravel(order="K"), minlength=len(CLASS_NAMES))
-        self.row["voxels"] = dict(zip(CLASS_NAMES, counts.tolist(), strict=True))
+        counts = np.bincount(labels.ravel(order="K"), minlength=len(classes))
+        self.row["voxels"] = dict(zip(classes.names, counts.tolist(), strict=True))
         geometry = Geometry(file.shape, file.affine)
-        labels = geometry.to_canonical(labels)
+        labels = classes.organ_part(geometry.to_canonical(labels))
         boxes = ndimage.find_objects((labels != BACKGROUND).view(np.uint8))
         if not boxes:
             return
-        self._check_tumours(file, labels[boxes[0]])
+        if classes.lesion is not None:
+            self._check_tumours(file, labels[boxes[0]], classes)
         identity = geometry.is_identity_affine
-        if body_column is not None and counts[LIVER] and not identity:
+        if classes.is_liver and body_column is not None and counts[LIVER] and not identity:
             columns = np.count_nonzero(labels == LIVER, axis=(0, 2))
             left = float(np.average(np.arange(len(columns)), weights=columns)) - body_column
             if left > _LEFT_SHARE * len(columns):
                 message = "its liver lies on the patient's left: is the orientation in the header right?"
                 self._add("warning", "orientation", file.path, message)
 
-    def _check_tumours(self, file: VolumeHeader, labels: np.ndarray) -> None:
+    def _check_tumours(self, file: VolumeHeader, labels: np.ndarray, classes: ClassSet) -> None:
         """Find connected components of tumour that touch no liver."""
         if not (labels == TUMOUR).any():
             return
@@ -368,7 +376,8 @@ class _CaseCheck:
         with_liver[np.unique(pieces[labels == LIVER])] = True
         alone = sizes[1:][~with_liver[1:]]
         if alone.size:
-            message = f"{alone.size} tumours of {int(alone.sum())} voxels together touch no liver"
+            what = "tumours" if classes == LIVER_CLASSES else f"pieces of {classes.lesion}"
+            message = f"{alone.size} {what} of {int(alone.sum())} voxels together touch no {classes.organ}"
             self._add("warning", "tumour", file.path, message)
 
 

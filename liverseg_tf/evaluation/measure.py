@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from liverseg_tf.data.cases import case_number, is_mask_name
 from liverseg_tf.data.dicom.segmentation import referenced_series
-from liverseg_tf.data.nifti import is_nifti_name, read_comment, stem
+from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.data.reading import is_itk_name, is_segmentation_file
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import CaseError, InputFileError, MissingDependencyError
@@ -34,7 +33,6 @@ _LARGEST_RIM = 0.05
 # Liver tissue this near a lesion is what it is compared with.
 _AROUND_MM = 10.0
 _PERCENTILES = (5, 25, 50, 75, 95)
-_SIDE_PRODUCT = re.compile(r"_(uncertainty|liver|tumour)$")
 
 FLAGS = {
     "ct_extent_unknown": "a DICOM SEG without its CT: whether the liver goes on beyond the CT can't be told",
@@ -167,24 +165,6 @@ class MaskAndCT(NamedTuple):
     series: str | None = None
 
 
-def without_side_products(masks: dict[int | str, Path]) -> dict[int | str, Path]:
-    """A folder's masks without the probabilities and uncertainty that `predict` writes beside them."""
-    by_stem = {stem(path): path for path in masks.values()}
-
-    def is_one(name: str) -> bool:
-        if _SIDE_PRODUCT.search(name):
-            return True
-        for cut in (i for i, letter in enumerate(name) if letter == "_"):  # class names may hold "_"
-            beside = by_stem.get(name[:cut])
-            if beside is not None and is_nifti_name(beside):
-                classes = ClassSet.from_json(read_comment(beside))
-                if classes is not None and name[cut + 1 :] in classes.names:
-                    return True
-        return False
-
-    return {case: path for case, path in masks.items() if not is_one(stem(path))}
-
-
 def find_masks(mask: str | Path, ct: str | Path | None = None) -> list[MaskAndCT]:
     """A mask and its CT, or the masks of a folder and their CTs: paired by number, else by name; a DICOM SEG whose name
     tells no CT, by the series that it refers to.
@@ -195,7 +175,7 @@ def find_masks(mask: str | Path, ct: str | Path | None = None) -> list[MaskAndCT
     mask = Path(mask)
     if not mask.is_dir():
         return [MaskAndCT(mask, Path(ct) if ct is not None else None)]
-    masks = without_side_products(masks_in(mask))
+    masks = masks_in(mask)
     if ct is None:
         return [MaskAndCT(path) for path in masks.values()]
     folder = Path(ct)

@@ -13,6 +13,7 @@ from liverseg_tf.data.reading import is_segmentation_file
 from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, DataWarning, GeometryWarning, InputFileError, warn
 from liverseg_tf.files import is_hidden
+from liverseg_tf.ownership import MAPS, kind_of
 
 _VOLUME_NAME = re.compile(r"volume-\d+", re.IGNORECASE)
 
@@ -90,7 +91,7 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
 
 
 def masks_in(folder: Path) -> dict[int | str, Path]:
-    """The masks of a folder and its sub-folders by case; CTs are passed over.
+    """The masks of a folder and its sub-folders by case; CTs, and what `predict` writes beside masks, are passed over.
 
     Raises:
         InputFileError: if there is no such folder.
@@ -109,6 +110,8 @@ def masks_in(folder: Path) -> dict[int | str, Path]:
         if not is_nifti_name(path):
             if path.suffix.lower() == ".dcm" and is_segmentation_file(path):
                 segmentations.setdefault(_case(path), path)
+            continue
+        if kind_of(path) in MAPS:  # whatever the classes that they are named after
             continue
         case = _case(path)
         if case in masks:

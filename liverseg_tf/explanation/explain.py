@@ -290,8 +290,7 @@ def explain(
         raise ModelError(
             "explanations look inside the network: they need a run folder, a .keras file or a SavedModel as the model"
         )
-    network = runtime.slice_function.model
-    explainer = make_explainer(network, runtime.config, options.method, options.layer)
+    explainer = make_explainer(runtime.model, options.method, options.layer)
     if output is not None:
         _claim_all(Path(output), overwrite=options.overwrite)
     report = options.progress or (lambda done, total, what: None)
@@ -317,9 +316,10 @@ def explain(
         one = _explained(explainer, volume, organ, region, options.all_slices)
         explained.append(replace(one, classes=classes))
     if options.faithfulness and explained:
-        make = functools.partial(make_explainer, config=runtime.config, method=options.method, layer=options.layer)
-        networks = (randomized_model(network, options.seed + i) for i in range(options.randomized_models))
-        explained = _compared(explained, map(make, networks), volume, organ, report)
+        make = functools.partial(make_explainer, method=options.method, layer=options.layer)
+        seeds = range(options.seed, options.seed + options.randomized_models)
+        drawn = (replace(runtime.model, network=randomized_model(runtime.model.network, seed)) for seed in seeds)
+        explained = _compared(explained, map(make, drawn), volume, organ, report)
         # by what made the mask: an int8 file takes a third of the network's time, for the same curves
         explained = _tested(explained, own, volume, organ, options.random_maps, options.seed, report)
     settings = {
@@ -328,9 +328,22 @@ def explain(
         "point": None if point is None else [float(v) for v in point],
         "radius_mm": options.radius_mm if point is not None else None,
         "regions_from": "mask" if mask is not None else "prediction",
-        "method": options.method,
         "layer": explainer.layer,
-        "network": network.name,
+        "network": runtime.model.network.name,
+        **_settings_of(options),
+    }
+    mask_path = Path(mask) if isinstance(mask, (str, Path)) else getattr(mask, "path", None)
+    explanation = Explanation(volume, labels, explained, len(found) - len(chosen), settings, mask_path, classes)
+    if output is not None:
+        report(len(chosen), len(chosen), "writing")
+        explanation.save(output, options.overwrite, options.safe_colors)
+    return explanation
+
+
+def _settings_of(options: ExplainOptions) -> dict[str, Any]:
+    """What of the options maps and verdicts depend on, and what a verdict needs."""
+    return {
+        "method": options.method,
         "random_maps": options.random_maps,
         "randomized_models": options.randomized_models,
         "needed": {
@@ -342,12 +355,6 @@ def explain(
         "can_show": CAN_SHOW,
         "seed": options.seed,
     }
-    mask_path = Path(mask) if isinstance(mask, (str, Path)) else getattr(mask, "path", None)
-    explanation = Explanation(volume, labels, explained, len(found) - len(chosen), settings, mask_path, classes)
-    if output is not None:
-        report(len(chosen), len(chosen), "writing")
-        explanation.save(output, options.overwrite, options.safe_colors)
-    return explanation
 
 
 def _regions_of(summary: Path) -> set[str]:

@@ -11,7 +11,7 @@ from liverseg_tf.channels import RestoreSize, SquareResize
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.explanation.region_score import region_score
 from liverseg_tf.inference.slice_function import SliceFunction
-from liverseg_tf.models.saving import config_of
+from liverseg_tf.models.model import Model
 
 # Gradients of single pixels are noise: heat is smoothed by a 64th of the picture
 _SMOOTHING = 1 / 64
@@ -24,8 +24,8 @@ class IntegratedGradients:
     the network's input channels. The score is the sum, over the region, of the class's log-odds against all others.
 
     Args:
-        model: channels in, logits out, as `build_unet` makes it.
-        config: how its input is prepared; by default the model's own.
+        model: a `Model`, or a Keras model, channels in, logits out, as `build_unet` makes it.
+        config: how a Keras model's input is prepared; by default the model's own.
         steps: points on the line.
 
     Raises:
@@ -41,10 +41,11 @@ class IntegratedGradients:
 
     layer = None
 
-    def __init__(self, model: keras.Model, config: ModelConfig | None = None, steps: int = 5):
-        config = config_of(model, config)
-        self.model, self.config, self.steps = model, config, steps
-        self.slice_function = SliceFunction(model, config)
+    def __init__(self, model: Model | keras.Model, config: ModelConfig | None = None, steps: int = 5):
+        taken = Model.of(model, config)
+        network, config = taken.network, taken.config
+        self.model, self.config, self.steps = network, config, steps
+        self.slice_function = SliceFunction(network, config)
         self._resize, self._restore = SquareResize(config.image_size), RestoreSize()
         self._gradient = tf.function(self._score_gradient, reduce_retracing=True)
 

@@ -7,12 +7,12 @@ from typing import Protocol
 import keras
 import numpy as np
 
-from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.explanation.integrated_gradients import IntegratedGradients
 from liverseg_tf.explanation.occlusion import Occlusion
 from liverseg_tf.explanation.options import METHODS
 from liverseg_tf.explanation.seg_grad_cam import SegGradCam
+from liverseg_tf.models.model import Model
 
 
 class Explainer(Protocol):
@@ -29,12 +29,11 @@ class Explainer(Protocol):
         """(rows, columns) HU, region, class, HU without the region -> (rows, columns) float32 map, at least 0."""
 
 
-def make_explainer(model: keras.Model, config: ModelConfig, method: str, layer: str = "bottleneck") -> Explainer:
+def make_explainer(model: Model | keras.Model, method: str, layer: str = "bottleneck") -> Explainer:
     """Make an `Explainer`.
 
     Args:
-        model: channels in, logits out.
-        config: how its input is prepared.
+        model: a `Model`, or a Keras model that brings its configuration.
         method: one of `METHODS`.
         layer: as `SegGradCam` takes it; integrated gradients and occlusion look at none.
 
@@ -42,14 +41,16 @@ def make_explainer(model: keras.Model, config: ModelConfig, method: str, layer: 
         ConfigError: for an unknown method or layer.
 
     Examples:
+        >>> from liverseg_tf.config import ModelConfig
         >>> from liverseg_tf.models.unet import build_unet
-        >>> make_explainer(build_unet(32, "resnet18"), ModelConfig(image_size=32), "hirescam", "decoder1").layer
+        >>> model = Model(build_unet(32, "resnet18"), ModelConfig(image_size=32))
+        >>> make_explainer(model, "hirescam", "decoder1").layer
         'decoder_stage1b_relu'
     """
     if method == "integrated-gradients":
-        return IntegratedGradients(model, config)
+        return IntegratedGradients(model)
     if method == "occlusion":
-        return Occlusion(model, config)
+        return Occlusion(model)
     if method not in METHODS:
         raise ConfigError(f"explanation method: expected one of {', '.join(METHODS)}. Received: {method!r}")
-    return SegGradCam(model, config, method, layer)
+    return SegGradCam(model, method=method, layer=layer)

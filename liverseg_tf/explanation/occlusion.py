@@ -11,7 +11,7 @@ from liverseg_tf.config import ModelConfig
 from liverseg_tf.explanation.region_score import region_score
 from liverseg_tf.hounsfield import BODY_HU
 from liverseg_tf.inference.slice_function import SliceFunction
-from liverseg_tf.models.saving import config_of
+from liverseg_tf.models.model import Model
 
 _GRID = 16  # patches along each side of the slice
 _BATCH = 8
@@ -25,8 +25,8 @@ class Occlusion:
     runs the network once a patch: about 100 times a slice.
 
     Args:
-        model: channels in, logits out, as `build_unet` makes it.
-        config: how its input is prepared; by default the model's own.
+        model: a `Model`, or a Keras model, channels in, logits out, as `build_unet` makes it.
+        config: how a Keras model's input is prepared; by default the model's own.
 
     Raises:
         ModelError: if neither the model nor the caller says how its input is prepared.
@@ -41,9 +41,10 @@ class Occlusion:
 
     layer = None
 
-    def __init__(self, model: keras.Model, config: ModelConfig | None = None):
-        self.model, self.config = model, config_of(model, config)
-        self.slice_function = SliceFunction(model, self.config)
+    def __init__(self, model: Model | keras.Model, config: ModelConfig | None = None):
+        taken = Model.of(model, config)
+        self.model, self.config = taken.network, taken.config
+        self.slice_function = SliceFunction(self.model, self.config)
         self._resize, self._restore = SquareResize(self.config.image_size), RestoreSize()
         self._score = tf.function(self._scores, reduce_retracing=True)
 

@@ -15,7 +15,7 @@ from liverseg_tf.errors import ConfigError
 from liverseg_tf.explanation.layers import resolve_layer
 from liverseg_tf.explanation.options import CAM_METHODS
 from liverseg_tf.inference.slice_function import SliceFunction
-from liverseg_tf.models.saving import config_of
+from liverseg_tf.models.model import Model
 
 # Score-CAM runs the network once for each channel; only the channels with the largest variance are used
 # (Faster-Score-CAM).
@@ -30,8 +30,8 @@ class SegGradCam:
     The score is the sum of the class's logits over the region. A map shows how much each position of a layer raises it.
 
     Args:
-        model: channels in, logits out, as `build_unet` makes it.
-        config: how its input is prepared; by default the model's own.
+        model: a `Model`, or a Keras model, channels in, logits out, as `build_unet` makes it.
+        config: how a Keras model's input is prepared; by default the model's own.
         method: "gradcam" (Selvaraju 2017), "gradcam++" (Chattopadhay 2018), "layercam" (Jiang 2021), "scorecam"
             (Wang 2020), which needs no gradients and runs the network 64 times a slice; "hirescam" (Draelos and Carin
             2020, arXiv 2011.08891), gradient times activation element by element, where Grad-CAM averages the gradient
@@ -51,20 +51,21 @@ class SegGradCam:
 
     def __init__(
         self,
-        model: keras.Model,
+        model: Model | keras.Model,
         config: ModelConfig | None = None,
         method: str = "gradcam",
         layer: str = "bottleneck",
     ):
-        config = config_of(model, config)
+        taken = Model.of(model, config)
+        network, config = taken.network, taken.config
         if method not in CAM_METHODS:
             raise ConfigError(f"explanation method: expected one of {', '.join(CAM_METHODS)}. Received: {method!r}")
-        self.model, self.config, self.method = model, config, method
-        self.layer = resolve_layer(model, layer)
-        self.slice_function = SliceFunction(model, config)
+        self.model, self.config, self.method = network, config, method
+        self.layer = resolve_layer(network, layer)
+        self.slice_function = SliceFunction(network, config)
         self._resize, self._restore = SquareResize(config.image_size), RestoreSize()
         if method in ("hirescam", "segxrescam"):
-            self._activations = keras.Model(model.inputs, [model.get_layer(self.layer).output, model.outputs[0]])
+            self._activations = keras.Model(network.inputs, [network.get_layer(self.layer).output, network.outputs[0]])
         else:
             self._visualizer = self._make_visualizer()
 

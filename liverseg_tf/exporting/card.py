@@ -6,43 +6,39 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.labels import LIVER_CLASSES
+from liverseg_tf.models.model import Model
 from liverseg_tf.models.saving import weights_sha256
 from liverseg_tf.provenance import versions
 
 
-def model_card(
-    model: keras.Model, config: ModelConfig, format: str, precision: str, source: Path | None = None
-) -> dict[str, Any]:
+def model_card(model: Model, format: str, precision: str) -> dict[str, Any]:
     """Describe an exported model.
 
     Args:
-        model: the network.
-        config: what it expects.
+        model: the network with its configuration; a `model_card.md` beside its source is taken over.
         format: `"savedmodel"` or `"tflite"`.
         precision: of weights and activations.
-        source: the file or folder it was loaded from; a `model_card.md` beside it is taken over.
 
     Returns:
         What JSON can hold; nothing that names a person or a folder of this machine.
     """
+    network, config = model.network, model.config
     card = {
-        "name": f"{model.name}, {precision}, {format}",
+        "name": f"{network.name}, {precision}, {format}",
         "intended_use": f"Research and teaching: outlines {_outlined(config)}. "
         "Not a medical device; not for diagnosis or treatment.",
         "input": "axial CT slices in Hounsfield units, row 0 anterior, column 0 the patient's right",
         "output": [{"index": i, "class": name} for i, name in enumerate(config.class_names)],
         "format": format,
         "precision": precision,
-        "weights_sha256": weights_sha256(model),
-        "parameters": int(model.count_params()),
+        "weights_sha256": weights_sha256(network),
+        "parameters": int(network.count_params()),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    markdown = _markdown_beside(source)
+    markdown = _markdown_beside(model.source)
     return card | ({"model_card.md": markdown} if markdown else {})
 
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -16,18 +16,18 @@ from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.cases import Case
 from liverseg_tf.errors import ConfigError, LiverSegError, OutputError
 from liverseg_tf.exporting.card import model_card
+from liverseg_tf.exporting.formats import FORMATS, PRECISIONS
 from liverseg_tf.exporting.parity import REFERENCE, Parity, check_parity, megabytes
 from liverseg_tf.exporting.samples import samples
 from liverseg_tf.exporting.savedmodel import has_warmup_requests, write_savedmodel
-from liverseg_tf.exporting.tflite import PRECISIONS, check_builtin_only, convert
+from liverseg_tf.exporting.tflite import check_builtin_only, convert
 from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, version_folders
-from liverseg_tf.models.saving import config_of, load_model, save_model, weights_sha256
+from liverseg_tf.models.model import Model
+from liverseg_tf.models.saving import build_model, open_model, save_model, weights_sha256
 from liverseg_tf.ownership import claim, owned_write, write_text
-from liverseg_tf.shipped import locate_model
 
-FORMATS = ("savedmodel", "tflite")
 CALIBRATION_SLICES = 128
 _PHANTOM_SHAPE = (256, 256, 32)
 
@@ -54,10 +54,10 @@ class Exported:
 
 
 def export(
-    model: str | Path | keras.Model,
+    model: str | Path | Model | keras.Model,
     output: str | Path,
-    format: str = "savedmodel",
-    precision: str = "float32",
+    format: str = FORMATS[0],
+    precision: str = PRECISIONS[0],
     calibration: str | Path | Sequence[Case] | None = None,
     check: bool | str | Path | Sequence[Case] = False,
     progress: Callable[[str], None] | None = None,
@@ -66,8 +66,8 @@ def export(
     """Turn a trained model into an artefact that takes raw HU and gives labels.
 
     Args:
-        model: a run folder, a `.keras` file, a shipped model's name ("shipped" for the default one), or a Keras model
-            of this library.
+        model: a run folder, a `.keras` file, a shipped model's name ("shipped" for the default one), a `Model`, or a
+            Keras model of this library.
         output: a folder. A SavedModel becomes its next version, `<output>/<number>/`, so the folder's name is the
             model's for TensorFlow Serving; a TFLite file becomes `<output>/<folder's name>-<precision>.tflite` with a
             `.json` beside it, or `output` itself if it ends in `.tflite`.
@@ -91,11 +91,10 @@ def export(
     say = progress or _log.info
     _check_options(format, precision, calibration)
     output = Path(output)
-    source = None if isinstance(model, keras.Model) else Path(locate_model(model))
-    network = model if source is None else load_model(source)
-    config = config_of(network)
-    network = _in_float32(network, config)
-    card = model_card(network, config, format, precision, source)
+    given = Model.of(model) if isinstance(model, (Model, keras.Model)) else open_model(model)
+    opened = _in_float32(given)
+    network, config = opened.network, opened.config
+    card = model_card(opened, format, precision)
     if format == "savedmodel":
         if output.suffix in (".tflite", ".keras") or output.is_file():
             raise OutputError(f"{output}: expected a folder to put a version of the SavedModel into")
@@ -104,11 +103,11 @@ def export(
         exported = Exported(path, path / SAVEDMODEL_MANIFEST, megabytes(path), has_warmup_requests())
     else:
         path = output if output.suffix == ".tflite" else output / f"{output.resolve().name}-{precision}.tflite"
-        inputs = [source] if source else []
+        inputs = [opened.source] if opened.source else []
         for written in (path, path.with_suffix(".json")):
             claim(written, "tflite", inputs=inputs, overwrite=overwrite)
         say(f"converting to TFLite {precision}")
-        slices = _calibration_slices(network, config, calibration) if precision == "int8" else None
+        slices = _calibration_slices(opened, calibration) if precision == "int8" else None
         content = convert(network, config, precision, slices)
         check_builtin_only(content)
         manifest = _write_tflite(path, content, config, card, inputs, overwrite)
@@ -116,7 +115,7 @@ def export(
     if check is False or check is None:
         return exported
     say("comparing with the Keras model")
-    parity = _compare(network, config, path.parent, None if check is True else check)
+    parity = _compare(opened, path.parent, None if check is True else check)
     return Exported(exported.path, exported.manifest, exported.megabytes, exported.warmup, parity)
 
 
@@ -131,19 +130,17 @@ def _check_options(format: str, precision: str, calibration) -> None:
         raise ConfigError(f"calibration is for precision 'int8' alone. Received: {precision!r}")
 
 
-def _in_float32(model: keras.Model, config: ModelConfig) -> keras.Model:
+def _in_float32(model: Model) -> Model:
     """The same network computing in float32, where it was trained in mixed precision."""
-    if all(layer.compute_dtype == "float32" for layer in model.layers):
+    if all(layer.compute_dtype == "float32" for layer in model.network.layers):
         return model
-    from liverseg_tf.models.saving import build_model
-
-    plain = build_model(config)
-    plain.set_weights(model.get_weights())
-    return plain
+    plain = build_model(model.config)
+    plain.set_weights(model.network.get_weights())
+    return replace(model, network=plain)
 
 
-def _calibration_slices(model: keras.Model, config: ModelConfig, source) -> list[np.ndarray]:
-    function = SliceFunction(model, config)
+def _calibration_slices(model: Model, source) -> list[np.ndarray]:
+    function, config = SliceFunction(model.network, model.config), model.config
     drawn = samples(source, CALIBRATION_SLICES, config.hu_range, _PHANTOM_SHAPE, config.classes)
     return list(itertools.chain.from_iterable(function.network_input(sample.hu).numpy() for sample in drawn))
 
@@ -160,12 +157,12 @@ def _write_tflite(
     return manifest
 
 
-def _compare(model: keras.Model, config: ModelConfig, folder: Path, cases) -> Parity:
+def _compare(model: Model, folder: Path, cases) -> Parity:
     with tempfile.TemporaryDirectory(prefix="liverseg-") as temporary:
         reference = Path(temporary, "model.keras")
-        save_model(model, config, reference)
-        artefacts = {REFERENCE: reference, **dict(_artefacts_of(weights_sha256(model), folder))}
-        return check_parity(artefacts, config.classes, config.hu_range, cases)
+        save_model(model.network, model.config, reference)
+        artefacts = {REFERENCE: reference, **dict(_artefacts_of(weights_sha256(model.network), folder))}
+        return check_parity(artefacts, model.config.classes, model.config.hu_range, cases)
 
 
 def _artefacts_of(weights: str, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -16,11 +16,11 @@ import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError, first_line
+from liverseg_tf.exporting.formats import PRECISIONS
 from liverseg_tf.inference.slice_function import SliceFunction
 
 # Stands in every file: tells our own from others.
 DESCRIPTION = b"liverseg_tf"
-PRECISIONS = ("float32", "float16", "int8")
 TFLITE_SIZE = 512
 
 _log = logging.getLogger(__name__)

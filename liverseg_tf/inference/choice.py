@@ -16,6 +16,8 @@ from liverseg_tf.models.artefacts import (
 )
 
 RUNTIMES = ("auto", "keras", "savedmodel", "tflite")
+# Who predicts many volumes: this process, or Ray's workers.
+ENGINES = ("embedded", "ray")
 _GPU = Path("/dev/nvidiactl")
 
 

@@ -29,11 +29,22 @@ from liverseg_tf.errors import (
 from liverseg_tf.files import is_hidden, staging_folder
 from liverseg_tf.inference.predictor import Prediction, Predictor, manifest_row, side_product
 from liverseg_tf.inference.thread_warnings import routed_warnings, warnings_here
-from liverseg_tf.ownership import Url, carries_our_mark, claim, is_url, publish, refuse_inputs, why_not_ours
+from liverseg_tf.ownership import (
+    MAPS,
+    Url,
+    carries_our_mark,
+    claim,
+    is_url,
+    kind_of,
+    publish,
+    refuse_inputs,
+    why_not_ours,
+)
 
 UNCERTAINTY = "uncertainty"
 PREVIEW = "_preview.png"
-_MASK_NAME = re.compile(r"segmentation-\d+(_[a-z]+)?|.*_seg(_[a-z]+)?", re.IGNORECASE)
+_MASK_NAME = re.compile(r"segmentation-\d+(_[a-z]+)*|.*_seg(_[a-z]+)*", re.IGNORECASE)
+_RESULTS = ("mask", *MAPS)
 _MASK_FOLDERS = ("labelstr", "labelsts")
 # first bytes of a remote file, enough to see whether this library made it
 _START_BYTES = 2048
@@ -350,7 +361,9 @@ def _sources(inputs: Sequence[str | Path], series: str | None, allow_gaps: bool)
             found = _remote_sources(given, series)
         elif given.is_dir():
             files = [p for p in sorted(given.rglob("*")) if p.is_file() and not is_hidden(p, given)]
-            paths = [p for p in files if (is_nifti_name(p) or is_itk_name(p)) and not _is_mask(p)]
+            paths = [
+                p for p in files if (is_nifti_name(p) or is_itk_name(p)) and not (_is_mask(p) or kind_of(p) in _RESULTS)
+            ]
             found = [_Source(path, path.name) for path in paths] if series is None else []
             found += _dicom_sources(given, series, allow_gaps, needed=not found)
         elif given.exists() and format_of(given) == "dicom":

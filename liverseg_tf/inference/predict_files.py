@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.inference.choice import ENGINES
 from liverseg_tf.inference.jobs import Job, may_be_read_ahead, predict_job, read_job
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.ray_engine import RayOptions, predict_on_ray
 from liverseg_tf.inference.segment import read_ahead
 from liverseg_tf.inference.thread_warnings import routed_warnings
-
-ENGINES = ("embedded", "ray")
 
 
 def predict_files(
@@ -26,7 +25,7 @@ def predict_files(
     extra: Callable[[Predictor, Prediction, Path], dict[str, Any]] | None = None,
     progress: Callable[[Job, int, int], None] | None = None,
     on_done: Callable[[dict[str, Any]], None] | None = None,
-    engine: str = "embedded",
+    engine: str = ENGINES[0],
     **ray_options: Any,
 ) -> list[dict[str, Any]]:
     """Predict volumes one after another; a volume that fails gives an error row, and the others continue.

@@ -29,6 +29,7 @@ from liverseg_tf.inference.segment import LabelScoring, NetworkScoring, Scoring,
 from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
 from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, folds_of, version_folder
+from liverseg_tf.models.model import Model
 from liverseg_tf.ownership import save_image, sign
 from liverseg_tf.shipped import DEFAULT_MODEL, SECOND_LOOK_MODEL, locate_model, shipped_models
 
@@ -151,7 +152,7 @@ class Predictor:
 
     Args:
         model: a run folder, a `.keras` file, a SavedModel folder, a `.tflite` file, a Keras model of this library, a
-            `Runtime`, or a list of these, whose probabilities are averaged. By default the shipped model.
+            `Model`, a `Runtime`, or a list of these, whose probabilities are averaged. By default the shipped model.
         batch_size: slices in a batch; by default as many as fit a fixed number of pixels.
         postprocessing: 3-D post-processing; None for none. By default `PostProcessing()` for a liver, and only
             smoothing and hole filling for other organs.
@@ -177,7 +178,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | Path | keras.Model | Runtime | Sequence | None = None,
+        model: str | Path | Model | keras.Model | Runtime | Sequence | None = None,
         *,
         batch_size: int | None = None,
         postprocessing: PostProcessing | None = DEFAULT,
@@ -247,10 +248,8 @@ class Predictor:
     def name(self) -> str:
         """The model's file or folder, "shipped", or "given in memory"; all names for several models."""
         models = self._model if isinstance(self._model, (list, tuple)) else [self._model]
-        names = [
-            Path(m).name if isinstance(m, (str, os.PathLike)) else "given in memory" for m in models if m is not None
-        ]
-        return ", ".join(names) or "shipped"
+        paths = [_path_of(m) for m in models if m is not None]
+        return ", ".join("given in memory" if path is None else Path(path).name for path in paths) or "shipped"
 
     @cached_property
     def sha256(self) -> str | None:
@@ -269,10 +268,10 @@ class Predictor:
     def folders(self) -> list[Path]:
         """Folders of the first model: its own and its parent; empty for a model in memory."""
         first = self._model[0] if isinstance(self._model, (list, tuple)) else self._model
-        first = locate_model(first)
-        if not isinstance(first, (str, os.PathLike)):
+        path = _path_of(locate_model(first))
+        if path is None:
             return []
-        return [Path(first), Path(first).absolute().parent] if Path(first).is_dir() else [Path(first).absolute().parent]
+        return [Path(path), Path(path).absolute().parent] if Path(path).is_dir() else [Path(path).absolute().parent]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the model's path instead of its weights: the other process opens the model itself."""
@@ -457,6 +456,13 @@ def side_product(target: Path, name: str) -> Path:
     return target.with_name(f"{stem(target)}_{name}{target.name[len(stem(target)) :]}")
 
 
+def _path_of(model: Any) -> str | os.PathLike | None:
+    """Where a model's files lie, if it has any: of a `Model` where it was loaded from."""
+    if isinstance(model, Model):
+        return model.source
+    return model if isinstance(model, (str, os.PathLike)) else None
+
+
 def _model_digest(model, runtime: Runtime) -> str | None:
     model = locate_model(model)
     if isinstance(runtime, TFLiteRuntime):
@@ -474,7 +480,7 @@ def _model_digest(model, runtime: Runtime) -> str | None:
         return None
     from liverseg_tf.models.saving import weights_sha256
 
-    return weights_sha256(network.slice_function.model)
+    return weights_sha256(network.model.network)
 
 
 def manifest_row(

@@ -24,6 +24,7 @@ from liverseg_tf.inference.allowed_operations import check_operations, check_tfl
 from liverseg_tf.inference.tflite_tables import TFLiteTables
 from liverseg_tf.inference.threads import usable_threads
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
+from liverseg_tf.models.model import Model
 from liverseg_tf.native_logs import without_log_lines
 
 if TYPE_CHECKING:  # TFLite files run without both
@@ -101,8 +102,8 @@ class KerasRuntime(_LocalRuntime):
     """Runs a Keras model of this library.
 
     Args:
-        model: channels in, logits out, as `load_model` gives it.
-        config: how its input is prepared; by default the model's own.
+        model: a `Model`, or a Keras model, channels in, logits out, as `load_model` gives it.
+        config: how a Keras model's input is prepared; by default the model's own.
 
     Raises:
         ModelError: if neither the model nor the caller says how its input is prepared.
@@ -116,15 +117,14 @@ class KerasRuntime(_LocalRuntime):
 
     name = "keras"
 
-    def __init__(self, model: keras.Model, config: ModelConfig | None = None):
+    def __init__(self, model: Model | keras.Model, config: ModelConfig | None = None):
         import tensorflow as tf
 
         from liverseg_tf.inference.slice_function import SliceFunction
-        from liverseg_tf.models.saving import config_of
 
-        config = config_of(model, config)
-        self.config = config
-        self.slice_function = SliceFunction(model, config)
+        self.model = Model.of(model, config)
+        self.config, self.card = self.model.config, self.model.card
+        self.slice_function = SliceFunction(self.model.network, self.config)
         signature = [tf.TensorSpec((None, None, None), tf.float32, "hu")]
         self._labels = tf.function(self.slice_function.labels, signature)
         self._probabilities = tf.function(self.slice_function.probabilities, signature)
@@ -309,18 +309,18 @@ def _tensor(hu: np.ndarray) -> tf.Tensor:
     return tf.convert_to_tensor(hu, tf.float32)
 
 
-def open_runtime(model: str | os.PathLike | keras.Model | Runtime) -> Runtime:
+def open_runtime(model: str | os.PathLike | Model | keras.Model | Runtime) -> Runtime:
     """Open a model as a runtime.
 
     Args:
         model: a run folder, a `.keras` file, a SavedModel (a version's folder, or the folder of all versions, of which
-            the newest is taken), a `.tflite` file, a Keras model from `load_model`, or a runtime, which is returned
-            unchanged.
+            the newest is taken), a `.tflite` file, a `Model`, a Keras model from `load_model`, or a runtime, which is
+            returned unchanged.
 
     Raises:
         ModelError: if it is missing, truncated, or not a model.
     """
-    if "keras" in sys.modules and isinstance(model, sys.modules["keras"].Model):
+    if isinstance(model, Model) or ("keras" in sys.modules and isinstance(model, sys.modules["keras"].Model)):
         return KerasRuntime(model)
     if not isinstance(model, (str, os.PathLike)):
         if isinstance(model, Runtime):
@@ -348,9 +348,9 @@ def keras_runtime(runtime: Runtime) -> KerasRuntime | None:
 
 def open_keras(path: Path) -> KerasRuntime:
     """Open a run folder, a `.keras` file, or a SavedModel, whose network is rebuilt."""
-    from liverseg_tf.models.saving import load_model
+    from liverseg_tf.models.saving import open_model
 
-    return KerasRuntime(load_model(path))
+    return KerasRuntime(open_model(path))
 
 
 def _load_graph(content: bytes):

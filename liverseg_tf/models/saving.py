@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError, first_line
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
+from liverseg_tf.models.model import Model
 from liverseg_tf.models.unet import build_unet
 from liverseg_tf.ownership import owned_write
 from liverseg_tf.shipped import locate_model
@@ -44,6 +46,22 @@ def save_model(model: keras.Model, config: ModelConfig, path: str | Path, overwr
 def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
     """Load a Keras model of this library.
 
+    Args:
+        path: as `open_model` takes it.
+        precision: Keras dtype policy of the layers.
+
+    Returns:
+        A Keras model: channels in, float32 logits out. Whatever of this library takes a model takes it.
+
+    Raises:
+        ModelError: as `open_model`.
+    """
+    return open_model(path, precision).to_keras()
+
+
+def open_model(path: str | Path, precision: str = "float32") -> Model:
+    """Load a model of this library, with all that is known of it.
+
     The network is rebuilt from its configuration and takes its weights alone from the file, so that a file can
     bring neither code nor layers of its own.
 
@@ -53,27 +71,27 @@ def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
         precision: Keras dtype policy of the layers.
 
     Returns:
-        A Keras model: channels in, float32 logits out; `config_of` gives its `ModelConfig`.
+        The network, its configuration, its card, and `path`.
 
     Raises:
         ModelError: if it is missing, truncated, no model, of another architecture, or made by something else.
     """
-    path = locate_model(path)
-    savedmodel = _savedmodel(path)
-    path = savedmodel or model_file(path)
-    config = load_config(path)
-    model = build_model(config, precision=precision)
+    source = Path(locate_model(path))
+    savedmodel = _savedmodel(source)
+    path = savedmodel or model_file(source)
+    config, card = _described(path)
+    network = _build(config, precision=precision)
     try:
         if savedmodel:
-            restore_weights(model.weights, savedmodel)
+            restore_weights(network.weights, savedmodel)
         else:
-            model.load_weights(path)
+            network.load_weights(path)
     except Exception as error:
         raise ModelError(
-            f"{path}: expected the weights of {model.name} at {config.image_size} px, but they can't be loaded "
+            f"{path}: expected the weights of {network.name} at {config.image_size} px, but they can't be loaded "
             f"({first_line(error)}); is the file complete?"
         ) from error
-    return model
+    return Model(network, config, card, source)
 
 
 def _savedmodel(path: str | Path) -> Path | None:
@@ -110,9 +128,13 @@ def restore_weights(variables: Sequence, folder: Path) -> None:
 
 
 def build_model(config: ModelConfig, encoder_weights: str | Path = "none", precision: str = "float32") -> keras.Model:
-    """Build the network that a configuration describes; `config_of` finds the configuration again."""
+    """Build the network that a configuration describes; `Model.of` finds the configuration again."""
+    return Model(_build(config, encoder_weights, precision), config).to_keras()
+
+
+def _build(config: ModelConfig, encoder_weights: str | Path = "none", precision: str = "float32") -> keras.Model:
     try:
-        model = build_unet(
+        return build_unet(
             config.image_size,
             config.backbone,
             len(config.class_names),
@@ -122,24 +144,6 @@ def build_model(config: ModelConfig, encoder_weights: str | Path = "none", preci
         )
     except ConfigError as error:
         raise ModelError(f"the model's configuration can't be built: {error}") from error
-    model.liverseg_config = config
-    return model
-
-
-def config_of(model: keras.Model, config: ModelConfig | None = None) -> ModelConfig:
-    """How a network's input is prepared and what its classes are: the one place that looks for it.
-
-    Args:
-        model: of `load_model` or `build_model`, which hang the configuration on it as `liverseg_config`.
-        config: the caller's, which then counts.
-
-    Raises:
-        ModelError: if neither says it.
-    """
-    found = config or getattr(model, "liverseg_config", None)
-    if found is None:
-        raise ModelError("the Keras model carries no configuration; load it with load_model, or give config=")
-    return found
 
 
 def load_config(path: str | Path) -> ModelConfig:
@@ -148,13 +152,21 @@ def load_config(path: str | Path) -> ModelConfig:
     Raises:
         ModelError: as `load_model`.
     """
-    path = locate_model(path)
-    savedmodel = _savedmodel(path)
-    if savedmodel:
-        manifest = Manifest.load(savedmodel / SAVEDMODEL_MANIFEST)
-        manifest.check_files(savedmodel)
-        return manifest.config
-    path = model_file(path)
+    source = Path(locate_model(path))
+    return _described(_savedmodel(source) or model_file(source))[0]
+
+
+def _described(path: Path) -> tuple[ModelConfig, Mapping[str, Any] | None]:
+    """Configuration and card of a SavedModel's version folder, or of a `.keras` file, which has no card."""
+    if path.is_dir():
+        manifest = Manifest.load(path / SAVEDMODEL_MANIFEST)
+        manifest.check_files(path)
+        return manifest.config, manifest.card
+    return _config_in(path), None
+
+
+def _config_in(path: Path) -> ModelConfig:
+    """Configuration of a `.keras` file."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}

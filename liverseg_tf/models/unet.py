@@ -155,9 +155,9 @@ def _load_encoder(model: keras.Model, path: Path) -> None:
                 f"{path}: expected weights of the encoder of {model.name}, got something else ({first_line(error)})"
             ) from error
         return
-    from liverseg_tf.models.saving import load_model
+    from liverseg_tf.models.saving import open_model
 
-    source = {layer.name: layer for layer in load_model(path).layers}
+    source = {layer.name: layer for layer in open_model(path).network.layers}
     for layer in encoder.layers:
         weights = source[layer.name].get_weights() if layer.name in source else []
         if [w.shape for w in weights] != [w.shape for w in layer.get_weights()]:

@@ -15,7 +15,8 @@ from liverseg_tf.data.cases import Case
 from liverseg_tf.data.slices import explain_read_error
 from liverseg_tf.errors import ConfigError, TrainingError
 from liverseg_tf.models.losses import build_loss
-from liverseg_tf.models.saving import build_model, config_of
+from liverseg_tf.models.model import Model
+from liverseg_tf.models.saving import build_model
 from liverseg_tf.training.feeding import recipe_batches, recipe_selection
 from liverseg_tf.training.loop import NotFiniteLossError, Phase, Trainer
 from liverseg_tf.training.recipes import Recipe, get_recipe
@@ -93,7 +94,7 @@ def find_learning_rate(
     if model is None:
         model = build_model(recipe.model_config(), recipe.encoder_weights)
     before, trainable = model.get_weights(), [layer.trainable for layer in model.layers]
-    config = config_of(model)
+    config = Model.of(model).config
     loss = build_loss(recipe.loss, len(config.class_names), recipe.class_weights)
     trainer = Trainer(model, replace(recipe, ema=None), loss)
     schedule = ExponentialRange(lowest, highest, steps)

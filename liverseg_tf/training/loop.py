@@ -14,7 +14,7 @@ from liverseg_tf.errors import ConfigError
 from liverseg_tf.labels import ClassSet
 from liverseg_tf.models.losses import Loss
 from liverseg_tf.models.metrics import confusion_matrices, metrics_from_confusion
-from liverseg_tf.models.saving import config_of
+from liverseg_tf.models.model import Model
 from liverseg_tf.models.unet import is_encoder
 from liverseg_tf.training.optimizer import GroupedAdamW, OneCycle, decays, rate_factors
 from liverseg_tf.training.recipes import Recipe
@@ -230,7 +230,7 @@ class Trainer:
 
     @property
     def _classes(self) -> ClassSet:
-        return config_of(self.model).classes
+        return Model.of(self.model).config.classes
 
     def _validation_step(self, channels, labels):
         logits = self.model(channels, training=False)

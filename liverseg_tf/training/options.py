@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "mixed_float16", "bfloat16")
 SPLITS = ("patients", "slices")
+STRATEGIES = ("one", "mirrored", "multiworker")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from liverseg_tf.errors import ConfigError, TrainingError
+from liverseg_tf.training.options import STRATEGIES
 
-STRATEGIES = ("one", "mirrored", "multiworker")
 _EXAMPLE = """TF_CONFIG='{"cluster": {"worker": ["a:12345", "b:12345"]}, "task": {"type": "worker", "index": 0}}' for \
 worker 0 on hosts a and b"""
 

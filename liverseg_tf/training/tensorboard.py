@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from liverseg_tf.errors import require
 from liverseg_tf.labels import color_mask
-from liverseg_tf.models.saving import config_of
+from liverseg_tf.models.model import Model
 
 _SLICES = 4
 
@@ -42,7 +42,7 @@ class TensorBoardLog(keras.callbacks.Callback):
         predicted = np.argmax(self.model(self.channels, training=False), -1)
         gray = np.repeat(self.channels[..., :1], 3, -1)
 
-        classes = config_of(self.model).classes.classes
+        classes = Model.of(self.model).config.classes.classes
 
         def overlay(labels):
             shown = (labels > 0)[..., None]

@@ -38,7 +38,7 @@ from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.models.artefacts import fold_folder, write_folds
 from liverseg_tf.models.losses import build_loss
-from liverseg_tf.models.saving import build_model, config_of, load_config, load_model, save_model
+from liverseg_tf.models.saving import build_model, load_config, load_model, open_model, save_model
 from liverseg_tf.ownership import LEDGER, adopt, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.shipped import locate_model, models_folder
@@ -209,8 +209,8 @@ class _Training:
         self.replicas = self.strategy.num_replicas_in_sync if self.strategy is not None else 1
         source = None
         if options.from_model is not None:
-            self.source = load_model(options.from_model)
-            source = config_of(self.source)
+            self.source = open_model(options.from_model)
+            source = self.source.config
             recipe = replace(recipe, channels=source.channels, backbone=source.backbone, encoder_weights="none")
         self.recipe = recipe
         self.config = recipe.model_config(source, _classes(options, source))
@@ -376,20 +376,9 @@ class _Training:
             if self.is_chief:
                 (self.output / "checkpoint.npz").unlink(missing_ok=True)  # left by a kill in the last moment
             return Run(self.output, meta["history"], meta["best"])
-        extends = arrays is None and bool(meta)
         keras.utils.set_random_seed(self.options.seed)
         strategy = self.strategy or tf.distribute.get_strategy()
-        with strategy.scope():
-            policy = "float32" if self.precision == "bfloat16" else self.precision
-            model = build_model(self.config, self.recipe.encoder_weights, policy)
-            if self.options.from_model is not None:
-                self._take_over(model, Path(self.options.from_model))
-            if extends:
-                model.set_weights(load_model(self.output).get_weights())
-        if strategy.num_replicas_in_sync > 1:
-            for layer in model.layers:
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.synchronized = True  # statistics over the global batch, as one device would have them
+        model = self._new_network(strategy, extends=arrays is None and bool(meta))
         loss = build_loss(self.recipe.loss, len(self.config.class_names), self.recipe.class_weights)
         trainer = Trainer(model, self.recipe, loss, strategy, self.xla)
         self.history = meta.get("history", [])
@@ -438,6 +427,21 @@ class _Training:
         self._agree({"history": self.history})  # the others' callers find the files written
         return Run(self.output, self.history, best)
 
+    def _new_network(self, strategy: tf.distribute.Strategy, extends: bool) -> keras.Model:
+        """The network as training starts with it; `extends`: with the weights that a finished run kept."""
+        with strategy.scope():
+            policy = "float32" if self.precision == "bfloat16" else self.precision
+            model = build_model(self.config, self.recipe.encoder_weights, policy)
+            if self.options.from_model is not None:
+                self._take_over(model, Path(self.options.from_model))
+            if extends:
+                model.set_weights(load_model(self.output).get_weights())
+        if strategy.num_replicas_in_sync > 1:
+            for layer in model.layers:
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.synchronized = True  # statistics over the global batch, as one device would have them
+        return model
+
     def _run_phase(
         self, trainer: Trainer, phase: Phase, callbacks: keras.callbacks.CallbackList, best: dict[str, Any]
     ) -> dict[str, Any]:
@@ -484,7 +488,7 @@ class _Training:
 
     def _take_over(self, model: keras.Model, source: Path) -> None:
         try:
-            model.set_weights(self.source.get_weights())
+            model.set_weights(self.source.network.get_weights())
         except ValueError as error:
             raise ConfigError(f"{source}: its network does not fit this one ({error})") from None
         if source.resolve().is_relative_to(models_folder().resolve()):

@@ -134,6 +134,15 @@ def test_wrong_requests_leave_everything_as_it_was(model, scans, tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_another_organs_mask_is_no_dicom_object_also_where_the_name_asks_for_one(scans, tmp_path):
+    kidneys = Threshold()
+    kidneys.config = replace(Threshold.config, class_names=("background", "kidney", "kidney_tumour"))
+    with pytest.raises(ConfigError, match="expected nifti alone for kidney, kidney_tumour. Received: seg"):
+        ls.predict_folder(scans / "volume-1.nii.gz", tmp_path / "mask.dcm", kidneys)
+    (row,) = ls.predict_folder(scans / "volume-1.nii.gz", tmp_path / "mask.nii.gz", kidneys)
+    assert row["status"] == "done" and "kidney_volume_ml" in row["statistics"]
+
+
 def test_a_servers_model_goes_by_its_url_without_the_password(scans, tmp_path, monkeypatch):
     monkeypatch.setattr(ls.ServingClient, "config", replace(Threshold.config))
     monkeypatch.setattr(ls.ServingClient, "labels", lambda self, hu: Threshold().labels(hu))

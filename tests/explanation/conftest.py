@@ -8,6 +8,7 @@ import pytest
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.models.model import Model
 
 SIZE = 64
 
@@ -28,8 +29,7 @@ def dark_is_tumour() -> keras.Model:
     used = np.zeros((1, 1, 8, 3), np.float32)
     used[..., 0, 2] = 60
     head.set_weights([used, np.array([-30, 0, -12], np.float32)])
-    model.liverseg_config = ModelConfig(image_size=SIZE)
-    return model
+    return Model(model, ModelConfig(image_size=SIZE)).to_keras()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from liverseg_tf.explanation.faithfulness import (
 from liverseg_tf.explanation.layers import stages
 from liverseg_tf.explanation.seg_grad_cam import SegGradCam
 from liverseg_tf.inference.runtimes import KerasRuntime
+from liverseg_tf.models.model import Model
 from liverseg_tf.models.unet import build_unet
 
 
@@ -171,7 +172,7 @@ def test_maps_depend_on_what_the_head_has_learned(dark_is_tumour, lesions):
     found = []
     for seed in range(6):
         other = randomized_model(dark_is_tumour, seed)
-        again = SegGradCam(other, dark_is_tumour.liverseg_config)(hu, region, 2)[0]
+        again = SegGradCam(other, Model.of(dark_is_tumour).config)(hu, region, 2)[0]
         found.append(rank_correlation(own, again, np.ones_like(own, bool)))
     assert np.mean(found) < 0.5 and min(found) <= 0
 

@@ -35,13 +35,10 @@ def test_a_class_that_the_dark_speaks_against_has_no_heat_there(dark_is_tumour, 
 def test_methods_are_made_by_name(dark_is_tumour, lesions):
     volume, labels = lesions
     hu, tumour = volume.slices(3, 4)[0], labels[..., 3] == 2
-    assert (
-        METHODS[0] == "integrated-gradients"
-        and make_explainer(dark_is_tumour, dark_is_tumour.liverseg_config, METHODS[0]).layer is None
-    )
-    heat = make_explainer(dark_is_tumour, dark_is_tumour.liverseg_config, "segxrescam").slice_map(hu, tumour, 2, hu)
+    assert METHODS[0] == "integrated-gradients" and make_explainer(dark_is_tumour, METHODS[0]).layer is None
+    heat = make_explainer(dark_is_tumour, "segxrescam").slice_map(hu, tumour, 2, hu)
     assert heat.shape == (64, 64) and heat.any()
     with pytest.raises(ConfigError, match="integrated-gradients, occlusion, gradcam"):
-        make_explainer(dark_is_tumour, dark_is_tumour.liverseg_config, "magic")
+        make_explainer(dark_is_tumour, "magic")
     with pytest.raises(ModelError, match="no configuration"):
         IntegratedGradients(build_unet(32, "resnet18"))

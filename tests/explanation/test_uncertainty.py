@@ -11,6 +11,7 @@ from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.explanation.uncertainty import expected_calibration_error, measure_uncertainty
 from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
+from liverseg_tf.models.model import Model
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,7 @@ def bright_is_tumour(dark_is_tumour):
     kernel, bias = model.get_layer("encoder_conv").get_weights()
     kernel[..., 0], bias[0] = -kernel[..., 0], -0.6
     model.get_layer("encoder_conv").set_weights([kernel, bias])
-    model.liverseg_config = dark_is_tumour.liverseg_config
-    return model
+    return Model(model, Model.of(dark_is_tumour).config).to_keras()
 
 
 @pytest.fixture(scope="module")

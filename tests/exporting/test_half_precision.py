@@ -8,6 +8,7 @@ from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ModelError
 from liverseg_tf.exporting.export import export
 from liverseg_tf.inference.runtimes import KerasRuntime, open_runtime
+from liverseg_tf.models.model import Model
 from liverseg_tf.models.saving import build_model, load_model
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,7 @@ def test_half_the_size_and_nearly_the_same_probabilities(model, hu, tmp_path):
         found = open_runtime(exported.path).probabilities(hu)
         np.testing.assert_allclose(found, KerasRuntime(model).probabilities(hu), atol=0.02)
         again = load_model(tmp_path / precision)  # the folder of all versions
-        assert again.liverseg_config == model.liverseg_config
+        assert Model.of(again).config == Model.of(model).config
         np.testing.assert_allclose(KerasRuntime(again).probabilities(hu), found, atol=1e-5)
     assert sizes["float16"] < 0.55 * sizes["float32"]
 

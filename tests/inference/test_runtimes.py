@@ -16,6 +16,7 @@ from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.allowed_operations import check_operations
 from liverseg_tf.inference.runtimes import KerasRuntime, Runtime, SavedModelRuntime, TFLiteRuntime, open_runtime
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
+from liverseg_tf.models.model import Model
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def test_each_path_opens_as_what_it_is(artefacts, small_model_file, small_model)
         runtime = open_runtime(model)
         assert type(runtime) is kind
         assert isinstance(runtime, Runtime)
-        assert runtime.config == small_model.liverseg_config
+        assert runtime.config == Model.of(small_model).config
         assert (runtime.labels(hu) == expected).mean() > 0.999
     assert open_runtime(runtime) is runtime
 

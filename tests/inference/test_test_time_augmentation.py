@@ -53,7 +53,7 @@ def test_the_predictor_averages_the_variations(small_model):
 
 
 def test_another_process_varies_too(tmp_path, small_model):
-    ls.save_model(small_model, small_model.liverseg_config, tmp_path / "model.keras")
+    ls.save_model(small_model, ls.Model.of(small_model).config, tmp_path / "model.keras")
     there = pickle.loads(pickle.dumps(ls.Predictor(tmp_path / "model.keras", variations=4)))
     assert there.variations == TestTimeAugmentation(count=4)
 

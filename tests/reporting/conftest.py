@@ -8,6 +8,7 @@ import pytest
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.models.model import Model
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +26,7 @@ def threshold_model() -> keras.Model:
     weights = np.zeros((1, 1, 2, 3), np.float32)
     weights[0, 0, 0, 1], weights[0, 0, 1, 2] = 60, 600
     head.set_weights([weights, np.array([1, 0, -5], np.float32)])
-    model.liverseg_config = ModelConfig(image_size=64)
-    return model
+    return Model(model, ModelConfig(image_size=64)).to_keras()
 
 
 @pytest.fixture(scope="session")

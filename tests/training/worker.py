@@ -12,6 +12,7 @@ import numpy as np
 
 import liverseg_tf as ls
 from liverseg_tf.errors import LiverSegError
+from liverseg_tf.models.model import Model
 from liverseg_tf.training import train as run
 from liverseg_tf.training.recipes import Recipe
 
@@ -27,9 +28,7 @@ def build_small(config, encoder_weights="none", precision="float32"):
         x = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name=f"conv{index}")(x)
         x = layers.ReLU()(layers.BatchNormalization(momentum=0.9, name=f"norm{index}")(x))
     x = layers.Conv2D(len(config.class_names), 3, padding="same", name="final_conv")(layers.UpSampling2D(4)(x))
-    model = keras.Model(inputs, x)
-    model.liverseg_config = config
-    return model
+    return Model(keras.Model(inputs, x), config).to_keras()
 
 
 class Watch(keras.callbacks.Callback):
