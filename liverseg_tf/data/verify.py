@@ -342,7 +342,8 @@ class _CaseCheck:
         stored = self._read(file)
         if stored is None:
             return
-        classes = self.classes or ClassSet.from_json(read_comment(file.path)) or LIVER_CLASSES
+        told = ClassSet.from_json(read_comment(file.path)) if is_nifti_name(file.path) else None
+        classes = self.classes or told or LIVER_CLASSES
         values = stored * file.slope + file.intercept if file.is_scaled else stored
         try:
             labels = to_labels(values, str(file.path), classes.names)
