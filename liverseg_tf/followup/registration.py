@@ -219,8 +219,8 @@ def _align(fixed: _Liver, moving: _Liver) -> np.ndarray:
             if mirrored_mm < _MIRRORED * off_mm:
                 raise RegistrationError(
                     f"{fixed.name}: its {fixed.organ} could not be registered to that of {moving.name} "
-                    f"({off_mm:.1f} mm off), but its mirror image could ({mirrored_mm:.1f} mm): {words} are exchanged in one of "
-                    "the files; correct its affine"
+                    f"({off_mm:.1f} mm off), but its mirror image could ({mirrored_mm:.1f} mm): {words} are "
+                    "exchanged in one of the files; correct its affine"
                 )
     return whole
 
