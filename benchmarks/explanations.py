@@ -109,7 +109,7 @@ def _explanations(args: argparse.Namespace, predictor: Predictor) -> dict:
             test = SliceTest(runtime.probabilities, hu, filled, TUMOUR, inside, args.random_maps)
             for method, (own, *others) in explainers.items():
                 found = _explained(own, volume, labels, region, all_slices=False)
-                (found,) = _compared([found], others, volume, labels, lambda *step: None)
+                (found,) = _compared([found], iter(others), volume, labels, lambda *step: None)
                 curves = test.curves(found.slice_map(index), inside)
                 probability, fall_inside = test.counterfactual(inside)
                 found = replace(found, curves=curves, filled_probability=probability, fall_inside=fall_inside)
