@@ -17,12 +17,15 @@ from PIL import Image
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import ConfigError, GeometryError, InputFileError, OutputError
+from liverseg_tf.evaluation.measure import measure
 from liverseg_tf.explanation.explain import explain
 from liverseg_tf.explanation.uncertainty import measure_uncertainty
-from liverseg_tf.inference.predictor import Predictor
+from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
+from liverseg_tf.labels import ClassSet
 from liverseg_tf.reporting import page as page_module
 from liverseg_tf.reporting import page_data
+from liverseg_tf.reporting.page import ReportContent
 from liverseg_tf.reporting.report import report
 
 pytestmark = pytest.mark.slow
@@ -303,6 +306,23 @@ def picture(browser, view="axial") -> np.ndarray:
 
 def press(browser, *keys) -> None:
     browser.switch_to.active_element.send_keys(*keys)
+
+
+def test_every_class_has_an_outline_of_its_own_colour(browser, scan, tmp_path):
+    """A vessel within the kidney is drawn as vessel, not as tumour; the kidney's outline goes around its tumour."""
+    volume, labels = scan
+    labels = labels.copy()
+    labels[14:20, 28:36, 14:16] = 3
+    classes = ClassSet.of("kidney", "kidney_tumour", "vessel")
+    prediction = Prediction(volume, labels, classes.names)
+    measured = measure(MaskVolume(prediction.labels, volume.geometry, classes=classes), volume)
+    file = tmp_path / "kidney.html"
+    file.write_text(page_module.build_page(ReportContent(prediction, measured), "kidney"), encoding="utf-8")
+    opened = open_page(browser, file)
+    drawn = picture(opened)
+    kidney, tumour, vessel = (c.safe_color for c in classes.classes[1:])
+    counts = [int((drawn == color).all(-1).sum()) for color in (kidney, tumour, vessel)]
+    assert min(counts) > 20 and counts[0] > max(counts[1:])  # 40 x 34 pixels around; 10 x 10; 6 x 8
 
 
 def test_it_loads_without_errors_and_asks_the_network_for_nothing(browser, page):
