@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -212,10 +213,15 @@ class SliceTest:
             probability over the slice that lies in the region (1 where nothing falls).
         """
         filled = np.where(region, self._filled, self._hu)
-        before, after = self._probabilities(np.stack([self._hu, filled]))[..., self._label].astype(np.float64)
-        fall = np.maximum(before - after, 0)
+        after = self._probabilities(filled[None])[0, ..., self._label].astype(np.float64)
+        fall = np.maximum(self._before - after, 0)
         total = fall.sum()
         return float(after[region].mean()), float(fall[region].sum() / total) if total else 1.0
+
+    @cached_property
+    def _before(self) -> np.ndarray:
+        """(rows, columns) probability of the class on the slice as it is."""
+        return self._probabilities(self._hu[None])[0, ..., self._label].astype(np.float64)
 
     def _steps(self, maps: np.ndarray) -> np.ndarray:
         """(M, places) -> (M, deletion and insertion, steps, watched pixels) probabilities."""

@@ -145,7 +145,7 @@ def test_train_hands_the_encoder_on(monkeypatch, tmp_path):
     monkeypatch.setattr("liverseg_tf.training.train.train", train)
     run = ["train", str(tmp_path / "ct"), "-o", str(tmp_path / "run"), "--encoder-weights", "imagenet"]
     assert main([*run, "--backbone", "efficientnet_lite0"]) != 0
-    assert (given["backbone"], given["encoder_weights"]) == ("efficientnet_lite0", "imagenet")
+    assert (given["options"].backbone, given["options"].encoder_weights) == ("efficientnet_lite0", "imagenet")
     assert main([*run, "--backbone", "alexnet"]) == 2
 
 

@@ -253,8 +253,8 @@ def test_lesions_of_one_slice_share_its_random_maps(dark_is_tumour, lesions):
 
     found = explain(volume, model=Counting(dark_is_tumour), mask=both, randomized_models=1)
     assert [r.region.largest_slice for r in found.regions] == [3, 3]
-    # both ends and 20 random maps once; for each lesion its own map, and the lesion filled
-    assert sum(pictures) == 2 + 6 * 20 + 2 * (6 + 1)
+    # the slice as it is, both ends and 20 random maps once; for each lesion its own map, and the lesion filled
+    assert sum(pictures) == 1 + 2 + 6 * 20 + 2 * (6 + 1)
 
 
 def test_the_shipped_model_is_explained_by_default(lesions):

@@ -63,7 +63,8 @@ def test_reprs_tell_what_they_are(predictor, hu, expected, tmp_path, write_nifti
     )
     name = "Predictor(given in memory: KerasRuntime, 32 x 32, classes background, liver, tumour; "
     assert repr(predictor) == name + "no post-processing, no variations, no second look)"
-    assert repr(ls.Predictor(predictor.runtimes[0], variations=4)) == name + "with post-processing, 4 variations)"
+    varied = ls.Predictor(predictor.runtimes[0], variations=4)
+    assert repr(varied) == name + "with post-processing, 4 variations, no second look)"
 
 
 class Constant:

@@ -42,7 +42,7 @@ class Network:
 
     layers = ()
 
-    def __init__(self, config):
+    def __init__(self, config, encoder_weights="none"):
         Model(self, config).to_keras()
 
     def get_weights(self):
