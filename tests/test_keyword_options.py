@@ -61,7 +61,7 @@ def test_help_shows_each_option_with_its_default(function, options):
             "predict_folder: has no option 'format'; did you mean",
         ),
         (lambda: ls.explain("ct.nii", seeds=1), "explain: has no option 'seeds'; did you mean 'seed'"),
-        (lambda: ls.report("ct.nii", "p.html", titel="A"), "report: has no option 'titel'; did you mean 'title'"),
+        (lambda: ls.report("ct.nii", "p.html", titles="A"), "report: has no option 'titles'; did you mean 'title'"),
     ],
 )
 def test_an_unknown_keyword_names_what_was_meant(call, words):
