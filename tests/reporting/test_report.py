@@ -579,6 +579,7 @@ def test_the_first_picture_waits_for_its_own_slices_alone(browser, page):
     at_mark = browser.execute_script("return window.atMark")
     assert at_mark["first-picture"] == stacks
     assert at_mark["all-pictures"] == 2 * stacks + 1  # and the surfaces
+    settle(browser)
     assert "loaded" not in element(browser, "status").text
 
 
