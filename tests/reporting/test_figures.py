@@ -184,7 +184,7 @@ def test_wrong_shapes_are_named(volume, labels):
 
 @pytest.mark.parametrize("wrong", [3, 255, -1, 0.5])
 def test_labels_that_are_no_class_are_named(volume, labels, wrong):
-    bad = np.where(labels == 2, wrong, labels)
+    bad = np.where(labels == 2, wrong, labels.astype(np.float32 if isinstance(wrong, float) else np.int16))
     plane = bad[..., 3]
     for draw in (
         lambda: figures.sample_figure(volume, bad),
