@@ -31,7 +31,8 @@ def test_keywords_and_fields_are_the_same(options, changes):
 
 @pytest.mark.parametrize("options", [pair[0] for pair in PAIRS])
 def test_each_field_is_described(options):
-    described = [line.strip().split(":")[0] for line in options.__doc__.splitlines() if line.startswith(" " * 8)]
+    lines = inspect.cleandoc(options.__doc__).splitlines()  # Python 3.13 takes the indentation off, earlier ones do not
+    described = [line.strip().split(":")[0] for line in lines if line.startswith(" " * 4)]
     assert [f.name for f in dataclasses.fields(options) if f.name not in described] == []
 
 
