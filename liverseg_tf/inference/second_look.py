@@ -52,9 +52,9 @@ def look_again(
             instead[..., index] = np.where(np.arange(one.shape[-1]) == TUMOUR, -1.0, one).argmax(-1)
     lesions = Pieces(there, lambda slab: slab == TUMOUR)
     doubtful = lesions.sums(percent) < 100 * LEAST_PROBABILITY * lesions.voxels
-    confirmed = there.copy()
+    before = there.copy()
     lesions.relabel(doubtful, 0)
-    np.copyto(there, instead, where=(confirmed == TUMOUR) & (there != TUMOUR))
+    np.copyto(there, instead, where=(before == TUMOUR) & (there != TUMOUR))
     return labels
 
 

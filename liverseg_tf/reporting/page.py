@@ -16,7 +16,7 @@ from liverseg_tf.evaluation.measure import FLAGS, LesionMeasurement, Measurement
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.inference.predictor import Prediction
-from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR, ClassSet
+from liverseg_tf.labels import TUMOUR
 from liverseg_tf.provenance import SOFTWARE, versions
 from liverseg_tf.reporting.assets import asset, script_data
 from liverseg_tf.reporting.page_data import (
@@ -146,10 +146,7 @@ def build_page(
         "plan": resection,
         "start": lesions[0] if lesions else _start(labels),
         "windows": _windows(liver_window(volume, labels), classes.named("this liver")),
-        "classes": [
-            {"name": c.name, "color": c.color, "safe_color": c.safe_color, "outlined": _outlined(classes, c.index)}
-            for c in classes.classes
-        ],
+        "classes": [{"name": c.name, "color": c.color, "safe_color": c.safe_color} for c in classes.classes],
         "safe_colors": safe_colors,
     }
     explained = content.explanation is not None and bool(content.explanation.regions)
@@ -444,11 +441,6 @@ def _heat(shape: tuple[int, int, int], regions: Sequence[RegionExplanation]) -> 
 
 def _layer(key: str, name: str, letter: str, kind: str, opacity: float, on: bool = True) -> dict[str, Any]:
     return {"key": key, "name": name, "letter": letter, "kind": kind, "opacity": opacity, "on": on}
-
-
-def _outlined(classes: ClassSet, index: int) -> list[int]:
-    """The labels that one outline goes around: an organ's lesions lie in it."""
-    return list(classes.organ_indices) if index == LIVER else [index] * (index > BACKGROUND)
 
 
 def _color_table(name: str) -> list[list[int]]:

@@ -309,7 +309,7 @@ def press(browser, *keys) -> None:
 
 
 def test_every_class_has_an_outline_of_its_own_colour(browser, scan, tmp_path):
-    """A vessel within the kidney is drawn as vessel, not as tumour; the kidney's outline goes around its tumour."""
+    """A vessel within the kidney is drawn as vessel, not as tumour."""
     volume, labels = scan
     labels = labels.copy()
     labels[14:20, 28:36, 14:16] = 3

@@ -175,14 +175,12 @@
     };
   }
 
-  // Marching squares: the border of all pixels of these labels, in pixels; of a dotted one every other piece.
+  // Marching squares: the border of a label's pixels, in pixels; of a dotted one every other piece.
   const PIECES = [[], [3, 0], [0, 1], [3, 1], [1, 2], [3, 0, 1, 2], [0, 2], [3, 2], [2, 3], [0, 2], [0, 1, 2, 3], [1, 2], [3, 1], [0, 1], [3, 0], []];
-  function outline({ width, height, data }, labels, dotted) {
-    const among = new Uint8Array(256);
-    for (const label of labels) among[label] = 1;
-    const path = new Path2D(), isIn = (x, y) => (x >= 0 && y >= 0 && x < width && y < height ? among[data[y * width + x]] : 0);
+  function outline({ width, height, data }, label, dotted) {
+    const path = new Path2D(), isIn = (x, y) => (x >= 0 && y >= 0 && x < width && y < height && data[y * width + x] === label ? 1 : 0);
     let left = width, right = -1, top = height, bottom = -1;
-    for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) if (among[data[i]]) {
+    for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) if (data[i] === label) {
       if (x < left) left = x;
       if (x > right) right = x;
       if (y < top) top = y;
@@ -249,10 +247,9 @@
       }
       if (state.opacity) paint(context, frame, picture, asFill(state.opacity));
       const matrix = new DOMMatrix([picture.dx * frame.scale, 0, 0, picture.dy * frame.scale, ...frame.place(0, 0)]);
-      for (const [label, { outlined }] of page.classes.entries()) {
-        if (!outlined.length) continue; // the background
+      for (let label = 1; label < page.classes.length; label++) { // where two classes meet, the later one's line is on top
         const path = new Path2D();
-        path.addPath(outline(picture, outlined, layer.key === "truth"), matrix);
+        path.addPath(outline(picture, label, layer.key === "truth"), matrix);
         context.strokeStyle = "rgb(" + colorOf(label).join(",") + ")";
         context.lineWidth = (layer.key === "truth" ? 2.2 : 1.6) * ratio;
         context.stroke(path);
