@@ -40,10 +40,16 @@ def commands_page() -> str:
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     text = ["# Commands", "", parser.description or "", ""]
     for name, command in subparsers.choices.items():
-        text += [f"## liverseg {name}", "", html.escape(command.description or ""), "", "| option | |", "| --- | --- |"]
-        text += [_row(action) for action in command._actions if action.help != argparse.SUPPRESS]
-        text.append("")
+        text += [f"## liverseg {name}", "", html.escape(command.description or ""), ""]
+        for group in command._action_groups:
+            rows = [_row(action) for action in group._group_actions if action.help != argparse.SUPPRESS]
+            if rows:
+                text += [f"| {_TITLES.get(group.title, group.title)} | |", "| --- | --- |", *rows, ""]
     return "\n".join(text)
+
+
+# argparse's own titles of its first two groups
+_TITLES = {"positional arguments": "argument", "options": "option"}
 
 
 def _row(action: argparse.Action) -> str:

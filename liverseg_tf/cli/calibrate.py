@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_output(parser, "FILE", "JSON file to write", ".json")
     add_model(parser)
-    add_classes(parser, "of masks that don't tell it themselves")
+    add_classes(parser, "classes of masks that don't hold their class names")
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)

@@ -21,16 +21,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("before", metavar="BEFORE", help="the first CT, or mask")
     parser.add_argument("after", nargs="+", metavar="AFTER", help="the later CTs or masks, in order of time")
     add_output(parser, "DIR", "folder to write", folder=True)
-    parser.add_argument("--masks", nargs="+", metavar="M", help="masks of the CTs, in their order (default: predicted)")
-    parser.add_argument("--days", nargs="+", type=float, metavar="D", help="day of each scan, for the growth curve")
+    parser.add_argument(
+        "--masks", nargs="+", metavar="M", help="masks of the CTs, in the same order (default: segment the CTs)"
+    )
+    parser.add_argument(
+        "--days", nargs="+", type=float, metavar="D", help="day of each scan, for the growth curve (default: none)"
+    )
     parser.add_argument(
         "--format",
         metavar="F,...",
-        help="also write each scan as DICOM objects, a lesion having one tracking UID in all scans: some of "
-        f"{', '.join(PRODUCTS)} (sr needs seg); the CTs must be DICOM series",
+        help=f"also write DICOM objects of each scan: {', '.join(PRODUCTS)} (sr needs seg); a lesion has one tracking "
+        "UID in all scans; the CTs must be DICOM series (default: none)",
     )
     add_model(parser)
-    add_classes(parser, "of mask files that don't tell it themselves")
+    add_classes(parser, "classes of masks that don't hold their class names")
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)

@@ -20,18 +20,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-o", "--output", type=output_name(".json"), metavar="FILE.json", help="write all scores and rows as JSON"
     )
+    add_overwrite(parser)
     parser.add_argument("--json", action="store_true", help="print the same JSON instead of tables")
-    parser.add_argument("--csv", type=output_name(".csv"), metavar="FILE.csv", help="write one row per case")
-    parser.add_argument("--csv-slices", type=output_name(".csv"), metavar="FILE.csv", help="write one row per slice")
-    parser.add_argument("--csv-lesions", type=output_name(".csv"), metavar="FILE.csv", help="write one row per lesion")
-    parser.add_argument(
+    more = parser.add_argument_group("more outputs")
+    more.add_argument("--csv", type=output_name(".csv"), metavar="FILE.csv", help="write one row per case")
+    more.add_argument("--csv-slices", type=output_name(".csv"), metavar="FILE.csv", help="write one row per slice")
+    more.add_argument("--csv-lesions", type=output_name(".csv"), metavar="FILE.csv", help="write one row per lesion")
+    more.add_argument(
         "--figure",
         type=output_name(".png", ".pdf", ".svg"),
         metavar="FILE",
         help="draw Dice, volumes and lesion detection (.png, .pdf, .svg)",
-    )
-    parser.add_argument(
-        "--patients", metavar="FILE.csv", help="CSV with columns id,patient: the bootstrap resamples patients"
     )
     parser.add_argument(
         "--exclude-identity",
@@ -39,9 +38,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="exclude cases with an identity affine from means in mm and ml (LiTS scores keep them)",
     )
     add_classes(parser, "classes of predicted masks that don't hold their class names")
-    parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default: 2000)")
-    add_seed(parser, "seed of the bootstrap")
-    add_overwrite(parser)
+    intervals = parser.add_argument_group("confidence intervals (bootstrap)")
+    intervals.add_argument(
+        "--patients", metavar="FILE.csv", help="CSV with columns id,patient: resample patients, not cases"
+    )
+    intervals.add_argument(
+        "--resamples", type=int, default=2000, metavar="N", help="number of resamples (default: 2000)"
+    )
+    add_seed(intervals, "seed of the resampling")
     parser.set_defaults(run=run)
 
 

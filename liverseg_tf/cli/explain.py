@@ -20,56 +20,62 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("input", metavar="INPUT", help="a CT: NIfTI, NRRD, MetaImage, or DICOM (folder, file, .zip)")
     add_series(parser)
     add_output(parser, "DIR", "folder to write to; made if missing", folder=True)
-    parser.add_argument("--model", metavar="M", help="run folder or .keras file (default: shipped)")
     parser.add_argument(
+        "--model",
+        metavar="M",
+        help="model to use: run folder, .keras file, or a shipped model's name (default: shipped)",
+    )
+    regions = parser.add_argument_group("what to explain")
+    regions.add_argument(
         "--target",
         metavar="CLASS",
-        help="tumour: each lesion separately; all-tumour: all together; liver; or a class of another model "
-        "(default: tumour)",
+        help="what to explain: tumour (each lesion separately), all-tumour (all lesions together), liver, or a class "
+        "of another model (default: tumour)",
     )
-    which = parser.add_mutually_exclusive_group()
+    which = regions.add_mutually_exclusive_group()
     which.add_argument("--lesion", type=int, metavar="K", help="explain only this lesion; 1 is the largest")
     which.add_argument(
         "--point", type=_point, metavar="X,Y,Z", help="explain the region around this voxel of the file, from 0"
     )
-    parser.add_argument(
+    regions.add_argument(
         "--radius",
         type=float,
         default=ExplainOptions.radius_mm,
         metavar="MM",
-        help="radius of --point (default: %(default)g)",
+        help="radius of the region of --point in mm (default: %(default)g)",
     )
-    parser.add_argument("--mask", metavar="SEG", help="explain regions of this mask instead of the prediction")
-    parser.add_argument(
+    regions.add_argument("--mask", metavar="SEG", help="explain regions of this mask instead of the prediction")
+    method = parser.add_argument_group("how to explain it")
+    method.add_argument(
         "--method",
         choices=METHODS,
         default=DEFAULT_METHOD,
-        help=f"{', '.join(METHODS)} (default: {DEFAULT_METHOD}); scorecam needs much more time",
+        help=f"method of the heatmaps: {', '.join(METHODS)}; scorecam takes much longer (default: {DEFAULT_METHOD})",
         metavar="NAME",
     )
-    parser.add_argument(
+    method.add_argument(
         "--layer",
         default=ExplainOptions.layer,
         help="layer of the CAMs: bottleneck, decoder0 (coarse) to decoder4 (fine), or a layer's name (default: "
         "bottleneck)",
     )
-    parser.add_argument(
+    regions.add_argument(
         "--most-lesions",
         type=int,
         default=ExplainOptions.most_lesions,
         metavar="N",
         help="number of lesions to explain, the largest first (default: %(default)s)",
     )
-    parser.add_argument(
+    method.add_argument(
         "--all-slices", action="store_true", help="make maps of all slices of a lesion, not only of the tested one"
     )
-    parser.add_argument("--no-tests", action="store_true", help="don't test the maps: faster, and without a verdict")
-    add_seed(parser, "seed of the tests' random maps")
+    method.add_argument("--no-tests", action="store_true", help="don't test the maps: faster, and without a verdict")
+    add_seed(method, "seed of the tests' random maps")
     parser.add_argument(
         "--safe-colors",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="use colours that colour-blind readers can distinguish",
+        help="use colours that colour-blind readers can distinguish (default: yes)",
     )
     add_overwrite(parser)
     add_json(parser)

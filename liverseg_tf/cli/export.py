@@ -14,19 +14,28 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "export",
         help="export a model as a SavedModel or a TFLite file",
         description="Export a trained model as an artefact that takes raw HU and returns labels: a SavedModel for "
-        "TensorFlow Serving (DIR/<next version>/), or a TFLite file of builtin operators with a JSON beside it.",
+        "TensorFlow Serving (DIR/<next version>/), or a TFLite file of builtin operators with a JSON file beside it.",
     )
-    parser.add_argument("model", metavar="MODEL", help="run folder, .keras file, or 'shipped'")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="run folder, .keras file, or a shipped model's name ('shipped' for the default one)",
+    )
     add_output(parser, "DIR", "folder to write to, or a .tflite file", ".tflite", folder=True)
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
+    parser.add_argument(
+        "--format", choices=FORMATS, default=FORMATS[0], help="format of the artefact (default: %(default)s)"
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default=PRECISIONS[0],
-        help="float16 halves the weights on disk; int8 only for TFLite (default: float32)",
+        help="number format of the weights: float16 halves the file; int8, for TFLite only, quarters it (default: "
+        "%(default)s)",
     )
     parser.add_argument(
-        "--calibration", metavar="DIR", help="cases with tumours to calibrate int8 on (default: phantoms)"
+        "--calibration",
+        metavar="DIR",
+        help="folder of cases with tumours, for the value ranges of int8 (default: phantoms)",
     )
     parser.add_argument(
         "--check",
@@ -34,7 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         const=True,
         default=False,
         metavar="CASES",
-        help="compare with the Keras model, on phantoms or on the cases in a folder; exit 1 if masks differ too much",
+        help="compare the masks with the Keras model's, on phantoms or on the cases of a folder; exit status 1 if they "
+        "differ too much",
     )
     add_overwrite(parser)
     add_json(parser)

@@ -83,16 +83,27 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of volumes and masks, searched recursively")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse._ActionsContainer) -> None:
     """`--model`: whatever `Predictor` takes."""
-    parser.add_argument("--model", metavar="M", help="run folder, .keras, SavedModel or .tflite (default: shipped)")
-
-
-def add_series(parser: argparse.ArgumentParser) -> None:
-    """`--series` and `--allow-gaps`: which DICOM series to read, and whether gaps are accepted."""
-    parser.add_argument("--series", metavar="UID", help="DICOM series to take, as 'liverseg series' lists them")
     parser.add_argument(
-        "--allow-gaps", action="store_true", help="resample a DICOM series with missing slices or uneven steps"
+        "--model",
+        metavar="M",
+        help="model to use: run folder, .keras file, SavedModel, .tflite file, or a shipped model's name (default: "
+        "shipped)",
+    )
+
+
+def add_series(parser: argparse._ActionsContainer, default: str = "the only one that can be segmented") -> None:
+    """`--series` and `--allow-gaps`: which DICOM series to read (else `default`), and whether gaps are accepted."""
+    parser.add_argument(
+        "--series",
+        metavar="UID",
+        help=f"SeriesInstanceUID of the DICOM series to read; 'liverseg series' lists them (default: {default})",
+    )
+    parser.add_argument(
+        "--allow-gaps",
+        action="store_true",
+        help="accept a DICOM series with missing slices or uneven steps, and resample it",
     )
 
 
@@ -107,34 +118,52 @@ def ct_of(args: argparse.Namespace, path=None, series: str | None = None):
     return CTVolume.load(path, series=series, allow_gaps=args.allow_gaps)
 
 
-def add_patients(parser: argparse.ArgumentParser) -> None:
+def add_patients(parser: argparse._ActionsContainer) -> None:
     """`--patients`: the groups file."""
     parser.add_argument(
         "--patients", metavar="FILE.csv", help="CSV with columns id,patient that groups cases by patient"
     )
 
 
-def add_training_input(parser: argparse.ArgumentParser) -> None:
+def add_training_input(parser: argparse._ActionsContainer) -> None:
     """Options by which `train` and `find-lr` change a recipe."""
     parser.add_argument(
         "--recipe",
         default="default",
         metavar="R",
-        help="default, or report for the recipe of the original project's report",
+        help="training settings: default, or report, the recipe of the original project's report (default: default)",
     )
-    parser.add_argument("--image-size", type=int, metavar="S", help="rows and columns of the network's input")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="slices per step, over all devices")
-    parser.add_argument("--backbone", choices=BACKBONES, help="encoder, in place of the recipe's")
-    parser.add_argument("--encoder-weights", metavar="W", help="imagenet, none, or a file")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="S",
+        help="rows and columns of the network's input in pixels (default: the recipe's, 128)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="B", help="slices per step, over all devices (default: the recipe's, 16)"
+    )
+    parser.add_argument(
+        "--backbone",
+        choices=BACKBONES,
+        metavar="NAME",
+        help=f"encoder of the U-Net: {', '.join(BACKBONES)} (default: the recipe's, resnet34)",
+    )
+    parser.add_argument(
+        "--encoder-weights",
+        metavar="W",
+        help="weights that the encoder starts from: imagenet, none (random weights), or a file (default: the recipe's: "
+        "none, or imagenet with --recipe report)",
+    )
 
 
-def add_classes(parser: argparse.ArgumentParser, of: str) -> None:
+def add_classes(parser: argparse._ActionsContainer, of: str) -> None:
     """`--classes`: the classes of masks, if not liver and tumour."""
     parser.add_argument(
         "--classes",
         type=_classes,
         metavar="ORGAN[,LESION[,MORE]]",
-        help=f"{of}, in order of value from 1; LESION is 'none' for an organ without lesions (default: liver,tumour)",
+        help=f"{of}, in order of their values from 1; write none in place of LESION for an organ without lesions "
+        "(default: liver,tumour)",
     )
 
 
@@ -145,14 +174,19 @@ def _classes(text: str) -> tuple[str | None, ...]:
     return tuple(None if index == 1 and name == "none" else name for index, name in enumerate(names))
 
 
-def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
+def add_seed(parser: argparse._ActionsContainer, of: str) -> None:
     """`--seed`."""
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=f"{of} (default: 0)")
 
 
-def add_max_bytes(parser: argparse.ArgumentParser) -> None:
+def add_max_bytes(parser: argparse._ActionsContainer) -> None:
     """`--max-bytes`."""
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="memory limit of a volume in bytes")
+    parser.add_argument(
+        "--max-bytes",
+        type=int,
+        metavar="N",
+        help="memory limit of a volume in bytes (default: LIVERSEG_MAX_BYTES, else 8 GiB)",
+    )
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +194,7 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace files that liverseg did not write, or that were changed; never an input",
+        help="also replace files that liverseg did not write, or that were changed since; inputs are never replaced",
     )
 
 

@@ -21,11 +21,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="segment CT volumes",
-        description="Segment CT volumes. One input and OUT ending in .nii or .nii.gz: that file. Otherwise OUT is a "
-        "folder: volume-7.nii.gz gives segmentation-7.nii.gz, x.nii.gz gives x_seg.nii.gz, and manifest.jsonl "
-        "has a line for each volume. For a DICOM series a DICOM SEG is written too; DICOM objects are read back and "
+        description="Segment CT volumes. With one input, OUT may be a file that ends in .nii or .nii.gz. Otherwise OUT "
+        "is a folder: volume-7.nii.gz gives segmentation-7.nii.gz, x.nii.gz gives x_seg.nii.gz, and manifest.jsonl "
+        "gets a line for each volume. For a DICOM series a DICOM SEG is written too; DICOM objects are read back and "
         "kept only if they agree with the mask. INPUT and OUT may be URLs (s3://, gs://). Inputs are never replaced; "
-        "files that liverseg did not write, and masks that were edited since, only with --overwrite.",
+        "files that liverseg did not write, and masks that were edited since, are replaced only with --overwrite.",
     )
     parser.add_argument(
         "inputs",
@@ -34,80 +34,101 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="NIfTI, NRRD, MetaImage or DICOM: files, folders of them, .zip archives of DICOM, or URLs",
     )
     add_output(parser, "OUT", "file or folder to write", ".nii", ".nii.gz", ".dcm", folder=True)
-    add_series(parser)
     parser.add_argument(
         "--format",
         metavar="F,...",
-        help=f"formats to write: {', '.join(FORMATS)} (default: nifti; for DICOM nifti,seg)",
+        help=f"formats to write: {', '.join(FORMATS)} (default: nifti; for a DICOM series nifti,seg)",
     )
-    parser.add_argument(
-        "--segmentation-type",
-        choices=SEGMENTATION_TYPES,
-        default=SEGMENTATION_TYPES[0],
-        help="type of the DICOM SEG (default: %(default)s)",
-    )
-    parser.add_argument("--lesion-segments", action="store_true", help="DICOM SEG: one segment for each lesion")
-    add_model(parser)
-    parser.add_argument(
+    parser.add_argument("--statistics", action="store_true", help="print volumes and lesions")
+    parser.add_argument("--preview", action="store_true", help="draw a one-page picture of each result (PNG)")
+    parser.add_argument("--probabilities", action="store_true", help="also write each class's probabilities (NIfTI)")
+    add_overwrite(parser)
+    parser.add_argument("--resume", action="store_true", help="continue a stopped run in the same output folder")
+    add_json(parser)
+    _add_model(parser.add_argument_group("model"))
+    _add_uncertainty(parser.add_argument_group("uncertainty"))
+    _add_dicom(parser.add_argument_group("DICOM"))
+    _add_engine(parser.add_argument_group("several processes or machines"))
+    parser.set_defaults(run=run)
+
+
+def _add_model(group: argparse._ActionsContainer) -> None:
+    add_model(group)
+    group.add_argument(
         "--runtime",
         choices=RUNTIMES,
         default=RUNTIMES[0],
         help="runtime of the model (default: auto, the fastest on this machine; 'liverseg info' shows which and why)",
     )
-    parser.add_argument(
-        "--all-slices", action="store_true", help="segment every slice, not only those that can hold the liver"
+    group.add_argument(
+        "--server",
+        metavar="URL",
+        help="let a TensorFlow Serving server run the model: grpc://host:8500/NAME or http://host:8501/NAME",
     )
-    parser.add_argument(
+    group.add_argument(
         "--second-look",
         metavar="MODEL",
         default="auto",
-        help="model that must confirm each tumour, or none (default: liverseg-lite0 with the shipped model)",
+        help="second model, which must confirm each tumour; none for no second model (default: liverseg-lite0 with the "
+        "shipped model, else none)",
     )
-    parser.add_argument(
-        "--server", metavar="URL", help="TensorFlow Serving to use: grpc://host:8500/NAME or http://..."
+    group.add_argument(
+        "--all-slices", action="store_true", help="segment every slice, not only those that can hold the liver"
     )
-    parser.add_argument("--probabilities", action="store_true", help="also write each class's probabilities")
-    parser.add_argument(
+    group.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels unchanged")
+    group.add_argument("--batch-size", type=int, metavar="B", help="slices per batch (default: depends on their size)")
+    add_max_bytes(group)
+
+
+def _add_uncertainty(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
         "--uncertainty",
         action="store_true",
-        help="test-time augmentation with 8 copies: write entropy as NIfTI and ranges of volumes (takes 8 times as "
-        "long)",
+        help="segment 8 varied copies too (test-time augmentation): write the entropy as NIfTI, and the range of each "
+        "volume (takes about 8 times as long)",
     )
-    parser.add_argument(
-        "--calibration",
-        metavar="FILE",
-        help="result of 'liverseg calibrate': adds prediction intervals of volumes for your site",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--variations",
         type=int,
         metavar="N",
-        help="test-time augmentation: average N shifted, rotated, scaled and brightened copies (takes N times as long)",
+        help="make the mask from the average of N shifted, rotated, scaled and brightened copies (test-time "
+        "augmentation; takes N times as long)",
     )
-    parser.add_argument("--preview", action="store_true", help="draw a one-page picture of each result (PNG)")
-    parser.add_argument("--statistics", action="store_true", help="print volumes and lesions")
-    add_overwrite(parser)
-    parser.add_argument("--resume", action="store_true", help="continue a stopped run (output folders)")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="slices per batch (default: depends on their size)")
-    parser.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels unchanged")
-    add_max_bytes(parser)
-    _add_engine(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
+    group.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="result of 'liverseg calibrate': adds prediction intervals of the volumes for your site",
+    )
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_dicom(group: argparse._ActionsContainer) -> None:
+    add_series(group, default="all that can be segmented")
+    group.add_argument(
+        "--segmentation-type",
+        choices=SEGMENTATION_TYPES,
+        default=SEGMENTATION_TYPES[0],
+        help="type of the DICOM SEG (default: %(default)s)",
+    )
+    group.add_argument("--lesion-segments", action="store_true", help="store each lesion as its own segment in the SEG")
+
+
+def _add_engine(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
         "--engine",
         choices=ENGINES,
         default=ENGINES[0],
-        help="predict in this process (default), or with Ray",
+        help="segment in this process (embedded), or in Ray's workers on this machine or a cluster (default: embedded)",
     )
-    parser.add_argument("--address", metavar="ADDR", help="Ray: cluster to use (default: one on this machine)")
-    parser.add_argument("--workers", type=int, metavar="N", help="Ray: processes that each hold the model")
-    parser.add_argument("--threads", type=int, metavar="T", help="Ray: CPU threads of each worker")
-    parser.add_argument("--gpus", type=int, metavar="G", help="Ray: GPUs of each worker")
-    parser.add_argument(
+    group.add_argument("--address", metavar="ADDR", help="Ray: address of the cluster (default: start Ray here)")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="Ray: processes, each with its own copy of the model (default: as many as the CPUs allow)",
+    )
+    group.add_argument("--threads", type=int, metavar="T", help="Ray: CPU threads of each worker (default: 2)")
+    group.add_argument("--gpus", type=int, metavar="G", help="Ray: GPUs of each worker (default: 0)")
+    group.add_argument(
         "--timeout", type=float, metavar="S", help="Ray: time limit of a volume in seconds (default: 3600)"
     )
 

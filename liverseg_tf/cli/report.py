@@ -23,28 +23,37 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_model(parser)
     parser.add_argument("--truth", metavar="SEG", help="reference mask: adds scores and an overlay")
     parser.add_argument("--title", help="heading (default: the file's name)")
-    parser.add_argument("--no-heatmaps", action="store_true", help="no heatmaps: faster")
-    parser.add_argument("--method", choices=METHODS, metavar="NAME", help=f"method of heatmaps: {', '.join(METHODS)}")
+    parser.add_argument("--no-heatmaps", action="store_true", help="leave out the heatmaps: faster")
     parser.add_argument(
-        "--uncertainty", action="store_true", help="add test-time augmentation: takes about eight times as long"
+        "--method",
+        choices=METHODS,
+        metavar="NAME",
+        help=f"method of the heatmaps: {', '.join(METHODS)} (default: {DEFAULT_METHOD})",
+    )
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="segment 8 varied copies too (test-time augmentation) and add the entropy as an overlay (takes about 8 "
+        "times as long)",
     )
     parser.add_argument(
         "--most-lesions",
         type=int,
         default=ReportOptions.most_lesions,
         metavar="N",
-        help="lesions with a heatmap, the largest first (default: %(default)s)",
+        help="number of lesions with a heatmap, the largest first (default: %(default)s)",
     )
     parser.add_argument(
         "--safe-colors",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="use colours that colour-blind readers can distinguish",
+        help="use colours that colour-blind readers can distinguish (default: yes)",
     )
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="add a resection tool to the page: remnant, margins (not for planning treatment)",
+        help="add a resection tool to the page: volume of the remnant, margins of the lesions (not for planning "
+        "treatment)",
     )
     add_overwrite(parser)
     add_json(parser)

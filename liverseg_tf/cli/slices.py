@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--every-volume", type=int, default=3, metavar="N", help="every n-th volume by name (default: 3)"
     )
     parser.add_argument("--every-slice", type=int, default=2, metavar="N", help="every n-th slice (default: 2)")
-    add_classes(parser, "of another organ's masks")
+    add_classes(parser, "classes of another organ's masks")
     add_patients(parser)
     add_json(parser)
     parser.set_defaults(run=run)

@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--flags", action="store_true", help="measure every mask, to find livers cut by the field of view"
     )
-    add_classes(parser, "of masks that don't tell it themselves")
+    add_classes(parser, "classes of masks that don't hold their class names")
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)

@@ -22,57 +22,90 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a U-Net on labelled CTs",
-        description="Train a U-Net on volume-<i> and segmentation-<i> in any number of folders, and keep the best "
-        "epoch. Model, settings, split, history and curves are written to RUN.",
+        description="Train a U-Net on labelled CTs, volume-<i> and segmentation-<i> in any number of folders, and keep "
+        "the best epoch. RUN gets the model, the settings, the split by patient, the history and its curves.",
     )
     add_folders(parser)
-    add_output(parser, "RUN", "folder to make", folder=True)
-    add_training_input(parser)
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs after the frozen phase")
-    parser.add_argument("--steps-per-epoch", type=int, metavar="N", help="batches per epoch (default: all slices)")
-    parser.add_argument(
+    add_output(parser, "RUN", "folder to write; made if missing", folder=True)
+    parser.add_argument("--resume", action="store_true", help="continue a stopped run; a larger --epochs extends it")
+    parser.add_argument("--summary", action="store_true", help="print the network's layers")
+    parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard (extra [tensorboard])")
+    add_json(parser)
+    _add_data(parser.add_argument_group("data"))
+    network = parser.add_argument_group("network and recipe")
+    add_training_input(network)
+    network.add_argument(
+        "--from",
+        dest="from_model",
+        metavar="MODEL",
+        help="start from this model's weights: run folder, .keras file, or 'shipped'",
+    )
+    network.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="epochs after the phase with a frozen encoder (default: the recipe's: 20, or 5 with --recipe report)",
+    )
+    network.add_argument(
+        "--steps-per-epoch", type=int, metavar="N", help="batches per epoch (default: all slices once)"
+    )
+    add_seed(network, "seed of all random numbers")
+    _add_devices(parser.add_argument_group("speed, several GPUs, several machines"))
+    parser.set_defaults(run=run)
+
+
+def _add_data(group: argparse._ActionsContainer) -> None:
+    add_classes(group, "classes of another organ's masks")
+    add_patients(group)
+    group.add_argument(
         "--validation-fraction",
         type=float,
         default=TrainingOptions.validation_fraction,
         metavar="F",
         help="share of the patients to validate on (default: %(default)s)",
     )
-    add_classes(parser, "classes of another organ's masks")
-    add_patients(parser)
-    parser.add_argument(
-        "--split", choices=SPLITS, default=TrainingOptions.split, help="slices: split by slices, as in the original"
+    group.add_argument(
+        "--split",
+        choices=SPLITS,
+        default=TrainingOptions.split,
+        help="what is divided into training and validation; slices, as in the original, makes scores look better than "
+        "they are (default: %(default)s)",
     )
-    parser.add_argument("--folds", type=int, metavar="K", help="cross-validate over K folds of the patients")
-    parser.add_argument(
-        "--from", dest="from_model", metavar="MODEL", help="model to start from; 'shipped' for the shipped one"
+    group.add_argument(
+        "--folds", type=int, metavar="K", help="cross-validate: train K models, each validated on one fold of patients"
     )
-    add_seed(parser, "seed of all random numbers")
-    parser.add_argument("--resume", action="store_true", help="continue a stopped run; a larger --epochs extends it")
-    parser.add_argument(
+
+
+def _add_devices(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
         "--xla",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="compile with XLA (default: where it is faster)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="default: mixed on a recent GPU, bfloat16 on a CPU with bfloat16 instructions",
+        help="number format of the computation (default: mixed_float16 on a GPU with tensor cores, bfloat16 on a CPU "
+        "with bfloat16 instructions, else float32)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--strategy",
         choices=STRATEGIES,
         default=STRATEGIES[0],
-        help="mirrored: all GPUs; multiworker: all hosts of TF_CONFIG, with this command started on each",
+        help="one: one device; mirrored: all GPUs; multiworker: all hosts of TF_CONFIG, where this command is started "
+        "on each (default: %(default)s)",
     )
-    parser.add_argument(
-        "--data-shards", type=int, metavar="N", help="patient-disjoint shards (default: one per worker)"
+    group.add_argument(
+        "--data-shards",
+        type=int,
+        metavar="N",
+        help="divide the training patients into N shards; each batch takes as many slices from each (default: one "
+        "per worker)",
     )
-    parser.add_argument("--data-service", metavar="grpc://HOST:PORT", help="dispatcher of a tf.data service")
-    parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard (extra [tensorboard])")
-    parser.add_argument("--summary", action="store_true", help="print the network's layers")
-    add_json(parser)
-    parser.set_defaults(run=run)
+    group.add_argument(
+        "--data-service", metavar="grpc://HOST:PORT", help="take batches from the tf.data service with this dispatcher"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

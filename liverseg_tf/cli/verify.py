@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="INPUT",
         help="folders of volumes and masks, searched recursively; single files, and .zip archives of DICOM",
     )
-    add_classes(parser, "of masks that don't tell it themselves")
+    add_classes(parser, "classes of masks that don't hold their class names")
     add_patients(parser)
     add_max_bytes(parser)
     parser.add_argument(

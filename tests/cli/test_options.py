@@ -75,6 +75,19 @@ def test_messages_name_flags_on_the_command_line(message, told):
     assert as_flags(message, flags_of(parser)) == told
 
 
+def test_every_option_says_what_it_does_and_its_default():
+    commands = next(a for a in build_parser()._actions if a.dest == "command").choices
+    silent = [
+        f"{name} {action.dest}"
+        for name, command in commands.items()
+        for action in command._actions
+        if not action.help
+        or (action.nargs != 0 and action.default and f"default: {action.default}" not in action.help % vars(action))
+    ]
+    # these print theirs in other words: 128 128 40, a description, 10 for 10.0
+    assert silent == ["phantom shape", "predict second_look", "explain radius"]
+
+
 def test_the_library_names_no_flags():
     """Its errors name arguments, `overwrite=True`; flags are the command line's words for them."""
     command_line = build_parser()
