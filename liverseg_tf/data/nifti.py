@@ -149,7 +149,7 @@ def read_comment(path: str | Path) -> str:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
             content = stream.read(length)[start:]
     except (EOFError, zlib.error, OSError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     at = 4
     while content[:1] == b"\1" and at + 8 <= len(content):
         size, code = struct.unpack_from(f"{header.endianness}ii", content, at)
@@ -173,7 +173,9 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
     try:
         voxels = np.empty(math.prod(file.shape), file.dtype)
     except MemoryError as error:
-        raise InputFileError(f"{file.path}: needs {_size(file.data_bytes)}, more memory than is available") from error
+        raise InputFileError(
+            f"{file.path}: needs {size_in_words(file.data_bytes)}, more memory than is available"
+        ) from error
     view = voxels.view(np.uint8).data
     try:
         with gzip.open(file.path) if file.compressed else file.path.open("rb") as stream:
@@ -183,14 +185,14 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
                 count = stream.readinto(view[done : done + (1 << 24)])
                 if not count:
                     raise InputFileError(
-                        f"{file.path}: is truncated: expected {_size(file.data_bytes)} of voxels, got {_size(done)}; "
-                        "copy or download it again"
+                        f"{file.path}: is truncated: expected {size_in_words(file.data_bytes)} of voxels, got "
+                        f"{size_in_words(done)}; copy or download it again"
                     )
                 done += count
             if file.compressed:
                 stream.read(1 << 20)  # reading to the end verifies the checksum
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(file.path, error) from None
+        raise damaged(file.path, error) from None
     except OSError as error:
         raise InputFileError(f"{file.path}: could not be read ({error.strerror or error})") from None
     return voxels.reshape(file.shape, order="F")
@@ -208,7 +210,7 @@ def _skip(stream, file: NiftiFile) -> None:
         left -= len(block)
 
 
-def _damaged(path: Path, error: Exception) -> InputFileError:
+def damaged(path: Path, error: Exception) -> InputFileError:
     return InputFileError(
         f"{path}: expected a whole .nii.gz, but its compressed stream is truncated or damaged ({error}); "
         "copy or download it again"
@@ -252,7 +254,7 @@ def _read_header(path: Path) -> nib.Nifti1Header:
             with gzip.open(path) as stream:
                 start = stream.read(600)
         except (EOFError, zlib.error, OSError) as error:
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
     header_class = _header_class(start)
     if header_class is None:
         raise InputFileError(f"{path}: expected a NIfTI file, got something else (no NIfTI signature)")
@@ -371,12 +373,12 @@ def _check_size(file: NiftiFile, size: int, limit: int) -> None:
         )
     if needed > limit:
         raise InputFileError(
-            f"{file.path}: shape {file.shape} of {file.dtype.name} takes {_size(needed)}, the limit is {_size(limit)}; "
-            "if that is right, raise the limit with max_bytes= or LIVERSEG_MAX_BYTES"
+            f"{file.path}: shape {file.shape} of {file.dtype.name} takes {size_in_words(needed)}, the limit is "
+            f"{size_in_words(limit)}; if that is right, raise the limit with max_bytes= or LIVERSEG_MAX_BYTES"
         )
 
 
-def _size(count: int) -> str:
+def size_in_words(count: int) -> str:
     for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
-from liverseg_tf.data.nifti import check_affine, read_comment, unit_mm
-from liverseg_tf.data.reading import is_segmentation_file, read_volume
+from liverseg_tf.data.nifti import check_affine, check_nifti, open_nifti, read_comment, unit_mm
+from liverseg_tf.data.nifti_slices import NiftiSlices
+from liverseg_tf.data.reading import format_of, is_segmentation_file, read_volume
 from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning, warn
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import LIVER_CLASSES, ClassSet, to_labels
@@ -23,6 +25,8 @@ AFFINE_TOLERANCE = 1e-3
 # Axes with a larger cosine are sheared (a tilted gantry); smaller ones are rounding errors of headers.
 _SHEAR_TOLERANCE = 1e-4
 _CANONICAL = nib.orientations.axcodes2ornt(("P", "L", "S"))
+# Smaller volumes are always read into memory.
+_LEAST_BYTES_IN_SLICES = 96 * 1024**2
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +188,7 @@ class CTVolume:
 
     def __init__(
         self,
-        stored: np.ndarray,
+        stored: np.ndarray | NiftiSlices,
         geometry: Geometry,
         *,
         slope: float = 1.0,
@@ -193,12 +197,16 @@ class CTVolume:
         header: nib.Nifti1Header | None = None,
         series: DicomSeries | None = None,
         hu_range: tuple[float, float] | None = HU_RANGE,
+        values: _Values | None = None,
     ):
-        self._stored = geometry.to_canonical(stored)
+        self._stored = stored if isinstance(stored, NiftiSlices) else geometry.to_canonical(stored)
         self._slope, self._intercept = slope, intercept
         self.geometry, self.path, self.header, self.hu_range = geometry, path, header, hu_range
         self.series = series
-        self._check_values()
+        if values is None:
+            values = _Values(self.shape)
+            values.add(0, self._canonical(0, self.shape[2]))
+        self._check_values(values)
 
     @classmethod
     def load(
@@ -209,6 +217,7 @@ class CTVolume:
         max_bytes: int | None = None,
         series: str | DicomSeries | None = None,
         allow_gaps: bool = False,
+        in_memory: bool = True,
     ) -> CTVolume:
         """Read a whole CT.
 
@@ -218,6 +227,8 @@ class CTVolume:
             max_bytes: memory limit for its voxels in bytes; by default LIVERSEG_MAX_BYTES, else 8 GiB.
             series: UID of the DICOM series to read, if there are several at `path`; or the series, found before.
             allow_gaps: resample a DICOM series with gaps or uneven steps to even ones.
+            in_memory: False leaves the voxels of a large axial NIfTI file on the disk, after they were read and checked
+                once: slices are read again when they are needed, and the file must stay as it is until then.
 
         Raises:
             InputFileError: if it can't be read completely, or there is no usable DICOM series, or several.
@@ -229,6 +240,10 @@ class CTVolume:
             NotHounsfieldWarning: for intensities that don't look like HU.
             DataWarning: for NaN or infinity, with their count; for duplicate or interpolated DICOM slices.
         """
+        if not in_memory and series is None and not allow_gaps and format_of(path) == "nifti":
+            volume = cls._in_slices(path, hu_range, max_bytes)
+            if volume is not None:
+                return volume
         stored = read_volume(path, series=series, allow_gaps=allow_gaps, max_bytes=max_bytes)
         return cls(
             stored.voxels,
@@ -239,6 +254,34 @@ class CTVolume:
             header=stored.header,
             series=stored.series,
             hu_range=hu_range,
+        )
+
+    @classmethod
+    def _in_slices(
+        cls, path: str | Path, hu_range: tuple[float, float] | None, max_bytes: int | None
+    ) -> CTVolume | None:
+        """A NIfTI file whose voxels stay on the disk; None if it is small or not stored by slices."""
+        file = check_nifti(path, max_bytes)
+        geometry = Geometry(file.shape, file.affine)
+        if file.data_bytes < _LEAST_BYTES_IN_SLICES or geometry.transform[2, 0] != 2:
+            return None
+        open_nifti(path, max_bytes)  # which warns
+        values = _Values(geometry.canonical_shape)
+
+        def check(first: int, voxels: np.ndarray) -> None:
+            is_flipped = geometry.transform[2, 1] < 0
+            start = file.shape[2] - first - voxels.shape[2] if is_flipped else first
+            values.add(start, geometry.to_canonical(voxels))
+
+        return cls(
+            NiftiSlices(file, check),
+            geometry,
+            slope=file.slope,
+            intercept=file.intercept,
+            path=file.path,
+            header=file.header,
+            hu_range=hu_range,
+            values=values,
         )
 
     @classmethod
@@ -284,16 +327,16 @@ class CTVolume:
     @cached_property
     def hu(self) -> np.ndarray:
         """(rows A->P, columns R->L, slices I->S) float32, in HU. Computed once and cached."""
-        return self._to_hu(self._stored)
+        return self._to_hu(self._canonical(0, self.shape[2]))
 
     def slices(self, start: int, stop: int) -> np.ndarray:
         """Slices start to stop - 1 as (slices, rows, columns) float32, in HU; takes memory only for these slices."""
-        return np.ascontiguousarray(np.moveaxis(self._to_hu(self._stored[..., start:stop]), 2, 0))
+        return np.ascontiguousarray(np.moveaxis(self._to_hu(self._canonical(start, stop)), 2, 0))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(rows, columns, slices)."""
-        return self._stored.shape
+        return self.geometry.canonical_shape
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -354,6 +397,14 @@ class CTVolume:
             f"stored {self.geometry.axis_codes} as {self._stored.dtype.name}, {self._stored.nbytes / 1e6:.0f} MB)"
         )
 
+    def _canonical(self, start: int, stop: int) -> np.ndarray:
+        """Slices as stored, (rows, columns, slices)."""
+        if not isinstance(self._stored, NiftiSlices):
+            return self._stored[..., start:stop]
+        if self.geometry.transform[2, 1] < 0:
+            start, stop = self.shape[2] - stop, self.shape[2] - start
+        return self.geometry.to_canonical(self._stored.read(start, stop))
+
     def _to_hu(self, stored: np.ndarray) -> np.ndarray:
         is_scaled = self._slope != 1.0 or self._intercept != 0.0
         with np.errstate(all="ignore"):  # values beyond float32 become infinite, and then air
@@ -368,20 +419,44 @@ class CTVolume:
             np.clip(hu, *self.hu_range, out=hu)
         return hu
 
-    def _check_values(self) -> None:
-        if self._stored.dtype.kind == "f":
-            bad = self._stored.size - int(np.count_nonzero(np.isfinite(self._stored)))
-            if bad:
-                warn(
-                    f"{self.name}: {bad} voxels are NaN or infinite; they are taken as air",
-                    DataWarning,
-                )
-        self.doubt = doubt_about_hu(self._stored, self._slope, self._intercept)
+    def _check_values(self, values: _Values) -> None:
+        if values.not_finite:
+            warn(
+                f"{self.name}: {values.not_finite} voxels are NaN or infinite; they are taken as air",
+                DataWarning,
+            )
+        self.doubt = _doubt_about_sample(values.sample(), self._slope, self._intercept)
         if self.doubt:
             warn(
                 f"{self.name}: {self.doubt}",
                 NotHounsfieldWarning,
             )
+
+
+class _Values:
+    """What is checked of a volume's values, as its slices are read.
+
+    Args:
+        shape: (rows, columns, slices).
+
+    Attributes:
+        not_finite: number of voxels that are NaN or infinite.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]):
+        self._step, self.not_finite = _sampling_step(shape), 0
+        self._samples: dict[int, np.ndarray] = {}
+
+    def add(self, first: int, stored: np.ndarray) -> None:
+        """Add slices (rows, columns, slices) as stored, the first of them numbered `first`."""
+        if stored.dtype.kind == "f":
+            self.not_finite += stored.size - int(np.count_nonzero(np.isfinite(stored)))
+        step = self._step
+        self._samples[first] = stored[::step, ::step, -first % step :: step].copy()
+
+    def sample(self) -> np.ndarray:
+        """(rows, columns, slices) every n-th voxel along each axis, as stored."""
+        return np.concatenate([part for _, part in sorted(self._samples.items())], axis=2)
 
 
 class MaskVolume:
@@ -498,9 +573,18 @@ def doubt_about_hu(stored: np.ndarray, slope: float = 1.0, intercept: float = 0.
         stored: any shape; a sample of it is checked.
         slope, intercept: scaling to HU.
     """
-    step = max(1, round((stored.size / 500_000) ** (1 / stored.ndim)))
+    return _doubt_about_sample(
+        stored[(slice(None, None, _sampling_step(stored.shape)),) * stored.ndim], slope, intercept
+    )
+
+
+def _sampling_step(shape: tuple[int, ...]) -> int:
+    return max(1, round((math.prod(shape) / 500_000) ** (1 / len(shape))))
+
+
+def _doubt_about_sample(stored: np.ndarray, slope: float, intercept: float) -> str | None:
     with np.errstate(all="ignore"):
-        sample = stored[(slice(None, None, step),) * stored.ndim].astype(np.float64) * slope + intercept
+        sample = stored.astype(np.float64) * slope + intercept
     sample = sample[np.isfinite(sample)]
     if not sample.size or sample.min() < 0 or sample.max() == sample.min():
         return None

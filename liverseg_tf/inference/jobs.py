@@ -253,7 +253,7 @@ def read_job(predictor: Predictor, job: Job) -> Reading:
                 local_names[str(copy)] = source
                 fetch_all(source, copy) if job.is_dicom else fetch(source, copy)
                 source = copy
-            volume = predictor.read(source, series=job.series, allow_gaps=job.allow_gaps)
+            volume = predictor.read(source, series=job.series, allow_gaps=job.allow_gaps, in_memory=False)
         except Exception as failed:  # reported in the volume's row
             error = failed
     return Reading(volume, error, found, time.perf_counter() - began, local_names, copies)

@@ -432,8 +432,9 @@ class Predictor:
         *,
         series: str | None = None,
         allow_gaps: bool = False,
+        in_memory: bool = True,
     ) -> CTVolume:
-        """Read a volume as `predict` does; `series` and `allow_gaps` as in `CTVolume.load`."""
+        """Read a volume as `predict` does; `series`, `allow_gaps` and `in_memory` as in `CTVolume.load`."""
         if isinstance(source, CTVolume):
             return source
         if isinstance(source, (str, Path)):
@@ -443,6 +444,7 @@ class Predictor:
                 max_bytes=self.max_bytes,
                 series=series,
                 allow_gaps=allow_gaps,
+                in_memory=in_memory,
             )
         if isinstance(source, nib.spatialimages.SpatialImage):
             return CTVolume.from_image(source, hu_range=self.config.hu_range)
