@@ -1,9 +1,9 @@
 """CT windows, histogram scaling and the resize, as Keras layers.
 
-tf.data, training, prediction, SavedModel and TFLite all call it; `liverseg_tf.channels_numpy` has its twins for
-prediction without TensorFlow.
+tf.data, training, prediction, SavedModel and TFLite all use them; `liverseg_tf.channels_numpy` has the same
+computation in NumPy, for prediction without TensorFlow.
 Every layer computes in float32 whatever the precision policy, because float16 loses HU (2048 and up) and the
-bottom of a window. No layer clips HU, and none gives NaN for any input: NaN counts as air.
+bottom of a window. No layer clips HU. NaN in the input counts as air, so the output never has NaN.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _without_nan(hu):
 
 
 class _Float32Layer(keras.layers.Layer):
-    """A layer that computes in float32 under any precision policy and takes integers as they are."""
+    """A layer that computes in float32 under any precision policy, and accepts integers without a cast."""
 
     def __init__(self, **kwargs: Any):
         kwargs["dtype"] = "float32"
@@ -87,8 +87,8 @@ class HistogramScale(_Float32Layer):
     A constant slice gives 0.
 
     Args:
-        steps: how many inner break points there are, 100 above.
-        tails: q of the first and the last one.
+        steps: number of inner break points (100 in the formula above).
+        tails: q of the first and of the last break point.
         portable: use only operations that TFLite has as builtins (slower; same result).
 
     Input: (batch, rows, columns) HU, any real dtype; each slice by itself. Output: the same shape, float32 in [0, 1].
@@ -187,7 +187,7 @@ class CTChannels(_Float32Layer):
         return tf.clip_by_value((values[..., None] - self._low) / self._width, 0.0, 1.0)
 
     def _on_bins(self, bins):
-        """All channels by one look-up table for each slice: a pixel costs one gather, whatever the channels."""
+        """All channels by one look-up table per slice: one gather per pixel for any number of channels."""
         windowed = self._windowed(tf.range(_LOWEST_BIN, _LOWEST_BIN + _BINS, dtype=tf.float32)[None])
         if not self.histogram:
             return tf.gather_nd(windowed[0], bins[..., None])
@@ -219,8 +219,8 @@ class CTChannels(_Float32Layer):
 class SquareResize(_Float32Layer):
     """Pad slices to a square with 0, equally on both sides, and resize them by area averaging.
 
-    Averaging is anti-aliased; for whole factors it is mean pooling. `RestoreSize` is the way back. TFLite has all its
-    operations as builtins (`tf.image.resize`'s area method it has not).
+    Averaging is anti-aliased; for whole factors it is mean pooling. `RestoreSize` is the inverse. All operations are
+    TFLite builtins (the area method of `tf.image.resize` is not).
 
     Args:
         size: rows and columns of the result, in pixels.
@@ -277,9 +277,10 @@ class RestoreSize(_Float32Layer):
 
 
 def resize_labels(labels: tf.Tensor, size: int, classes: int = 3) -> tf.Tensor:
-    """Bring masks to the network's size as `SquareResize` brings images.
+    """Resize masks to the network's size, as `SquareResize` resizes images.
 
-    Each class is averaged by itself and the largest share wins, so that an edge lies where the image's lies.
+    Each class is averaged separately and the class with the largest share is taken, so that edges of mask and image
+    coincide.
 
     Args:
         labels: (batch, rows, columns) integer, values 0 to classes - 1.
@@ -289,7 +290,7 @@ def resize_labels(labels: tf.Tensor, size: int, classes: int = 3) -> tf.Tensor:
     Returns:
         (batch, size, size) uint8.
     """
-    # A plane for each class but the background: padding with 0 means background, whose share is what is left.
+    # A plane for each class except the background, whose share is the remainder: padding with 0 means background.
     planes = tf.stack([tf.equal(labels, tf.cast(index, labels.dtype)) for index in range(1, classes)])
     rows, columns = (labels.shape[i] if labels.shape[i] is not None else tf.shape(labels)[i] for i in (1, 2))
     shares = SquareResize(size)(tf.reshape(tf.cast(planes, tf.float32), [-1, rows, columns, 1]))
@@ -303,7 +304,7 @@ def resize_labels(labels: tf.Tensor, size: int, classes: int = 3) -> tf.Tensor:
 
 
 def _square(rows, columns):
-    """Side of the padded square, and where the slice begins in it; Python integers where the sizes are."""
+    """Side of the padded square, and the slice's first row and column in it; Python integers if the sizes are."""
     side = max(rows, columns) if isinstance(rows, int) and isinstance(columns, int) else tf.maximum(rows, columns)
     return side, (side - rows) // 2, (side - columns) // 2
 
@@ -321,8 +322,8 @@ def _pad_to_square(images):
 def _average_rows(images, size: int):
     """Area averaging of rows: (B, N, M, C) float32 -> (B, size, M, C).
 
-    Each block of N / gcd(N, size) rows gives size / gcd(N, size) of them, all by the same small matrix: how much of
-    each row lies in each new one, counted exactly in the parts that both kinds of rows consist of.
+    Each block of N / gcd(N, size) rows becomes size / gcd(N, size) new rows by the same small matrix: the exact share
+    of each row in each new row.
     """
     count, columns = (images.shape[i] if images.shape[i] is not None else tf.shape(images)[i] for i in (1, 2))
     if isinstance(count, int):
@@ -352,7 +353,7 @@ def _flatten(hu):
 
 
 def _on_integer_bins_if_possible(flat, on_bins, otherwise):
-    """Give `on_bins` the pixels as bin numbers where all are integer HU within the bins, else `otherwise` their values.
+    """Call `on_bins` with bin numbers if all pixels are integer HU within the bins, else `otherwise` with their values.
 
     Args:
         flat: (B, N) float32 or int32 HU.

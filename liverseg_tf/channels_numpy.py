@@ -1,7 +1,7 @@
-"""The channel layers' twins in NumPy: what runs a TFLite network where TensorFlow is not loaded.
+"""The channel layers in NumPy, for TFLite networks without TensorFlow.
 
-`liverseg_tf.channels` says what is computed; a property test holds both equal to 1e-6. Images are planes here,
-(channels, rows, columns), which NumPy goes through twice as fast.
+`liverseg_tf.channels` describes the computation; a property test checks that both agree to 1e-6. Images are planes
+here, (channels, rows, columns), which NumPy processes twice as fast.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _LARGEST_HU = 1e6
 
 
 def network_input(hu: np.ndarray, config: ChannelsConfig, size: int) -> np.ndarray:
-    """What `CTChannels` and then `SquareResize` give.
+    """The network's input for one slice, as `CTChannels` and `SquareResize` compute it.
 
     Args:
         hu: (rows, columns) float32 HU of one slice.
-        config: the channels.
+        config: how HU become channels.
         size: rows and columns of the result, in pixels.
 
     Returns:
@@ -56,7 +56,7 @@ def network_input(hu: np.ndarray, config: ChannelsConfig, size: int) -> np.ndarr
 
 
 def histogram_scale(hu: np.ndarray, steps: int = 100, tails: tuple[float, float] = (0.001, 0.999)) -> np.ndarray:
-    """What `HistogramScale` gives: (rows, columns) float32 HU without NaN -> the same shape, float32 in [0, 1]."""
+    """`HistogramScale` in NumPy: (rows, columns) float32 HU without NaN -> the same shape, float32 in [0, 1]."""
     positions = np.floor(np.float32(hu.size) * quantiles(steps, tails)).astype(np.int64)
     lowest, highest = hu.min(), hu.max()
     if lowest >= LOWEST_BIN and highest < LOWEST_BIN + BINS and (np.floor(hu) == hu).all():
@@ -84,19 +84,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def restore(probabilities: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """What `RestoreSize` gives: (classes, size, size) float32 -> (classes, rows, columns) float32."""
+    """`RestoreSize` in NumPy: (classes, size, size) float32 -> (classes, rows, columns) float32."""
     return _restored(probabilities, rows, columns, (0, rows), (0, columns))
 
 
 def restore_labels(probabilities: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The most probable class of each pixel of `restore`, computed only where one but the first can be it.
+    """The most probable class of each pixel of `restore`, computed only where it may differ from the first class.
 
-    A pixel between four of the network's pixels in which the first class is the most probable has that class, for what
-    is interpolated is their mean.
+    Where the first class is the most probable in all four neighbouring pixels of the network, it is so in the pixel
+    between them too, because interpolation is their weighted mean.
 
     Args:
         probabilities: (classes, size, size) float32.
-        rows, columns: of the slice.
+        rows, columns: size of the slice in pixels.
 
     Returns:
         (rows, columns) uint8.
@@ -139,7 +139,7 @@ def _restored(probabilities, rows, columns, row_range, column_range):
 
 @lru_cache(maxsize=8)
 def _bilinear(size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of `side` pixels: the two of `size` pixels it lies between, and how far on the way to the second."""
+    """For each of `side` pixels: the two of `size` pixels around it, and the weight (0 to 1) of the second."""
     places = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(size / side) - np.float32(0.5)
     low = np.floor(places)
     share = (places - low).astype(np.float32)
@@ -169,14 +169,14 @@ def _average_rows(planes: np.ndarray, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _area_weights(count: int, size: int) -> scipy.sparse.csr_array:
-    """How much of each row lies in each new one: sparse, since BLAS would start threads beside the network's."""
+    """Share of each row in each new row, as a sparse matrix, since BLAS would start threads beside the network's."""
     starts, new_starts = np.arange(count) * size, np.arange(size)[:, None] * count
     shared = np.minimum(starts + size, new_starts + count) - np.maximum(starts, new_starts)
     return scipy.sparse.csr_array((np.maximum(shared, 0) / count).astype(np.float32))
 
 
 def _interpolate(values: np.ndarray, breaks: np.ndarray) -> np.ndarray:
-    """Piecewise-linear interpolation over sorted break points onto their ranks in [0, 1], equal ones counted once."""
+    """Piecewise-linear interpolation from sorted break points to their ranks in [0, 1]; equal points count once."""
     breaks = np.unique(breaks)
     if len(breaks) == 1:
         return np.zeros(values.shape, np.float32)

@@ -31,9 +31,9 @@ BACKBONES = (
     "efficientnet_lite0",
     "efficientnet_lite1",
     "efficientnet_lite2",
-    "tiny",  # of seconds, not of use: to try a pipeline out
+    "tiny",  # trains in seconds, to test a pipeline; its masks are useless
 )
-# Of stored model configurations. 1 named its windows, 2 has their numbers and the histogram's.
+# Format of stored model configurations. 1 named the windows, 2 has their numbers and the histogram's.
 FORMAT = 2
 
 
@@ -176,7 +176,7 @@ class ChannelsConfig(Config):
 
 @dataclass(frozen=True)
 class ModelConfig(Config):
-    """Everything needed to rebuild a model and to prepare its input. Lies beside or inside every artefact.
+    """Everything needed to rebuild a model and to prepare its input; stored in or beside each model.
 
     Attributes:
         image_size: rows and columns of the network's input, in pixels; a multiple of 32.
@@ -184,7 +184,7 @@ class ModelConfig(Config):
         class_names: the classes' names by index: background, an organ, its lesion if there is one, further structures.
         lesion_is_2: class 2 is the organ's lesion; see `ClassSet`.
         channels: how HU become channels.
-        hu_range: HU the loader clips to, or None for no clipping.
+        hu_range: lowest and highest HU that the loader clips to, or None for no clipping.
         format: of this configuration; older files are read as the newest.
     """
 
@@ -214,7 +214,7 @@ class ModelConfig(Config):
 
     @property
     def classes(self) -> ClassSet:
-        """What the classes are."""
+        """The model's classes."""
         return ClassSet(self.class_names, self.lesion_is_2)
 
     def to_dict(self) -> dict[str, Any]:

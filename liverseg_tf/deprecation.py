@@ -1,4 +1,4 @@
-"""How a public name goes: it works for one more minor version, and says what to use."""
+"""Deprecation: a public name works for one more minor version, with a warning that says what to use instead."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import warnings
 
 
 class LiverSegDeprecationWarning(FutureWarning):
-    """A name or an option of this library that will go; shown to users, not only to developers."""
+    """A name or an option of this library that will be removed; shown to users, not only to developers."""
 
 
 def deprecated(old: str, new: str, gone_in: str, stacklevel: int = 3) -> None:
-    """Warn that `old` goes.
+    """Warn that `old` will be removed.
 
     Args:
         old: what was used, as the caller wrote it.
-        new: what to write for it.
-        gone_in: the version that no longer has it.
-        stacklevel: of the caller; by default the caller of the function that calls this one.
+        new: what to write instead.
+        gone_in: the version that no longer has `old`.
+        stacklevel: stack level of the caller; by default the caller of the function that calls this one.
 
     Examples:
         >>> import warnings
@@ -26,6 +26,8 @@ def deprecated(old: str, new: str, gone_in: str, stacklevel: int = 3) -> None:
         ...     warnings.simplefilter("always")
         ...     spacing(None)
         >>> print(caught[0].message)
-        spacing() goes in liverseg_tf 0.3: use spacing_mm
+        spacing() will be removed in liverseg_tf 0.3: use spacing_mm
     """
-    warnings.warn(f"{old} goes in liverseg_tf {gone_in}: use {new}", LiverSegDeprecationWarning, stacklevel=stacklevel)
+    warnings.warn(
+        f"{old} will be removed in liverseg_tf {gone_in}: use {new}", LiverSegDeprecationWarning, stacklevel=stacklevel
+    )

@@ -1,7 +1,7 @@
-"""Drawing that explanations and reports share: windows in grey, outlines, legends, patient's sides.
+"""Drawing primitives of explanations and reports: grey-scale windows, outlines, legends, patient's sides.
 
 Pictures are in radiological orientation: the patient's right is on the left, anterior is up. Every figure is a
-`matplotlib.figure.Figure` of its own: no pyplot, no global state, no display.
+separate `matplotlib.figure.Figure`: no pyplot, no global state, no display.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CURVE_COLORS = (
 )
 
 
-# A window's name: as wide as `MEASURED_WIDTH_HU`, centred on the liver that the mask shows.
+# Name of the window with width `MEASURED_WIDTH_HU`, centred on the liver of the mask.
 MEASURED = "measured"
 # Shows enhanced vessels (200 HU) beside a portal-venous liver (110 HU), and fat beside an unenhanced one (55 HU).
 MEASURED_WIDTH_HU = 240
@@ -49,11 +49,12 @@ _SCALE_BARS_MM = (200, 100, 50, 20, 10, 5, 2, 1)
 
 
 def liver_window(volume: CTVolume, labels: np.ndarray | None) -> tuple[int, int]:
-    """A window centred on the liver of this CT, so that neither a bright nor a dark one turns white or black.
+    """A window centred on the liver of this CT, so that neither a bright nor a dark liver is saturated.
 
     Args:
         volume: the CT.
-        labels: (rows, columns, slices) class indices; None, or fewer than 50 voxels of liver, give a fixed window.
+        labels: (rows, columns, slices) class indices; for None, or fewer than 50 voxels of liver, a fixed window is
+            returned.
 
     Returns:
         (width, level) in HU: the level is the median of the liver without its tumours, rounded to 5 HU.
@@ -73,7 +74,7 @@ def liver_window(volume: CTVolume, labels: np.ndarray | None) -> tuple[int, int]
 
 
 def chosen_window(window: str | tuple[float, float], hu: np.ndarray, labels: np.ndarray) -> str | tuple[float, float]:
-    """The window itself; in place of `MEASURED` the one centred on the liver of HU and labels of one shape."""
+    """The window itself; for `MEASURED` the window centred on the liver (HU and labels have one shape)."""
     return _window_around(hu[labels == LIVER]) if window == MEASURED else window
 
 
@@ -86,16 +87,16 @@ def _window_around(liver_hu: np.ndarray) -> tuple[int, int]:
 def save_figure(
     figure: Figure, path: str | Path, dpi: int = 120, *, inputs: Iterable[str | Path] = (), overwrite: bool = False
 ) -> None:
-    """Write a figure whole or not at all; PNG files carry this library's version.
+    """Write a figure atomically; PNG files contain this library's version.
 
     Args:
-        figure: of matplotlib.
-        path: the suffix chooses the format.
+        figure: a matplotlib figure.
+        path: file to write; the suffix chooses the format.
         dpi: dots per inch.
         inputs, overwrite: as `ownership.claim`.
 
     Raises:
-        OutputError: if it can't or must not be written.
+        OutputError: if the file can't be written, or must not be replaced.
     """
     metadata = {"Software": SOFTWARE} if Path(path).suffix.lower() == ".png" else None
     with owned_write(path, "figure", inputs=inputs, overwrite=overwrite) as temporary:
@@ -110,7 +111,7 @@ def new_figure(
     picture: bool = True,
     share_rows: bool = True,
 ) -> tuple[Figure, Any]:
-    """Make a figure on a canvas of its own, and its axes; `ratio` is a panel's height over its width."""
+    """Make a figure with its own canvas, and its axes; `ratio` is a panel's height over its width."""
     height = panel_inches * ratio if share_rows or rows == 1 else panel_inches * (ratio + 0.6) / rows
     figure = Figure(figsize=(panel_inches * columns, rows * height + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
@@ -165,8 +166,8 @@ def scale_bar(axis: Axes, pixel_mm: float) -> None:
     """Draw a bar of a round length, up to a third of the picture's width, into the lower left corner.
 
     Args:
-        axis: with a picture of `show_image`.
-        pixel_mm: width of a pixel.
+        axis: axis with a picture of `show_image`.
+        pixel_mm: width of a pixel in mm.
     """
     first, last = axis.get_xlim()
     columns = abs(last - first)
@@ -189,7 +190,7 @@ def show_slice(
     aspect: float,
     title: str = "",
 ) -> None:
-    """Draw HU in a window; None means all of the slice's own range."""
+    """Draw HU in a window; None means the slice's full range."""
     limits = (float(hu.min()), max(float(hu.max()), float(hu.min()) + 1)) if window is None else window_bounds(window)
     show_image(axis, hu, limits, aspect, title)
 
@@ -202,7 +203,7 @@ def overlay(
     alpha: float = 0.35,
     classes: Sequence[LabelClass] = CLASSES,
 ) -> None:
-    """Lay classes over a picture: a thin filling and a contour; background stays clear."""
+    """Draw classes over a picture with a transparent fill and a contour; the background is not covered."""
     colored = np.dstack(
         [
             color_mask(labels, safe_colors, classes) / 255.0,
@@ -227,7 +228,7 @@ def contours(
     organ = (LIVER, np.isin(labels, (LIVER, TUMOUR)))
     for label, region in (organ, *((c.index, labels == c.index) for c in classes[TUMOUR:])):
         if region.any():
-            # a border of 0, so that what touches the picture's edge is closed too
+            # a border of 0 closes outlines at the picture's edge
             padded = np.pad(region.astype(np.float32), 1)
             rows, columns = (np.arange(-1, n + 1) for n in region.shape)
             color = class_color(classes[label], safe_colors)
@@ -248,7 +249,7 @@ def contours(
 def class_legend(
     figure: Figure, safe_colors: bool = True, extra: Sequence[Any] = (), classes: Sequence[LabelClass] = CLASSES
 ) -> None:
-    """Put the classes' names and colours under the figure."""
+    """Draw a legend of the classes under the figure."""
     drawn = [c for c in classes if c.index != BACKGROUND]
     handles = [Patch(facecolor=class_color(c, safe_colors), edgecolor="0.4", label=c.name) for c in drawn]
     figure.legend(

@@ -1,4 +1,4 @@
-"""Errors, written for the person who reads them.
+"""Errors and warnings of this library.
 
 Every message is one line that says what was expected, what was got and what to do.
 The command line prints it and exits with status 1; nothing else is shown.
@@ -16,18 +16,18 @@ class _WithoutSecrets(Exception):  # noqa: N818 - of warnings too
 
 
 class LiverSegError(_WithoutSecrets):
-    """Base of every error that this library raises on purpose.
+    """Base of all errors that this library raises on purpose.
 
     Users, passwords and signatures in URLs are left out of its message, even if another library wrote it.
     """
 
 
 class InputFileError(LiverSegError):
-    """A file that can't be used: missing, empty, truncated, or not what its name says."""
+    """A file that can't be used: missing, empty, truncated, or of another format than its name says."""
 
 
 class GeometryError(LiverSegError):
-    """Shapes, affines or orientations that don't fit together."""
+    """Shapes, affines or orientations that don't match."""
 
 
 class LabelError(LiverSegError):
@@ -59,11 +59,11 @@ class ServerError(LiverSegError):
 
 
 class MissingDependencyError(LiverSegError):
-    """An optional package that isn't installed; the message names the extra that brings it."""
+    """An optional package that isn't installed; the message names the extra that installs it."""
 
 
 class LiverSegWarning(_WithoutSecrets, UserWarning):
-    """Base of every warning of this library; its message has no credentials either."""
+    """Base of all warnings of this library; their messages contain no credentials either."""
 
 
 class NotHounsfieldWarning(LiverSegWarning):
@@ -79,7 +79,7 @@ class DataWarning(LiverSegWarning):
 
 
 def warn(message: str, category: type[LiverSegWarning]) -> None:
-    """Warn, naming the line of the user's program that called this library."""
+    """Warn, and give as location the line of the user's program that called this library."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         frame, level = frame.f_back, level + 1
@@ -92,7 +92,7 @@ def first_line(error: object) -> str:
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """Import an optional `module`, or say which extra of this package brings it.
+    """Import an optional `module`, or raise an error that names the extra that installs it.
 
     Raises:
         MissingDependencyError: if it is not installed.
@@ -108,7 +108,7 @@ def require(module: str, extra: str, purpose: str) -> Any:
         ) from error
 
 
-# Names in a URL's query whose values let anybody in: signatures (`X-Amz-Signature`, a SAS's `sig`), tokens, keys.
+# Names in a URL's query whose values give access: signatures (`X-Amz-Signature`, a SAS's `sig`), tokens, keys.
 _SECRET = re.compile(
     r"([?&;](?:[^\s=&;?#]*(?:sig|token|key|secret|passw|pwd|credential|auth|jwt|session)[^\s=&;?#]*|code)=)[^\s&;#'\")]+",
     re.IGNORECASE,
@@ -116,7 +116,7 @@ _SECRET = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """A URL, or a text with URLs in it, without the user and the password, the signatures and keys that stand in them.
+    """Remove users, passwords, signatures and keys from a URL, or from a text that contains URLs.
 
     Example:
         >>> without_secrets("https://anna:secret@host:8501/liverseg")

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Atomic writing of files: a reader never sees an incomplete file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from liverseg_tf.errors import OutputError
 
 _PARTIAL_NAME = re.compile(r"\.[0-9a-f]{8}\.partial\.")
-# Nobody writes to a file for so long without touching it.
+# A temporary file that was not written to for so long is left over from a killed process.
 _ABANDONED_SECONDS = 3600
 # of a file's name, on every file system in common use
 _NAME_BYTES = 255
@@ -25,9 +25,9 @@ _NAME_BYTES = 255
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write a file or a folder to; it takes `path`'s place on success.
+    """Yield a temporary path beside `path` for a file or folder; on success it is renamed to `path`.
 
-    The temporary name keeps the suffixes, because writers choose the format by them. On failure nothing is left.
+    The temporary name keeps the suffixes, because writers choose the format by them. On failure it is removed.
 
     Raises:
         OutputError: if the folder can't be made or written, or the disk is full.
@@ -68,12 +68,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staging_folder(path: str | Path) -> Iterator[Path]:
-    """Give a hidden folder beside `path` for files that shall all appear together, or none of them.
+    """Yield a hidden folder beside `path`, for files of which all are to appear, or none.
 
-    It goes at the end; `ownership.publish` moves its files to their place before.
+    It is removed at the end; `ownership.publish` moves its files to their places before that.
 
     Raises:
-        OutputError: if it can't be made.
+        OutputError: if the folder can't be made.
     """
     path = Path(path)
     folder = path.with_name(temporary_name(path.name))
@@ -91,7 +91,7 @@ def staging_folder(path: str | Path) -> Iterator[Path]:
 
 
 def temporary_name(name: str, what: str = "partial") -> str:
-    """A hidden name for a file that is to be called `name`: unique, with its suffixes, and no longer than allowed."""
+    """A hidden temporary name for a file `name`: unique, with the same suffixes, and within the allowed length."""
     return f".{uuid.uuid4().hex[:8]}.{what}.{_tail(name)}"
 
 
@@ -102,12 +102,12 @@ def _tail(name: str) -> str:
 
 
 def is_partial(path: Path) -> bool:
-    """Tell whether a file is one that `atomic_write` is writing, or was when its process was killed."""
+    """Tell whether a file is a temporary file of `atomic_write`, possibly left by a killed process."""
     return bool(_PARTIAL_NAME.match(path.name))
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed processes left of earlier tries at `path`."""
+    """Remove temporary files of `path` that killed processes left."""
     for partial in path.parent.glob(f".*.partial.{glob.escape(_tail(path.name))}"):
         with contextlib.suppress(FileNotFoundError):  # another process that writes to `path` has just finished
             if is_partial(partial) and time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
@@ -118,7 +118,7 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal.
 
     Raises:
-        OSError: if it can't be read.
+        OSError: if the file can't be read.
     """
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
@@ -128,7 +128,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for a CSV cell; text that a spreadsheet would run as a formula gets an apostrophe before it.
+    """A value for a CSV cell; text that a spreadsheet would run as a formula gets an apostrophe in front.
 
     Example:
         >>> csv_cell("=1+1"), csv_cell(-1.5), csv_cell("7")
@@ -143,7 +143,7 @@ def is_hidden(path: Path, folder: Path) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all.
+    """Write UTF-8 text to a file, atomically.
 
     Raises:
         OutputError: as `atomic_write`.

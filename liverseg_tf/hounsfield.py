@@ -1,8 +1,8 @@
-"""Landmarks on the Hounsfield scale, each written once; imports nothing."""
+"""Constants on the Hounsfield scale, each defined once; imports nothing."""
 
 from __future__ import annotations
 
-# What a 12-bit scanner stores. Loaders clip to it; what lies below is padding.
+# Range that a 12-bit scanner stores. Loaders clip to it; lower values are padding.
 AIR_HU = -1024.0
 HIGHEST_HU = 3071.0
 HU_RANGE = (AIR_HU, HIGHEST_HU)

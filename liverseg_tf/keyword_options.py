@@ -1,12 +1,12 @@
 """Functions with many options: a frozen dataclass names and describes each of them once.
 
-Such a function takes the dataclass as `options`, and any of its fields as a keyword, which then counts:
+Such a function takes the dataclass as `options`, and any of its fields as a keyword, which overrides `options`:
 
     train(cases, "run/", epochs=3)
     train(cases, "run/", options=TrainingOptions(epochs=3))
 
-A `TypedDict` beside the dataclass repeats names and types, for editors and type checkers read no dataclass's fields as
-keywords; a test holds one to the other.
+A `TypedDict` beside the dataclass repeats names and types, because editors and type checkers can't read a dataclass's
+fields as keywords; a test checks that both are equal.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Options = TypeVar("Options")
 
 
 class UnknownOptionError(ConfigError, TypeError):
-    """A keyword that a function doesn't have."""
+    """A keyword that a function does not have."""
 
 
 def takes_options(cls: type) -> Callable[[F], F]:
-    """Decorator: `help()` and notebooks show the fields of `cls` where the function has `**changes`."""
+    """Decorator: `help()` and notebooks show the fields of `cls` in place of the function's `**changes`."""
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
@@ -44,7 +44,7 @@ def takes_options(cls: type) -> Callable[[F], F]:
 
 
 def with_changes(options: Options | None, cls: type[Options], changes: Mapping[str, Any], function: str) -> Options:
-    """The options that count: `options`, or the defaults of `cls`, with `changes` in place of single fields.
+    """The options in effect: `options`, or the defaults of `cls`, with single fields replaced by `changes`.
 
     Args:
         options: of the class `cls`, or None.

@@ -1,4 +1,4 @@
-"""The one registry of classes: index, name, colour, meaning; and what the classes of a model are."""
+"""Registry of classes (index, name, colour, meaning), and the set of classes of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from liverseg_tf.errors import ConfigError, LabelError
 from liverseg_tf.strict_json import to_json
 
-if TYPE_CHECKING:  # the command line's help needs the names alone
+if TYPE_CHECKING:  # the command line's help needs only the names
     import numpy as np
 
 
@@ -25,7 +25,7 @@ class LabelClass:
         name: short lower-case name, as the command line takes it.
         color: RGB, 0 to 255 each.
         safe_color: RGB of a colour-blind-safe alternative (Okabe and Ito).
-        meaning: what LiTS means by it.
+        meaning: its meaning in LiTS.
     """
 
     index: int
@@ -42,8 +42,8 @@ CLASSES: tuple[LabelClass, ...] = (
     LabelClass(2, "tumour", (253, 231, 37), (230, 159, 0), "liver tumour; counts as liver too"),
 )
 CLASS_NAMES: tuple[str, ...] = tuple(c.name for c in CLASSES)
-# What LiTS's masks hold. In models and masks of another organ these are the background, the organ, and its lesion if
-# it has one: what goes by them looks at `ClassSet.organ_part` alone.
+# Classes of LiTS's masks. In models and masks of another organ these are the background, the organ, and its lesion if
+# it has one; code that uses them works on `ClassSet.organ_part` only.
 BACKGROUND, LIVER, TUMOUR = (c.index for c in CLASSES)
 # Of further structures, in turn: viridis at 1/4 and 3/4 and colours between; the rest of Okabe and Ito.
 _FURTHER = (
@@ -60,10 +60,10 @@ class ClassSet:
 
     Attributes:
         names: by index; 0 is the background, 1 the organ.
-        lesion_is_2: class 2 is the organ's lesion, and counts as organ too; else it is a further structure.
+        lesion_is_2: True if class 2 is the organ's lesion (which also counts as organ), False for a further structure.
 
     Raises:
-        ConfigError: for fewer than two names, more than 256, two alike, or one that no file could be named after.
+        ConfigError: for fewer than 2 or more than 256 names, a repeated name, or a name that can't be in a file's name.
 
     Examples:
         >>> kidneys = ClassSet(("background", "kidney", "kidney_tumour", "ureter"))
@@ -89,7 +89,7 @@ class ClassSet:
 
     @classmethod
     def of(cls, organ: str, lesion: str | None = None, *further: str) -> ClassSet:
-        """The classes by what they are.
+        """Make a class set from the names of organ, lesion and further structures.
 
         Examples:
             >>> ClassSet.of("kidney"), ClassSet.of("liver", None, "spleen").lesion
@@ -113,12 +113,12 @@ class ClassSet:
 
     @property
     def organ_indices(self) -> range:
-        """The indices that are organ: its own, and its lesion's."""
+        """Indices that count as organ: the organ's and its lesion's."""
         return range(1, 2 if self.lesion is None else TUMOUR + 1)
 
     @cached_property
     def classes(self) -> tuple[LabelClass, ...]:
-        """Index, name and colours of each."""
+        """Index, name and colours of each class."""
         if self == LIVER_CLASSES:
             return CLASSES
         found = []
@@ -131,16 +131,16 @@ class ClassSet:
 
     @property
     def further(self) -> tuple[LabelClass, ...]:
-        """What is neither organ nor lesion."""
+        """The classes that are neither background, organ nor lesion."""
         return self.classes[self.organ_indices.stop :]
 
     @property
     def is_liver(self) -> bool:
-        """Whether the organ is the liver: what is known of livers, and LiTS's scores, is for it alone."""
+        """Whether the organ is the liver: LiTS's scores and rules about livers apply only then."""
         return self.organ == CLASS_NAMES[LIVER]
 
     def organ_part(self, labels: np.ndarray) -> np.ndarray:
-        """Labels (any shape, uint8) with further structures as background; the same array if there are none."""
+        """Labels (any shape, uint8) with further structures set to background; the same array if there are none."""
         stop = self.organ_indices.stop
         if len(self) == stop or not labels.size or labels.max() < stop:
             return labels
@@ -149,14 +149,14 @@ class ClassSet:
         return np.where(labels < stop, labels, np.uint8(BACKGROUND))
 
     def named(self, text: str) -> str:
-        """A text, or the name of a figure, written for liver and tumour, with this organ's and lesion's names."""
+        """Replace "liver" and "tumour" in a text or key by the names of this organ and lesion."""
         if self.is_liver and self.lesion in (CLASS_NAMES[TUMOUR], None):
             return text
         names = {"liver": self.organ, "tumour": self.lesion or "lesion"}
         return re.sub(r"(?<![a-zA-Z])(liver|tumour)(?![a-zA-Z])", lambda m: names[m[1]], text)
 
     def heading(self, text: str) -> str:
-        """A heading written for "Liver" and "Tumours", as readers want it of this organ.
+        """Replace "Liver" and "Tumours" in a heading by the names of this organ and lesion.
 
         Examples:
             >>> ClassSet.of("kidney", "kidney_tumour").heading("Tumours (ml)")
@@ -173,7 +173,7 @@ class ClassSet:
 
     @classmethod
     def from_json(cls, text: str) -> ClassSet | None:
-        """What `to_json` made; None for anything else."""
+        """Read what `to_json` wrote; None for any other text."""
         try:
             content = json.loads(text)
             names = tuple(map(str, content["classes"]))
@@ -191,13 +191,13 @@ def color_mask(labels: np.ndarray, safe: bool = False, classes: Sequence[LabelCl
     Args:
         labels: any shape, integer, values of `classes`.
         safe: use the colour-blind-safe colours.
-        classes: by index; the default's are background, liver and tumour.
+        classes: classes by index; by default background, liver and tumour.
 
     Returns:
         The shape of `labels` plus a last axis of 3, uint8 RGB.
 
     Raises:
-        LabelError: for other values.
+        LabelError: for values that are no class.
 
     Examples:
         >>> import numpy as np
@@ -215,11 +215,11 @@ def to_labels(values: np.ndarray, name: str, class_names: Sequence[str] = CLASS_
 
     Args:
         values: any shape and real dtype; within 0.001 of 0, 1 and so on.
-        name: what errors call it.
-        class_names: by index.
+        name: name of the mask in error messages.
+        class_names: names by index.
 
     Raises:
-        LabelError: with the values that are no class, and how often they occur.
+        LabelError: for values that are no class; the message lists them and how often they occur.
     """
     import numpy as np
 

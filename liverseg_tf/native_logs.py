@@ -16,9 +16,9 @@ _LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before
 
 @contextlib.contextmanager
 def without_log_lines() -> Iterator[None]:
-    """Keep back what this process writes to stderr meanwhile, and then write it without the log lines.
+    """Hold back what this process writes to stderr in the block, then write it without the log lines.
 
-    Nothing is left out if the block fails, and a crash still writes its traceback. Does nothing without a stderr.
+    Nothing is removed if the block fails, and a crash still writes its traceback. Does nothing without a stderr.
     """
     try:
         sys.stderr.flush()

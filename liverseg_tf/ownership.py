@@ -1,19 +1,19 @@
-"""Whose file is it? The one rule by which every file of this library is written.
+"""Which files may be replaced: the rule that every function of this library follows when it writes a file.
 
-A file of ours that nobody has changed since is replaced by the next one of its kind. Any other file is left alone,
-unless the caller says `overwrite`. An input of the run is never written over, whatever is said and whatever its name.
+A file that this library wrote, and that was not changed since, is replaced by a new result of the same kind. Any other
+file is replaced only with `overwrite`. An input of the run is never replaced, under any name.
 
-Files are known by their content. Where the digest is kept depends on what the format has room for:
+Files are recognised by their content. Where the digest is stored depends on the format:
 
-- NIfTI: the header's `descrip` holds `liverseg_tf <version> <kind> <digest>`, the digest being that of the uncompressed
-  file with this field blank. It goes wherever the file goes. A mask that was corrected by hand in a viewer keeps the
-  text and no longer fits it. Files of version 0.1.0 have the text alone: nothing proves them unchanged, so they are
-  refused.
-- JSON Lines: a digest ends each line (`signed_line`), because such a file grows, also behind a URL.
-- everything else (JSON, CSV, HTML, figures, models): `.liverseg.jsonl` in the file's folder, a line a write with name,
-  kind and digest. Lines are only ever added, before the file gets its name: neither a kill nor a second process can
-  make a file of ours look like somebody else's. Where that record is lost, the files are refused.
-- folders that are replaced whole (`kind="images"`): the same record inside, of every file in them.
+- NIfTI: the header's `descrip` holds `liverseg_tf <version> <kind> <digest>`, with the digest of the
+  uncompressed file in which this field is blank. It stays with the file. A mask that was corrected in a viewer keeps
+  the text, but the digest no longer matches. Files of version 0.1.0 have no digest: they can't be proved unchanged, so
+  they are not replaced.
+- JSON Lines: each line ends with its own digest (`signed_line`), because such a file grows, also at a URL.
+- everything else (JSON, CSV, HTML, figures, models): `.liverseg.jsonl` in the file's folder gets a line with name, kind
+  and digest for each write. Lines are only added, and before the file gets its name, so neither a killed run nor a
+  second process can make a file of this library unrecognisable. If this record is lost, the files are not replaced.
+- folders that are replaced as a whole (`kind="images"`): the same record inside the folder, for each of its files.
 
 Loads nothing heavy.
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 LEDGER = ".liverseg.jsonl"
-# Kinds of NIfTI files with a number for each voxel that is no class.
+# Kinds of NIfTI files whose voxels are numbers, not classes.
 MAPS = ("probabilities", "uncertainty", "heatmap")
 _MARK = "liverseg_tf"
 _DIGITS = 32
@@ -52,24 +52,24 @@ _NIFTI = ((344, (b"n+1\0", b"ni1\0"), 148), (4, (b"n+2\0", b"ni2\0"), 240))
 _DESCRIP_BYTES = 80
 
 Where = str | os.PathLike
-# What `is_url` calls one; other strings name local files.
+# A URL for `is_url`; other strings are local files.
 Url = NewType("Url", str)
 
 
 def claim(path: Where, kind: str, *, inputs: Iterable[Where] = (), overwrite: bool = False) -> Path:
-    """Check, before any work is done, that a file may be written.
+    """Check that a file may be written, before any work is done.
 
     Args:
         path: the file.
-        kind: what will be written, as "mask" or "scores": a file of ours of another kind is not replaced.
-        inputs: all files that the run reads, paths or URLs. They are told by what they are, through links too.
-        overwrite: replace a file that isn't ours, or no longer; never an input.
+        kind: what will be written, such as "mask" or "scores"; this library's files of another kind are not replaced.
+        inputs: all files that the run reads, paths or URLs; links to them are recognised.
+        overwrite: also replace a file that this library did not write, or that was changed since; never an input.
 
     Returns:
         The path.
 
     Raises:
-        OutputError: if it is an input, a folder or a device, or a file that isn't ours.
+        OutputError: if the path is an input, a folder, a device, or a file that may not be replaced.
 
     Examples:
         >>> claim("scores.json", "scores", inputs=["segmentation-7.nii.gz"]).name
@@ -93,12 +93,12 @@ def claim(path: Where, kind: str, *, inputs: Iterable[Where] = (), overwrite: bo
 
 
 def claim_folder(folder: Where, kind: str, *, inputs: Iterable[Where] = ()) -> Path:
-    """Check that a folder may be made, or replaced whole: it is missing, empty, or ours to the last file.
+    """Check that a folder may be made or replaced: it is missing, empty, or holds only files of this library.
 
-    There is no `overwrite`: nobody can mean a whole folder of other files.
+    There is no `overwrite`, because it could delete many unrelated files.
 
     Raises:
-        OutputError: if it is a file, holds anything that isn't ours, or an input.
+        OutputError: if the path is a file, or the folder holds an input or a file that this library did not write.
     """
     folder = Path(folder)
     try:
@@ -128,12 +128,12 @@ def claim_folder(folder: Where, kind: str, *, inputs: Iterable[Where] = ()) -> P
 def owned_write(
     path: Where, kind: str, *, inputs: Iterable[Where] = (), overwrite: bool = False, folder: bool = False
 ) -> Iterator[Path]:
-    """`claim` a path and write it, whole or not at all, so that it is known as ours later on; see `atomic_write`.
+    """`claim` a path, write it atomically (see `atomic_write`), and record it as a file of this library.
 
     NIfTI images are written by `save_image`. A folder needs `folder=True`.
 
     Raises:
-        OutputError: as `claim` and `claim_folder`, or if it can't be written.
+        OutputError: as `claim` and `claim_folder`, or if the file can't be written.
 
     Examples:
         >>> with owned_write("cases.csv", "table") as temporary:
@@ -168,16 +168,16 @@ def save_image(
     inputs: Iterable[Where] = (),
     overwrite: bool = False,
 ) -> None:
-    """Write a NIfTI image with its digest; texts and extensions of its header, which may name a patient, are dropped.
+    """Write a NIfTI image with its digest; texts and extensions of its header, which may name a patient, are removed.
 
     Args:
-        image: its header's texts are changed.
-        path: ends in .nii or .nii.gz.
-        comment: kept in an extension of the header, if there is any.
+        image: the image; the texts in its header are changed.
+        path: file to write; ends in .nii or .nii.gz.
+        comment: text for an extension of the header; empty for none.
         kind, inputs, overwrite: as `claim`.
 
     Raises:
-        OutputError: as `owned_write`, or for another name.
+        OutputError: as `owned_write`, or for a name with another ending.
     """
     path = Path(path)
     if not _is_nifti(path):
@@ -187,7 +187,7 @@ def save_image(
 
 
 def sign(image: nib.Nifti1Image, kind: str, comment: str = "") -> nib.Nifti1Image:
-    """Put our mark and the digest of what will be written into an image's header; see `save_image`."""
+    """Put this library's mark and the digest of the file into an image's header; see `save_image`."""
     from liverseg_tf import __version__
 
     header = image.header
@@ -206,13 +206,13 @@ def sign(image: nib.Nifti1Image, kind: str, comment: str = "") -> nib.Nifti1Imag
 
 
 def publish(folder: Path, into: Path, *, inputs: Iterable[Where] = (), overwrite: bool = False, last: str = "") -> None:
-    """Move what was written into a staging folder to its place: all of it, or nothing if one file may not be replaced.
+    """Move the files of a staging folder to their places: all of them, or none if one may not be replaced.
 
     Args:
-        folder: of `files.staging_folder`, on the same disk; its files were written by this module.
-        into: where they go.
+        folder: folder of `files.staging_folder`, on the same disk; its files were written by this module.
+        into: destination folder.
         inputs, overwrite: as `claim`.
-        last: name of the file that is moved after all others, as a sign that they are there.
+        last: name of the file that is moved last; once it is there, all files are there.
 
     Raises:
         OutputError: as `claim`.
@@ -240,7 +240,7 @@ def signed_line(content: dict[str, Any], kind: str) -> str:
 
 
 def read_signed_line(line: str | bytes, kind: str) -> dict[str, Any] | None:
-    """The content of a `signed_line`; None if it is no whole line of this kind, or was changed."""
+    """The content of a `signed_line`; None if the line is incomplete, changed, or of another kind."""
     try:
         content = json.loads(line)
         digest = content.pop("digest")
@@ -250,7 +250,7 @@ def read_signed_line(line: str | bytes, kind: str) -> dict[str, Any] | None:
 
 
 def adopt(path: Path, kind: str) -> None:
-    """Take a file for ours that version 0.1.0 wrote without a record, where its folder proves whose it is.
+    """Record a file that version 0.1.0 wrote without a record; the caller has proof from the file's folder.
 
     Raises:
         OutputError: if there is a record, and the file was changed since.
@@ -263,7 +263,7 @@ def adopt(path: Path, kind: str) -> None:
 
 
 def is_ours(path: Where, kind: str) -> bool:
-    """Tell whether a local file is one of this kind that this library wrote and that nobody has changed since."""
+    """Tell whether this library wrote a local file, as this kind, and the file was not changed since."""
     try:
         return why_not_ours(Path(path), kind) is None
     except OSError:
@@ -271,10 +271,10 @@ def is_ours(path: Where, kind: str) -> bool:
 
 
 def why_not_ours(path: Path, kind: str) -> str | None:
-    """What keeps a file from being replaced; None if nothing does.
+    """The reason why a file may not be replaced; None if it may.
 
     Raises:
-        OSError: if it can't be read.
+        OSError: if the file can't be read.
     """
     if not path.is_file():
         return _FOREIGN
@@ -297,7 +297,7 @@ def why_not_ours(path: Path, kind: str) -> str | None:
 
 
 def carries_our_mark(start: bytes, kind: str) -> bool:
-    """Tell by a NIfTI file's first 2 kB, compressed or not, whether it may be ours: its digest is not looked at."""
+    """Tell by a NIfTI file's first 2 kB, compressed or not, whether it has this library's mark; reads no digest."""
     if start[:2] == b"\x1f\x8b":
         try:
             start = zlib.decompressobj(31).decompress(start, 600)
@@ -307,9 +307,9 @@ def carries_our_mark(start: bytes, kind: str) -> bool:
 
 
 def kind_of(path: Where) -> str | None:
-    """What a NIfTI file of this library is, as "mask" or "probabilities"; None for any other file.
+    """The kind of a NIfTI file of this library, such as "mask" or "probabilities"; None for any other file.
 
-    Goes by the mark in its header alone: the file may have been changed since, or renamed.
+    Only the mark in the header is read: the file may have been changed or renamed since.
 
     Examples:
         >>> kind_of("segmentation-7.nii.gz") is None  # there is no such file
@@ -328,7 +328,7 @@ def kind_of(path: Where) -> str | None:
 
 
 def refuse_inputs(outputs: Iterable[Where], inputs: Iterable[Where]) -> None:
-    """Check that no output, path or URL, is an input: the same file under any name or link.
+    """Check that no output (path or URL) is an input, under any name or link.
 
     Raises:
         OutputError: naming the output.
@@ -342,7 +342,7 @@ def refuse_inputs(outputs: Iterable[Where], inputs: Iterable[Where]) -> None:
 
 
 def is_url(where: Where) -> TypeIs[Url]:
-    """Tell whether something lies behind a URL that isn't a local file's."""
+    """Tell whether there is something at a URL that is not a local file."""
     match = _URL.match(where) if isinstance(where, str) else None
     return match is not None and match[1].lower() not in ("file", "local")
 
@@ -356,7 +356,7 @@ def _is_nifti(path: Path) -> bool:
 
 
 def _normal(where: Where) -> str:
-    """One name for each place: the real path of a local file, a URL in one spelling."""
+    """A unique name of a place: the real path of a local file, or a normalised URL."""
     text = os.fspath(where)
     match = _URL.match(text) if isinstance(where, str) else None
     if match is None:
@@ -368,7 +368,7 @@ def _normal(where: Where) -> str:
 
 
 def _file_id(where: Where) -> tuple[int, int] | None:
-    """Device and inode, which all hard links of a file share; None for what isn't there."""
+    """Device and inode, which all hard links of a file share; None if the file does not exist."""
     if is_url(where):
         return None
     try:
@@ -407,13 +407,13 @@ def _descrip(start: bytes) -> tuple[int, bytes]:
 
 
 def _parts(descrip: bytes, kind: str) -> str | None:
-    """The digest in a description of ours."""
+    """The digest in a description that this library wrote."""
     match = re.fullmatch(rf"{_MARK} \S+ {re.escape(kind[:16])} ([0-9a-f]{{{_DIGITS}}})\0*".encode(), descrip)
     return match[1].decode() if match else None
 
 
 class _HashingSink(io.RawIOBase):
-    """Takes what nibabel writes and keeps its digest alone."""
+    """A file object for nibabel that keeps only the digest of what is written."""
 
     def __init__(self):
         self.digest, self._place = hashlib.sha256(), 0
@@ -444,7 +444,9 @@ def _ledger(folder: Path) -> set[tuple[str, str, str]]:
     rows = set()
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / LEDGER).read_bytes().splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # cut, or somebody else's
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError, RecursionError
+            ):  # incomplete, or of another program
                 row = json.loads(line)
                 rows.add((str(row["name"]), str(row["kind"]), str(row["sha256"])))
     return rows
@@ -452,5 +454,5 @@ def _ledger(folder: Path) -> set[tuple[str, str, str]]:
 
 def _record(folder: Path, name: str, kind: str, digest: str) -> None:
     line = to_json({"name": name, "kind": kind, "sha256": digest}) + "\n"
-    with (folder / LEDGER).open("ab", buffering=0) as file:  # in one piece: other processes add to it too
+    with (folder / LEDGER).open("ab", buffering=0) as file:  # in one write, because other processes add lines too
         file.write(line.encode())

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions and software, without anything that names a patient or a place."""
+"""Versions and software that produced a result, without anything that identifies a patient or a place."""
 
 from __future__ import annotations
 

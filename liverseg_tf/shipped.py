@@ -9,7 +9,7 @@ from typing import Any
 from liverseg_tf.errors import ModelError
 
 DEFAULT_MODEL = "liverseg-resnet34"
-SECOND_LOOK_MODEL = "liverseg-lite0"  # looks again at the tumours that the default model finds
+SECOND_LOOK_MODEL = "liverseg-lite0"  # must confirm the tumours that the default model finds
 
 
 def models_folder() -> Path:
@@ -29,12 +29,12 @@ def shipped_models() -> dict[str, Path]:
 
 
 def locate_model(model: Any) -> Any:
-    """What a model's name means: of "shipped" (or None) and of a shipped model's name its folder, else `model` itself.
+    """The folder of a shipped model, for its name or for "shipped" or None (the default model); else `model` itself.
 
-    A path that exists is that path, whatever its name.
+    An existing path is returned unchanged, even if it has a shipped model's name.
 
     Raises:
-        ModelError: if "shipped" is asked for and this installation has none.
+        ModelError: for "shipped" or None, if this installation has no shipped model.
 
     Examples:
         >>> locate_model("run/")
@@ -51,7 +51,7 @@ def shipped_model(name: str = DEFAULT_MODEL) -> Path:
     """Folder of a shipped model.
 
     Raises:
-        ModelError: if this installation has none of that name; says how to get one.
+        ModelError: if this installation has no model of that name; the message says how to train one.
     """
     found = shipped_models()
     if name not in found:

@@ -1,4 +1,4 @@
-"""The one writer of JSON: text that every reader of JSON takes."""
+"""Writes JSON that every JSON reader accepts; all JSON of this library is written here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """JSON text of a value; NaN and infinity, which JSON doesn't have, become null.
+    """JSON text of a value; NaN and infinity, which JSON does not have, become null.
 
     Args:
         value: dictionaries, lists, tuples, text, numbers, True, False and None.

@@ -1,4 +1,4 @@
-"""The one registry of CT windows. Loads nothing heavy; `channels.CTWindow` applies them."""
+"""Registry of CT windows. Loads nothing heavy; `channels.CTWindow` applies them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import MappingProxyType
 from liverseg_tf.errors import ConfigError
 
 # (width, level) in HU: the twelve presets of the original (fastai's `dicom_windows` and two of its own). Models of the
-# first format were stored with these names instead of numbers: never change one, change `WINDOWS`.
+# first format were stored with these names instead of numbers, so don't change these values; change `WINDOWS`.
 FIRST_WINDOWS: MappingProxyType[str, tuple[int, int]] = MappingProxyType(
     {
         "brain": (80, 40),
@@ -28,10 +28,10 @@ WINDOWS: MappingProxyType[str, tuple[int, int]] = MappingProxyType({**FIRST_WIND
 
 
 def resolve_window(window: str | tuple[float, float]) -> tuple[float, float]:
-    """Give (width, level) in HU of a preset's name or of a (width, level) pair.
+    """Return (width, level) in HU of a preset's name or of a (width, level) pair.
 
     Raises:
-        ConfigError: for an unknown name or a width below 2, whose bounds would be one.
+        ConfigError: for an unknown name, or a width below 2 (both bounds would be equal).
 
     Examples:
         >>> resolve_window("liver")
@@ -58,7 +58,7 @@ def window_bounds(window: str | tuple[float, float]) -> tuple[float, float]:
 
 
 def window_name(window: str | tuple[float, float]) -> str:
-    """Give the name of a preset's (width, level), else the two numbers as text.
+    """Return the name of the preset with this (width, level), else the two numbers as text.
 
     Example:
         >>> window_name((150, 30)), window_name((100, 54.5))

@@ -1,1 +1,1 @@
-"""Artefacts that take raw HU and give labels: SavedModel, TFLite, their parity, and a client for TensorFlow Serving."""
+"""Models that take raw HU and return labels, as SavedModel or TFLite file, and the check that they agree with Keras."""

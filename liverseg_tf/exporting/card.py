@@ -1,4 +1,4 @@
-"""Model cards: what an artefact is, what it is for, where it comes from."""
+"""Model cards: what an exported model is, what it is for, where it comes from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def model_card(model: Model, format: str, precision: str) -> dict[str, Any]:
     """Describe an exported model.
 
     Args:
-        model: the network with its configuration; a `model_card.md` beside its source is taken over.
+        model: the network with its configuration; the text of a `model_card.md` beside its source is included.
         format: `"savedmodel"` or `"tflite"`.
         precision: of weights and activations.
 
     Returns:
-        What JSON can hold; nothing that names a person or a folder of this machine.
+        A dictionary for JSON, without names of persons or of this machine's folders.
     """
     network, config = model.network, model.config
     card = {

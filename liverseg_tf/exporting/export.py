@@ -40,8 +40,8 @@ class Exported:
 
     Attributes:
         path: folder of the SavedModel's version, or the `.tflite` file.
-        manifest: JSON with the configuration and the model card.
-        megabytes: size of the artefact.
+        manifest: JSON file with the configuration and the model card.
+        megabytes: size of the model on disk, in MB.
         warmup: whether a SavedModel has warm-up requests for TensorFlow Serving; None for TFLite.
         parity: comparison with the Keras model, if asked for.
     """
@@ -63,26 +63,27 @@ def export(
     progress: Callable[[str], None] | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Turn a trained model into an artefact that takes raw HU and gives labels.
+    """Export a trained model as a SavedModel or TFLite file that takes raw HU and returns labels.
 
     Args:
         model: a run folder, a `.keras` file, a shipped model's name ("shipped" for the default one), a `Model`, or a
             Keras model of this library.
-        output: a folder. A SavedModel becomes its next version, `<output>/<number>/`, so the folder's name is the
-            model's for TensorFlow Serving; a TFLite file becomes `<output>/<folder's name>-<precision>.tflite` with a
-            `.json` beside it, or `output` itself if it ends in `.tflite`.
+        output: a folder. A SavedModel is written as its next version, `<output>/<number>/`; TensorFlow Serving uses the
+            folder's name as the model's name. A TFLite file is written as `<output>/<folder's name>-<precision>.tflite`
+            with a `.json` beside it, or as `output` itself if that ends in `.tflite`.
         format: `"savedmodel"` or `"tflite"`.
-        precision: `"float32"`; `"float16"` halves the weights on disk; `"int8"`, for TFLite, the whole network.
-        calibration: for int8: a folder of cases, or cases, that hold tumours; phantoms by default.
-        check: compare with the Keras model, and with all artefacts of the same weights in the output folder: True on
-            phantoms, or a folder of cases, or cases.
+        precision: `"float32"`; `"float16"`, which halves the size on disk; or for TFLite `"int8"`, which quantises the
+            whole network.
+        calibration: cases with tumours, or a folder of them, that give the value ranges for int8; by default phantoms.
+        check: compare the masks with those of the Keras model, and of all exports of the same weights in the output
+            folder; True for phantoms, or cases, or a folder of cases.
         progress: called with the name of each step.
-        overwrite: replace a TFLite file or its JSON that is none of ours, or was changed since.
+        overwrite: also replace a TFLite file or JSON file that this library did not write, or that was changed since.
 
     Raises:
         ModelError: if the model can't be read or converted.
-        ConfigError: for an unknown format or precision, or one the format doesn't have.
-        OutputError: if it can't be written, or would overwrite a file of something else.
+        ConfigError: for an unknown format or precision, or a precision that the format does not have.
+        OutputError: if a file can't be written, or must not be replaced.
 
     Examples:
         >>> export("run/", "serving/liverseg").path  # doctest: +SKIP
@@ -131,7 +132,7 @@ def _check_options(format: str, precision: str, calibration) -> None:
 
 
 def _in_float32(model: Model) -> Model:
-    """The same network computing in float32, where it was trained in mixed precision."""
+    """The same network computing in float32, if it was trained in mixed precision."""
     if all(layer.compute_dtype == "float32" for layer in model.network.layers):
         return model
     plain = build_model(model.config)
@@ -166,7 +167,7 @@ def _compare(model: Model, folder: Path, cases) -> Parity:
 
 
 def _artefacts_of(weights: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of the artefacts in a folder that have these weights; of SavedModels the newest version."""
+    """Name and path of the exported models in a folder that have these weights; of SavedModels the newest version."""
     places = [(p, p / SAVEDMODEL_MANIFEST) for p in version_folders(folder)[-1:]]
     places += [(p, p.with_suffix(".json")) for p in sorted(folder.glob("*.tflite"))]
     for path, manifest in places:

@@ -15,7 +15,7 @@ from liverseg_tf.exporting.samples import Sample, samples
 from liverseg_tf.exporting.timing import measure
 from liverseg_tf.labels import ClassSet
 
-# In-plane sizes that are compared: what TFLite files are made for, and one that is odd and not square.
+# In-plane sizes that are compared: the size of TFLite files, and an odd one that is not square.
 SIZES = ((512, 512), (476, 290))
 SLICES = 24
 # Least share of equal voxels and least Dice against Keras, by a runtime's name.
@@ -24,7 +24,7 @@ FLOORS_AGAINST_KERAS = {
     "tflite float32": (0.9999, 0.999),
     "tflite float16": (0.999, 0.995),
 }
-# Most that int8's Dice against truth may differ from Keras's.
+# Largest allowed difference between int8's and Keras's Dice against truth.
 INT8_DICE_TOLERANCE = 0.01
 REFERENCE = "keras float32"
 
@@ -36,13 +36,13 @@ class ParityRow:
     Attributes:
         runtime: format and precision.
         size: rows and columns, as `"512x512"`.
-        slices: how many.
-        agreement: share of voxels whose label is Keras's.
-        dice: by class, against Keras's labels, over the slices where either has the class; None where none has.
-        dice_truth: by class, against the masks, over the slices whose mask has the class; None where none has.
-        largest_difference: of a probability from Keras's.
-        milliseconds_a_slice: HU to labels.
-        megabytes: of the artefact.
+        slices: number of slices.
+        agreement: share of voxels with the same label as Keras's, 0 to 1.
+        dice: Dice by class against Keras's labels, over slices where either has the class; None if no slice has it.
+        dice_truth: Dice by class against the masks, over slices whose mask has the class; None if no slice has it.
+        largest_difference: largest difference between a probability and Keras's, 0 to 1.
+        milliseconds_a_slice: time from HU to labels, in ms per slice.
+        megabytes: size of the model on disk, in MB.
         peak_memory_mb: see `Measured`.
     """
 
@@ -60,18 +60,18 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class Parity:
-    """The table.
+    """Comparison of all runtimes.
 
     Attributes:
-        rows: Keras first.
-        failures: what falls short of a floor, a sentence each; empty if all is well.
+        rows: one per runtime and slice size, Keras first.
+        failures: a sentence for each value that is too low; empty if the check passed.
     """
 
     rows: tuple[ParityRow, ...]
     failures: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """The comparison as a dictionary for JSON."""
         return asdict(self)
 
 
@@ -83,19 +83,19 @@ def check_parity(
     sizes: Sequence[tuple[int, int]] = SIZES,
     count: int = SLICES,
 ) -> Parity:
-    """Run the same slices through every artefact, each in a process of its own.
+    """Run the same slices through every exported model, each in its own process.
 
     Args:
         artefacts: path by name: "<format> <precision>"; "keras float32" is what the others are compared with.
-        classes: of the models.
-        hu_range: HU that slices are clipped to.
-        source: a folder of cases, cases, or None for phantoms. Slices larger than a size are cut to it around the
-            middle of their liver, those smaller are left out.
-        sizes: in-plane sizes.
-        count: about how many slices of each size.
+        classes: classes of the models.
+        hu_range: lowest and highest HU; slices are clipped to them.
+        source: a folder of cases, cases, or None for phantoms. Slices larger than a size are cropped to it around the
+            middle of their liver; smaller ones are left out.
+        sizes: in-plane sizes (rows, columns) in pixels.
+        count: approximate number of slices of each size.
 
     Raises:
-        LiverSegError: for cases that can't be read, or an artefact that can't be run.
+        LiverSegError: if a case can't be read, or a model can't be run.
     """
     drawn = list(samples(source, count, hu_range, (512, 512, 16), classes))
     slices: dict[str, np.ndarray] = {}
@@ -131,7 +131,7 @@ def check_parity(
 
 
 def _cut(sample: Sample, size: tuple[int, int]) -> Sample | None:
-    """A sample cut to a size, around the middle of its liver where that is known."""
+    """A sample cropped to a size, around the middle of its liver if that is known."""
     rows, columns = sample.hu.shape[1:]
     if rows < size[0] or columns < size[1]:
         return None
@@ -143,7 +143,7 @@ def _cut(sample: Sample, size: tuple[int, int]) -> Sample | None:
 
 
 def _dice(found: np.ndarray, other: np.ndarray, class_names: Sequence[str], either: bool) -> dict[str, float | None]:
-    """Dice of each class but the background, over the slices where `other` (or `either`) has the class."""
+    """Dice of each class except the background, over the slices where `other` (or `either`) has the class."""
     scores: dict[str, float | None] = {}
     for index, name in enumerate(class_names[1:], 1):
         a, b = found == index, other == index

@@ -38,14 +38,14 @@ def samples(
     phantom_shape: tuple[int, int, int],
     classes: ClassSet = LIVER_CLASSES,
 ) -> Iterator[Sample]:
-    """Draw about `count` slices over all cases: half of a case's share show its rarest class, the others are spread.
+    """Choose about `count` slices from all cases: half of each case's show its rarest class, the others are spread.
 
     Args:
         source: a folder of cases, cases, or None for phantoms.
-        count: slices altogether; at least one a case.
-        hu_range: HU to clip to, or None.
+        count: total number of slices; each case gives at least one.
+        hu_range: lowest and highest HU to clip to, or None.
         phantom_shape: (rows, columns, slices) of the phantoms, which show liver and tumour.
-        classes: what the masks of cases hold.
+        classes: classes of the cases' masks.
 
     Raises:
         LiverSegError: for cases that can't be found or read.
@@ -87,12 +87,12 @@ def samples(
 
 
 def _shares(count: int, cases: int) -> list[int]:
-    """`count` over the cases as evenly as it goes, the first ones getting what is left over."""
+    """Divide `count` evenly among the cases; the first cases get the remainder."""
     return [count // cases + (i < count % cases) for i in range(cases)]
 
 
 def _choose(mask: np.ndarray | None, slices: int, count: int, rarest: int) -> list[int]:
-    """Indices of about `count` slices: half with the rarest class that the mask has, the others evenly spread."""
+    """Indices of about `count` slices: half show the rarest class of the mask, the others are evenly spread."""
     rare: list[int] = []
     if mask is not None:
         for label in range(rarest, 0, -1):

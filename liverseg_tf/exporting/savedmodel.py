@@ -19,7 +19,7 @@ from liverseg_tf.hounsfield import AIR_HU, PNG_OFFSET_HU
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, version_folders
 
-# PNG holds unsigned 16-bit numbers: this is added to HU before, and taken away after.
+# PNG holds unsigned 16-bit numbers: this is added to HU before encoding, and subtracted after decoding.
 WARMUP_REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
 # Batch sizes and slice size that the server runs once before it takes requests.
 WARMUP_BATCHES = (1, 8)
@@ -63,7 +63,7 @@ def write_savedmodel(
     card: dict[str, Any],
     precision: str = "float32",
 ) -> Path:
-    """Write the next version of a model; versions that are there stay as they are.
+    """Write the next version of a model; existing versions are not changed.
 
     Signatures, each for any batch, rows and columns:
 
@@ -75,8 +75,8 @@ def write_savedmodel(
 
     Args:
         model: channels in, logits out.
-        config: how its input is prepared.
-        folder: of all versions; made if missing.
+        config: how the network's input is prepared.
+        folder: folder of all versions; made if missing.
         card: model card, put into `assets.extra/` with the configuration.
         precision: "float32", or "float16" to store kernels in half precision.
 
@@ -84,10 +84,12 @@ def write_savedmodel(
         The folder of the new version.
 
     Raises:
-        OutputError: if it can't be written.
+        OutputError: if the model can't be written.
     """
     folder = Path(folder)
-    temporary = folder / f".{uuid.uuid4().hex[:8]}.partial"  # no number: a server that watches the folder passes it by
+    temporary = (
+        folder / f".{uuid.uuid4().hex[:8]}.partial"
+    )  # not a number, so a server that watches the folder ignores it
     # in the order of Keras's weights, by which `load_model` finds them
     if precision == "float16":
         module = network = _HalfStored(model)
@@ -151,7 +153,7 @@ def _rename_to_next_version(temporary: Path, folder: Path) -> Path:
         target = folder / str(version)
         if not target.exists():
             try:
-                os.rename(temporary, target)  # fails if another export took the number meanwhile
+                os.rename(temporary, target)  # fails if another export has taken the number meanwhile
                 return target
             except OSError:
                 if not target.exists():
@@ -171,7 +173,7 @@ def has_warmup_requests() -> bool:
 def _write_warmup_requests(
     path: Path, model_name: str, batches: Sequence[int] = WARMUP_BATCHES, size: int = WARMUP_SIZE
 ) -> None:
-    """Write what TensorFlow Serving runs before a version takes requests: PredictionLog records, each one request."""
+    """Write the requests that TensorFlow Serving runs to warm a version up, as PredictionLog records."""
     if not has_warmup_requests():
         return
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2

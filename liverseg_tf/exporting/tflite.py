@@ -1,4 +1,4 @@
-"""TFLite files of builtin operators alone: raw HU in, labels out."""
+"""TFLite files with builtin operators only: raw HU in, labels out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from liverseg_tf.errors import ConfigError, ModelError, first_line
 from liverseg_tf.exporting.formats import PRECISIONS
 from liverseg_tf.inference.slice_function import SliceFunction
 
-# Stands in every file: tells our own from others.
+# In every file: identifies the files of this library.
 DESCRIPTION = b"liverseg_tf"
 TFLITE_SIZE = 512
 
@@ -33,12 +33,12 @@ def convert(
     calibration: Iterable[np.ndarray] | None = None,
     size: int = TFLITE_SIZE,
 ) -> bytes:
-    """Convert a model and all around it to a TFLite flatbuffer of builtin operators.
+    """Convert a network with its preprocessing and postprocessing to a TFLite flatbuffer of builtin operators.
 
-    The network is converted by itself, so that int8 ends where the network ends: HU to channels, resizing, softmax
-    and argmax stay float32 and are joined to it afterwards. The one signature is `serving_default`: `hu`
+    The network is converted separately, so that only the network is quantised: HU to channels, resizing, softmax and
+    argmax stay float32 and are joined to it afterwards. The one signature is `serving_default`: `hu`
     (1, size, size) float32 -> `labels` (1, size, size) uint8 and `probabilities` (1, size, size, classes) float32.
-    The tensors where the parts meet are named `channels` and `logits`; `TFLiteRuntime` cuts the network out there.
+    The tensors between the parts are named `channels` and `logits`; `TFLiteRuntime` extracts the network there.
 
     Args:
         model: channels in, logits out.
@@ -52,7 +52,7 @@ def convert(
 
     Raises:
         ConfigError: for an unknown precision, or int8 without calibration.
-        ModelError: if something in it has no builtin operator.
+        ModelError: if an operation has no builtin operator.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
@@ -83,7 +83,7 @@ def operators(content: bytes) -> dict[str, int]:
         content: the file's content.
 
     Returns:
-        For example `{"CONV_2D": 96, "ADD": 400}`, most frequent first. Operators that are not builtin stand as
+        For example `{"CONV_2D": 96, "ADD": 400}`, most frequent first. Operators that are not builtin are named
         `custom:<name>`.
     """
     from tensorflow.lite.python import schema_py_generated as schema
@@ -101,10 +101,10 @@ def operators(content: bytes) -> dict[str, int]:
 
 
 def check_builtin_only(content: bytes) -> None:
-    """Check that a TFLite file has builtin operators alone.
+    """Check that a TFLite file has builtin operators only.
 
     Raises:
-        ModelError: naming those that are not.
+        ModelError: naming the other operators.
     """
     custom = [name for name in operators(content) if name.startswith("custom:")]
     if custom:
@@ -142,11 +142,11 @@ def _read(content: bytes):
 
 
 def _join(parts: Sequence, names: Sequence) -> bytes:
-    """Put flatbuffer models behind one another: what one gives, the next one takes.
+    """Join flatbuffer models in sequence: the output of each is the input of the next.
 
     Args:
-        parts: models of one input each, all but the last of one output; used up.
-        names: what the tensors are called before, between and after the parts; a tuple after the last.
+        parts: models with one input each; all except the last have one output. They are changed.
+        names: names of the tensors before, between and after the parts; a tuple after the last one.
     """
     from tensorflow.lite.python import schema_py_generated as schema
     from tensorflow.lite.tools import flatbuffer_utils
@@ -208,7 +208,7 @@ def _tensor_map(schema, name: str, index: int):
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep the converter's chatter, which it writes to the process's own stderr, for the debug log."""
+    """Send the converter's messages, which it writes to the process's stderr, to the debug log."""
     level = tf.get_logger().level
     with tempfile.TemporaryFile() as chatter, warnings.catch_warnings():
         warnings.simplefilter("ignore")

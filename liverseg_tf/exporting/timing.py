@@ -1,4 +1,4 @@
-"""Runs one artefact in a process of its own, so that time and memory are its alone.
+"""Run one exported model in its own process, so that time and memory are measured for it only.
 
 `python -m liverseg_tf.exporting.timing MODEL SLICES.npz RESULT.npz`: slices are arrays (N, rows, columns) under any
 names; the result has `<name>_labels` and `<name>_probabilities`, and `figures`, JSON of `Measured`.
@@ -26,12 +26,13 @@ _SLICES_A_BATCH = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """What running an artefact costs.
+    """Time and memory of one exported model.
 
     Attributes:
-        milliseconds_a_slice: for each name of the slices, HU to labels; best of several batches, after one to warm up.
-        peak_memory_mb: highest resident memory, less that of the same process before it opened the artefact; None
-            where the system doesn't tell.
+        milliseconds_a_slice: time from HU to labels in ms per slice, by the slices' names; the best of several batches,
+            after a warm-up batch.
+        peak_memory_mb: highest resident memory in MB, minus that of the same process before it opened the model; None
+            if the system does not report it.
     """
 
     milliseconds_a_slice: dict[str, float]
@@ -41,11 +42,11 @@ class Measured:
 def measure(
     model: str | Path, slices: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Measured]:
-    """Run an artefact on slices in a new process.
+    """Run an exported model on slices in a new process.
 
     Args:
-        model: what `open_runtime` takes as a path.
-        slices: (N, rows, columns) float32 HU each.
+        model: path, as `open_runtime` takes it.
+        slices: arrays of HU, (N, rows, columns) float32 each, by name.
 
     Returns:
         Labels (N, rows, columns) uint8 and probabilities (N, rows, columns, classes) float32 by the slices' names,

@@ -1,4 +1,4 @@
-"""How models lie on disk: the JSON of exported artefacts, version folders, and the folds of a cross-validation."""
+"""Models on disk: the JSON manifest of exported models, version folders, and the folds of a cross-validation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from liverseg_tf.files import sha256_of
 from liverseg_tf.ownership import write_text
 from liverseg_tf.strict_json import to_json
 
-# Where it lies inside a SavedModel. TensorFlow Serving leaves this folder alone.
+# Where the manifest is in a SavedModel. TensorFlow Serving ignores this folder.
 SAVEDMODEL_MANIFEST = Path("assets.extra", "liverseg_model.json")
 FOLDS = "folds.json"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artefact says about itself.
+    """The manifest of an exported model.
 
     Attributes:
         config: what the model expects.
         card: model card: intended use, input, output, origin, versions.
-        sha256: the artefact's files, relative to its folder, and their SHA-256 in hexadecimal.
+        sha256: SHA-256 in hexadecimal of each file of the model, by the file's path relative to the model's folder.
     """
 
     config: ModelConfig
@@ -34,16 +34,16 @@ class Manifest:
     sha256: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """JSON text, for a file beside the artefact."""
+        """JSON text for a file beside the model."""
         content = {"config": self.config.to_dict(), "card": self.card, "sha256": self.sha256}
         return to_json(content, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
-        """Read it.
+        """Read a manifest.
 
         Raises:
-            ModelError: if it is missing or something else.
+            ModelError: if the file is missing, or is not the manifest of an exported model.
         """
         try:
             content = json.loads(Path(path).read_text("utf-8"))
@@ -64,10 +64,10 @@ class Manifest:
             raise ModelError(str(error)) from None
 
     def check_files(self, folder: str | Path) -> None:
-        """Check that the artefact's files are those that were exported.
+        """Check that the model's files are those that were exported, by their SHA-256.
 
         Raises:
-            ModelError: naming the first that is missing, cut, or another.
+            ModelError: naming the first file that is missing, incomplete or different.
         """
         for name, expected in self.sha256.items():
             path = Path(folder) / name
@@ -93,14 +93,14 @@ def version_folders(folder: Path) -> list[Path]:
 
 
 def looks_like_savedmodel(folder: Path) -> bool:
-    """Tell whether a folder is a SavedModel, or a model with version folders of them."""
+    """Tell whether a folder is a SavedModel, or holds version folders that are SavedModels."""
     return (
         (folder / "saved_model.pb").exists() or (folder / SAVEDMODEL_MANIFEST).exists() or bool(version_folders(folder))
     )
 
 
 def version_folder(path: Path) -> Path:
-    """The SavedModel that `path` means: itself, or its newest version.
+    """The SavedModel at `path`: the folder itself, or its newest version.
 
     Raises:
         ModelError: if there is no such folder.
@@ -124,10 +124,10 @@ def fold_folder(folder: Path, index: int) -> Path:
 
 
 def folds_of(model: Any) -> list[Any]:
-    """A model by itself; or the run folders in the folder of a cross-validation.
+    """The model alone, as a list; for the folder of a cross-validation its run folders.
 
     Raises:
-        ModelError: if its record can't be read.
+        ModelError: if the record of the cross-validation can't be read.
     """
     if not isinstance(model, (str, Path)) or not (Path(model) / FOLDS).is_file():
         return [model]

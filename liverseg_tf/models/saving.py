@@ -20,7 +20,7 @@ from liverseg_tf.ownership import owned_write
 from liverseg_tf.shipped import locate_model
 
 CONFIG_ENTRY = "liverseg_config.json"
-# A .keras file of the largest backbone here is below 300 MB; more is no model of ours.
+# A .keras file of the largest backbone is below 300 MB; a larger file is not a model of this library.
 _LARGEST_BYTES = 2 * 1024**3
 _LARGEST_CONFIG_BYTES = 1 << 20
 
@@ -30,12 +30,12 @@ def save_model(model: keras.Model, config: ModelConfig, path: str | Path, overwr
 
     Args:
         model: the network.
-        config: what its input is.
-        path: replaced if it is a model that this library wrote there and nobody changed.
-        overwrite: replace any other file too.
+        config: how the network's input is prepared.
+        path: file to write; an existing file is replaced if this library wrote it and it was not changed since.
+        overwrite: also replace any other file.
 
     Raises:
-        OutputError: if it can't or must not be written.
+        OutputError: if the file can't be written, or must not be replaced.
     """
     with owned_write(path, "model", overwrite=overwrite) as temporary:
         model.save(temporary)
@@ -51,7 +51,8 @@ def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
         precision: Keras dtype policy of the layers.
 
     Returns:
-        A Keras model: channels in, float32 logits out. Whatever of this library takes a model takes it.
+        A Keras model: channels (B, S, S, C) float32 in, logits (B, S, S, classes) float32 out. All functions of this
+        library that take a model accept it.
 
     Raises:
         ModelError: as `open_model`.
@@ -60,10 +61,10 @@ def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
 
 
 def open_model(path: str | Path, precision: str = "float32") -> Model:
-    """Load a model of this library, with all that is known of it.
+    """Load a model of this library, with its configuration and model card.
 
-    The network is rebuilt from its configuration and takes its weights alone from the file, so that a file can
-    bring neither code nor layers of its own.
+    The network is rebuilt from its configuration, and only its weights are read from the file. So a file can bring
+    neither code nor layers of its own.
 
     Args:
         path: a `.keras` file, a run folder that `train` wrote, a SavedModel that `export` wrote, or a shipped model's
@@ -74,7 +75,7 @@ def open_model(path: str | Path, precision: str = "float32") -> Model:
         The network, its configuration, its card, and `path`.
 
     Raises:
-        ModelError: if it is missing, truncated, no model, of another architecture, or made by something else.
+        ModelError: if the model is missing, truncated, no model, of another architecture, or from another program.
     """
     source = Path(locate_model(path))
     savedmodel = _savedmodel(source)
@@ -95,7 +96,7 @@ def open_model(path: str | Path, precision: str = "float32") -> Model:
 
 
 def _savedmodel(path: str | Path) -> Path | None:
-    """The version folder that `path` means, if it is a SavedModel."""
+    """The version folder at `path`, if it is a SavedModel."""
     path = Path(path)
     if path.is_dir() and not (path / "model.keras").is_file() and looks_like_savedmodel(path):
         return version_folder(path)
@@ -103,14 +104,14 @@ def _savedmodel(path: str | Path) -> Path | None:
 
 
 def restore_weights(variables: Sequence, folder: Path) -> None:
-    """Take the weights out of a SavedModel's variables, without running the SavedModel.
+    """Read a network's weights from a SavedModel's variables, without running the SavedModel.
 
     Args:
-        variables: those of Keras or of TensorFlow, in the order of Keras's weights.
-        folder: of the SavedModel.
+        variables: variables of Keras or of TensorFlow, in the order of Keras's weights.
+        folder: folder of the SavedModel.
 
     Raises:
-        ModelError: if the file has others, or declares more bytes than it holds.
+        ModelError: if the file has other variables, or declares more bytes than it holds.
     """
     import tensorflow as tf
 
@@ -192,10 +193,10 @@ def _config_in(path: Path) -> ModelConfig:
 
 
 def model_file(path: str | Path) -> Path:
-    """The `.keras` file that `path` means: itself, or the one in a run folder.
+    """The `.keras` file at `path`: the file itself, or the one in a run folder.
 
     Raises:
-        ModelError: if there is none.
+        ModelError: if there is no such file.
     """
     path = Path(path)
     file = path / "model.keras" if path.is_dir() else path

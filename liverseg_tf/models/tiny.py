@@ -1,4 +1,4 @@
-"""The encoder "tiny": five plain stages, to try a whole pipeline out in seconds. Its masks are worth nothing."""
+"""The encoder "tiny": five plain stages, to test a whole pipeline in seconds. Its masks are useless."""
 
 from __future__ import annotations
 
