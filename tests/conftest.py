@@ -3,12 +3,74 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+# Files that take longest, from the longest down. Where several processes share the tests (pytest -n), they come first:
+# at the end, one of them would keep one process busy while the others have nothing left to do.
+LONGEST = (
+    "inference/test_ray_engine.py",
+    "training/test_resume.py",
+    "cli/test_demo.py",
+    "training/test_multiworker.py",
+    "exporting/test_export.py",
+    "test_kills.py",
+    "training/test_train.py",
+    "test_other_organs.py",
+    "training/test_folds.py",
+    "training/test_strategies.py",
+    "examples/test_walkthrough.py",
+    "examples/test_train_jax.py",
+)
+
+
+def pytest_configure(config):
+    # xdist itself would begin with the files of most tests, and the longest ones have few
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first, those of quick tests last; leave slow tests out of coverage where that is asked."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+        def rank(item):
+            listed = [index for index, name in enumerate(LONGEST) if item.path.as_posix().endswith(f"tests/{name}")]
+            return listed[0] if listed else len(LONGEST) + (item.path not in slow)
+
+        items.sort(key=rank)
+    if os.environ.get("LIVERSEG_COVER") == "quick":
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker("no_cover")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Function of a name and a function that fills a folder: the folder, filled by one of the tests' processes."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    base.mkdir(exist_ok=True)
+
+    def folder(name, fill):
+        path, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+                fill(path)
+                done.touch()
+        return path
+
+    return folder
 
 
 @pytest.fixture
@@ -28,13 +90,11 @@ def write_nifti():
 
 
 @pytest.fixture(scope="session")
-def phantom_folder(tmp_path_factory):
+def phantom_folder(made_once):
     """Six phantom patients of 64 x 64 x 12 voxels, in LiTS layout."""
     from liverseg_tf.data.phantom import write_phantoms
 
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, cases=6, seed=5, shape=(64, 64, 12))
-    return folder
+    return made_once("phantoms", lambda folder: write_phantoms(folder, cases=6, seed=5, shape=(64, 64, 12)))
 
 
 @pytest.fixture(scope="session")
@@ -56,12 +116,12 @@ def small_model(small_config):
 
 
 @pytest.fixture(scope="session")
-def small_model_file(small_model, small_config, tmp_path_factory):
+def small_model_file(small_model, small_config, made_once):
     from liverseg_tf.models.saving import save_model
 
-    path = tmp_path_factory.mktemp("model") / "small.keras"
-    save_model(small_model, small_config, path)
-    return path
+    return (
+        made_once("model", lambda folder: save_model(small_model, small_config, folder / "small.keras")) / "small.keras"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -72,30 +132,33 @@ def keras_runtime(small_model):
 
 
 @pytest.fixture(scope="session")
-def savedmodel(small_model_file, tmp_path_factory):
+def savedmodel(small_model_file, made_once):
     """Folder of one version."""
     from liverseg_tf.exporting.export import export
 
-    return export(small_model_file, tmp_path_factory.mktemp("serving") / "liverseg").path
+    return made_once("serving", lambda folder: export(small_model_file, folder / "liverseg")) / "liverseg" / "1"
 
 
 @pytest.fixture(scope="session")
-def tflite_file(small_model_file, tmp_path_factory):
+def tflite_file(small_model_file, made_once):
     """In float32; what opens it in a process of its own need not load TensorFlow, which takes seconds."""
     from liverseg_tf.exporting.export import export
 
-    return export(small_model_file, tmp_path_factory.mktemp("edge") / "liver", "tflite").path
+    folder = made_once("edge-float32", lambda folder: export(small_model_file, folder / "liver", "tflite"))
+    return folder / "liver" / "liver-float32.tflite"
 
 
 @pytest.fixture(scope="session")
-def tflite_files(small_model_file, tflite_file, phantom_folder):
+def tflite_files(small_model_file, tflite_file, phantom_folder, made_once):
     """Path by precision."""
     from liverseg_tf.exporting.export import export
 
-    folder = tflite_file.parent
-    float16 = export(small_model_file, folder, "tflite", "float16").path
-    int8 = export(small_model_file, folder, "tflite", "int8", calibration=phantom_folder).path
-    return {"float32": tflite_file, "float16": float16, "int8": int8}
+    def smaller(folder):
+        export(small_model_file, folder / "liver", "tflite", "float16")
+        export(small_model_file, folder / "liver", "tflite", "int8", calibration=phantom_folder)
+
+    folder = made_once("edge-smaller", smaller)
+    return {"float32": tflite_file, **{p: folder / "liver" / f"liver-{p}.tflite" for p in ("float16", "int8")}}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import pytest
 import tensorflow as tf
 
 from liverseg_tf.errors import GeometryError, ModelError
-from liverseg_tf.exporting.export import export
 from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.allowed_operations import check_operations
 from liverseg_tf.inference.runtimes import KerasRuntime, Runtime, SavedModelRuntime, TFLiteRuntime, open_runtime
@@ -21,17 +20,18 @@ from liverseg_tf.models.model import Model
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def artefacts(small_model_file, tmp_path_factory):
-    """Folder with a SavedModel's version and a TFLite file."""
-    folder = tmp_path_factory.mktemp("artefacts") / "liver"
-    return {f: export(small_model_file, folder, f).path for f in ("savedmodel", "tflite")}
+@pytest.fixture
+def artefacts(savedmodel, tflite_file):
+    return {"savedmodel": savedmodel, "tflite": tflite_file}
 
 
 @pytest.fixture
 def copies(artefacts, tmp_path):
+    """In one folder: a SavedModel's version and a TFLite file."""
     folder = tmp_path / "liver"
     shutil.copytree(artefacts["savedmodel"].parent, folder)
+    for path in (artefacts["tflite"], artefacts["tflite"].with_suffix(".json")):
+        shutil.copy(path, folder)
     return {f: folder / path.name for f, path in artefacts.items()}
 
 
