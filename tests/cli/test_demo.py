@@ -1,4 +1,4 @@
-"""`liverseg demo`, all of it, with fewer patients and steps."""
+"""`liverseg demo`, all of it, with a small network, fewer patients and fewer steps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from liverseg_tf.cli.main import main
 from liverseg_tf.data import phantom
 from liverseg_tf.training import recipes
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
@@ -22,8 +20,9 @@ def test_every_option_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "_TRAINING_CASES", 2)
     monkeypatch.setattr(demo, "_TEST_CASES", 1)
     monkeypatch.setattr(demo, "_STEPS", 2)
+    monkeypatch.setattr(demo, "_IMAGE_SIZE", 32)
     monkeypatch.setattr(phantom, "write_phantoms", partial(phantom.write_phantoms, shape=(64, 64, 8)))
-    small = replace(recipes.get_recipe("default"), backbone="resnet18")
+    small = replace(recipes.get_recipe("default"), backbone="tiny")
     monkeypatch.setattr(recipes, "RECIPES", {"default": small})
     output = tmp_path / "demo"
     options = ["--seed", "1", "--epochs", "1", "--explain", "--report", "--export", "--json"]

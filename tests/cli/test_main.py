@@ -125,7 +125,8 @@ def test_phantom_train_and_evaluate(capsys, tmp_path):
     assert main(["phantom", str(tmp_path / "ct"), "--cases", "3", "--shape", "64", "64", "12", "--json"]) == 0
     capsys.readouterr()
     run = ["train", str(tmp_path / "ct"), "-o", str(tmp_path / "run"), "--epochs", "1", "--steps-per-epoch", "1"]
-    assert main([*run, "--image-size", "32", "--batch-size", "2", "--no-xla", "--json"]) == 0
+    small = ["--backbone", "tiny", "--image-size", "32", "--batch-size", "2", "--no-xla"]
+    assert main([*run, *small, "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["best"]["epoch"] == 1
     assert "Dice by case" in captured.err
@@ -146,6 +147,8 @@ def test_train_hands_the_encoder_on(monkeypatch, tmp_path):
     run = ["train", str(tmp_path / "ct"), "-o", str(tmp_path / "run"), "--encoder-weights", "imagenet"]
     assert main([*run, "--backbone", "efficientnet_lite0"]) != 0
     assert (given["options"].backbone, given["options"].encoder_weights) == ("efficientnet_lite0", "imagenet")
+    assert main(run) != 0
+    assert given["options"].backbone is None  # the recipe's
     assert main([*run, "--backbone", "alexnet"]) == 2
 
 

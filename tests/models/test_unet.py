@@ -1,9 +1,11 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from liverseg_tf.errors import ConfigError, ModelError
 from liverseg_tf.models.unet import BATCH_NORM_MOMENTUM, build_unet, is_encoder
+from liverseg_tf.training.recipes import get_recipe
 
 
 def test_float32_logits_and_momentum_for_short_runs(small_model):
@@ -21,6 +23,18 @@ def test_mixed_precision_computes_in_float16_and_gives_float32():
     assert "float16" in {layer.compute_dtype for layer in model.layers}
     assert model(np.zeros((1, 32, 32, 3), np.float32)).dtype == "float32"
     assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.slow
+def test_all_of_the_recipes_own_network_learns():
+    """Trainings in other tests are of `tiny`."""
+    model = build_unet(32, get_recipe("default").backbone)
+    assert any("stage4_unit3_conv2" in variable.path for variable in model.trainable_variables)  # ResNet34
+    with tf.GradientTape() as tape:
+        loss = keras.ops.mean(model(np.random.default_rng(0).random((2, 32, 32, 3), np.float32), training=True) ** 2)
+    gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        assert np.isfinite(gradient).all() and np.any(gradient != 0), variable.path
 
 
 @pytest.mark.parametrize(
