@@ -1,9 +1,9 @@
-"""How often the truth lies in a calibrated interval: over sites drawn at random, each with a case to come.
+"""How often the true volume is in a calibrated interval, for random sites with one future case each.
 
 Run: python benchmarks/calibration.py [--draws 1000] [--cases 20 30 60 100] [--seed 0]
 
-Each draw is a site with its own bias and its own spread of errors (Student's t, so outliers happen), which slice
-thickness tells of at half of the sites. 90 % are promised.
+Each draw is a site with its own bias and its own spread of errors (Student's t, so there are outliers). At half of the
+sites the spread depends on slice thickness. The intervals are made for a coverage of 90 %.
 """
 
 from __future__ import annotations

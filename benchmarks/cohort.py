@@ -1,10 +1,10 @@
-"""What a volume of a cohort costs, and where the time goes; then the cohort on Ray with 1 and 2 workers.
+"""Time and bytes per volume of a cohort, by step; then the cohort on Ray with 1 and 2 workers.
 
     python benchmarks/cohort.py [--volumes N] [--shape ROWS COLUMNS SLICES] [--model MODEL] [-o FILE.json]
 
-Phantoms as .nii.gz. First the steps one after the other in this process, each volume by itself, with one thread; then
-whole cohorts by `predict_files`, by turns with 1 and 2 workers of one thread, and 1 of two. Throughput is counted once
-each worker has done its first volume: by then the model is loaded and the graph traced.
+Phantoms as .nii.gz. First the steps run one after another in this process, volume by volume, with one thread.
+Then `predict_files` runs whole cohorts, in turns with 1 and 2 workers of one thread, and 1 worker of two threads.
+Throughput is counted after each worker has finished its first volume, when the model is loaded and the graph traced.
 """
 
 from __future__ import annotations

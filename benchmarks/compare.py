@@ -1,11 +1,11 @@
-"""How well follow-up finds what is known: phantoms, or a real CT, edited and bent by known fields.
+"""Accuracy of follow-up: phantoms, or a real CT, with known changes and known deformation.
 
 Run: python benchmarks/compare.py -o results.jsonl [--phantoms 22] [--real CT MASK ...] [--shape-only] [--save DIR]
 
 Of each case a later scan is made: lesions grow, shrink, vanish, appear, split and merge, a part of the liver is cut
 out; then everything is turned, shifted and bent smoothly (breathing), sampled on other slices, and shown in another
-phase. Compared with the truth: links of lesions, what became of each, changes of volume (by the field's own Jacobian),
-and where places of the liver are mapped to. A line a case goes to the results; what is there already is not made again.
+phase. Compared with the truth: links and events of lesions, changes of volume (by the field's Jacobian), and positions
+in the liver. The results get a line per case; cases that are already there are not repeated.
 """
 
 from __future__ import annotations

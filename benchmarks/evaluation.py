@@ -2,8 +2,8 @@
 
 Run: python benchmarks/evaluation.py [--folder DIR] [--shift VOXELS]
 
-The masks are made first and written as .nii.gz; then a fresh process scores the two files, start of Python, imports and
-reading included. Peak memory is that process's largest resident set.
+The masks are made first and written as .nii.gz; then a fresh process scores the two files, including the start of
+Python, imports and reading. Peak memory is that process's largest resident set.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure explanations: which method's maps earn a verdict, and how uncertainty relates to error.
+"""Measure explanations: which methods' maps are supported, and how uncertainty relates to error.
 
     python benchmarks/explanations.py MODEL DIR --methods integrated-gradients gradcam:bottleneck segxrescam:decoder1
     python benchmarks/explanations.py MODEL --phantoms 20 -o explanations.json

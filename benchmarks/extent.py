@@ -1,11 +1,11 @@
-"""What the liver's extent loses: masks of the slices that can hold the liver against those of all slices.
+"""Does slice selection lose anything? Masks from the slices that can hold the liver, against masks from all slices.
 
     python benchmarks/extent.py CT... [--phantoms N] [--model M] [-o FILE.json]
 
 Each CT is segmented both ways by the same network, as it is and changed: mirrored (situs inversus), turned upside down,
 with 30 mm of air through the liver's middle, cut at the liver's middle (the field of view ends in it), and with the
-liver's slices below all others (a transplant in the pelvis). A slice's scores are kept, so that a change costs little.
-Folders are searched for `volume-*`. Prints a line a CT and change, then sums.
+liver's slices below all others (a transplant in the pelvis). A slice's scores are cached, so that a change takes little
+time. Folders are searched for `volume-*`. Prints a line for each CT and change, then sums.
 """
 
 from __future__ import annotations

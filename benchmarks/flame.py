@@ -2,9 +2,9 @@
 
     python benchmarks/flame.py CT [--runtime NAME]
 
-One process; the share of the whole is what to go by on a machine that others use. Functions within the segmentation run
-in several threads at a time: their CPU is the threads' own, and what LiteRT's or TensorFlow's own threads take on top
-is the rest of the stage's.
+Everything runs in one process. On a machine that other programs use, trust the shares, not the seconds. Functions
+within the segmentation run in several threads at a time; their CPU time is that of these threads. The rest of the
+stage's CPU time is that of LiteRT's or TensorFlow's own threads.
 """
 
 from __future__ import annotations

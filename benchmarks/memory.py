@@ -5,7 +5,7 @@ Run: python benchmarks/memory.py [--slices 600 1000] [--side 512] [--model M] [-
 Each volume of side x side x slices int16 is written as .nii.gz and goes through `liverseg predict` in a fresh process,
 by default with the shipped model: read, predicted, post-processed, saved, measured. The peak is that process's largest
 resident set, TensorFlow itself (about 0.5 GB) included. Then one process goes through many small volumes with
-`slice_dataset`, another predicts a folder of them, and each tells its resident set on the way.
+`slice_dataset`, another predicts a folder of them, and each prints its resident set meanwhile.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A training step on one worker and on two, bytes a step over the network, and what a tf.data service hands over.
+"""A training step on one worker and on two, bytes per step over the network, and throughput of a tf.data service.
 
 Run: python benchmarks/multiworker.py [--size 128] [--batch 16] [--steps 4] [--repeats 3] [--service-size 128]
 
-Two worker processes on this machine train a ResNet34 U-Net by `Trainer` on the same global batch, and one worker trains
-it alone; they take turns in one run, and the best of each counts. Then slices of 512 x 512 phantoms come through the
-pipeline without a cache, in this process and from one and two service workers in processes of their own.
-Bytes are what the loopback device counts, in a network namespace of its own where the system allows that (root).
+Two worker processes on this machine train a ResNet34 U-Net with `Trainer` on one global batch, and one worker trains it
+alone. They run in turns; the best of each counts. Then slices of 512 x 512 phantoms go through the pipeline without a
+cache, in this process, and from one and two service workers in separate processes. Bytes are counted at the loopback
+device, in a separate network namespace if the system allows it (root).
 """
 
 from __future__ import annotations

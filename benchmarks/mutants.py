@@ -4,8 +4,8 @@
 
 A mutant is one operator, constant, bound of a slice or returned value changed. It is killed if one of the tests of its
 module (tests/<same path>/test_<same name>.py and its docstrings' examples) fails that passes without it, or if they
-don't come to an end. Results are appended to FILE as JSON lines, and a further run goes on where the last ended;
-`--survivors` tries again those that lived, after tests were added. Every place in the code has the same chance,
+don't end in time. Results are appended to FILE as JSON lines, and a further run continues where the last one ended;
+`--survivors` repeats the mutants that survived, after tests were added. Every place in the code has the same chance,
 whatever number of changes it allows. A place that no test sees but through a child process counts as survived: mutants
 live in the test's process only. Left out: Ray's engine, whose tests start processes that would not see the mutant.
 

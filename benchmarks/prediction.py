@@ -1,12 +1,12 @@
-"""`liverseg predict` of this checkout against another one's, by turns: wall, CPU, peak memory, and both masks.
+"""`liverseg predict` of this checkout against another one's, in turns: wall and CPU time, peak memory, and both masks.
 
     git worktree add /tmp/before COMMIT
     python benchmarks/prediction.py /tmp/before CT... [--slices N] [--rounds N] [-o FILE.json]
 
-Whole commands, from their start to the mask on disk. On a machine that others use trust the ratios alone, and those of
-CPU more than those of wall. `--slices N` makes each CT N slices long: its lowest and its highest ten are repeated below
-and above it, back and forth. With a mask beside the CT (`segmentation-7.nii.gz` of `volume-7.nii.gz`) both masks are
-scored against it.
+Whole commands, from their start to the mask on disk. On a machine that other programs use, trust only the ratios, and
+those of CPU time more than those of wall time. `--slices N` makes each CT N slices long: its lowest and its highest ten
+are repeated below and above it, back and forth. With a mask beside the CT (`segmentation-7.nii.gz` of
+`volume-7.nii.gz`) both masks are scored against it.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/runtimes.py MODEL CT.nii.gz [--truth SEG.nii.gz] [--every N] [--calibration DIR] [-o FILE.json]
 
-Each runs in a process of its own, on the same slices. ONNX Runtime is what others would use: the network converted by
-tf2onnx, with windows, histogram and resizing left to this library (as with any ONNX model). It needs
-`pip install onnxruntime tf2onnx` and is left out where they are missing. Nothing is post-processed.
+Each runs in its own process, on the same slices. For ONNX Runtime, a common alternative, the network is converted by
+tf2onnx; this library computes windows, histogram and resizing. It needs
+`pip install onnxruntime tf2onnx` and is left out if they are missing. Nothing is post-processed.
 """
 
 from __future__ import annotations

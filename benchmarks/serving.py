@@ -1,9 +1,9 @@
-"""What a slice costs on the wire: gRPC and REST, arrays and PNG, on one CT.
+"""Bytes and time per slice over the network: gRPC and REST, arrays and PNG, on one CT.
 
     python benchmarks/serving.py FOLDER_OF_VERSIONS CT.nii.gz [--every N]
 
-TensorFlow Serving is stood in for by `tests/exporting/serving_endpoint.py`, on loopback: bytes are those of the real
-protocol; of the time, what is computed is the same, and Python's JSON is slower than the server's.
+`tests/serving_endpoint.py`, on loopback, replaces TensorFlow Serving. The bytes are those of the real protocol, and the
+computation is the same; Python's JSON is slower than the server's.
 """
 
 from __future__ import annotations

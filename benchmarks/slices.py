@@ -7,8 +7,8 @@ in NumPy, three-channel JPG and PNG mask written with Pillow. It reads what ours
 Ours ends with batches of 16 at `--size` pixels, ready to train on; the dataset is built once, as a training does.
 Repeats are interleaved and the best of each counts, because other programs may run beside; ratios by wall clock use
 all cores, those by CPU time don't profit from them. Without `--case` a CT phantom of 512 x 512 x 64 voxels is made.
-Further lines tell what the channels cost by themselves (as a graph, under XLA, as an exported function), and what
-augmentation and lesion synthesis add.
+Further lines give the time of the channels alone (as a graph, under XLA, as an exported function), and of augmentation
+and lesion synthesis.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Training images per second plain, with XLA and with bfloat16 convolutions; what the pipeline costs beside the step.
+"""Training images per second plain, with XLA and with bfloat16 convolutions; time of the pipeline beside the step.
 
 Run: python benchmarks/training.py [--size 128] [--batch 16] [--steps 4] [--repeats 2]
 
-A ResNet34 U-Net is trained by `Trainer` on batches of phantoms that are held in memory; the variants take turns in one
-process, and the best of each counts. Compiling and the first steps are left out; what they take is told.
+A ResNet34 U-Net is trained by `Trainer` on batches of phantoms that are held in memory; the variants run in turns in
+one process, and the best of each counts. Compiling and the first steps are timed separately.
 Then the same batches come through the pipeline of a training (cached slices, augmentation), alone and with the step.
 """
 

@@ -12,7 +12,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 AIR_HU = -1024.0
-# The model's view: rows from anterior to posterior, columns from the patient's right to left, slices upwards.
+# The model's orientation: rows from anterior to posterior, columns from the patient's right to left, slices upwards.
 MODEL_VIEW = nib.orientations.axcodes2ornt(("P", "L", "S"))
 
 
@@ -63,7 +63,7 @@ def segment(model_path, ct_path, mask_path, threads):
         square = np.full((side, side), AIR_HU, np.float32)
         square[top : top + rows, left : left + columns] = hu[..., index]
         if side != size:
-            square = np.rint(there @ square @ there.T)  # whole HU take the model's faster way
+            square = np.rint(there @ square @ there.T)  # integer HU use the model's faster path
         result = runner(hu=square[None])
         found = result["labels"][0]
         if side != size:
@@ -75,7 +75,7 @@ def segment(model_path, ct_path, mask_path, threads):
     mask.header.set_xyzt_units("mm")
     part = os.path.join(os.path.dirname(mask_path), ".part." + os.path.basename(mask_path))
     nib.save(mask, part)
-    os.replace(part, mask_path)  # a reader never sees half a mask
+    os.replace(part, mask_path)  # a reader never sees an incomplete mask
     ml = np.bincount(labels.ravel(), minlength=3)[1:] * abs(np.linalg.det(image.affine[:3, :3])) / 1000
     print(f"{mask_path}: liver {ml.sum():.0f} ml, of which tumour {ml[1]:.1f} ml")
 

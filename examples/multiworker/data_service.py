@@ -1,7 +1,7 @@
 """Start a server of a tf.data service; it needs TensorFlow alone.
 
 Run: python data_service.py dispatcher --port 5050                        # once
-     python data_service.py worker --dispatcher host:5050 [--port 5051]   # on each host that shall make batches
+     python data_service.py worker --dispatcher host:5050 [--port 5051]   # on each host that is to make batches
 
 Then: liverseg train ... --data-service grpc://host:5050
 """

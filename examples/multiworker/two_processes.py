@@ -3,8 +3,8 @@
 Run: python two_processes.py DIR... -o RUN [options of 'liverseg train']
      python two_processes.py --phantoms -o RUN --epochs 2 --image-size 64     # no data needed
 
-Each worker is told of both by TF_CONFIG. When one ends, the other ends with an error, and both are started again: with
---resume they go on from the last epoch's checkpoint.
+TF_CONFIG tells each worker the addresses of both. When one dies, the other ends with an error, and both are started
+again: with --resume they continue from the last epoch's checkpoint.
 """
 
 from __future__ import annotations

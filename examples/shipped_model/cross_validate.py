@@ -2,8 +2,8 @@
 
     python cross_validate.py slices.npz -o FOLDER [--candidates NAME ...] [--folds 0 1 2] [--steps 125]
 
-Every patient, those without liver too, is predicted by the network that did not see him. Run again to go on; the table
-counts the folds that are done. The interval is of the mean over patients, by bootstrap.
+Every patient, also without liver, is predicted by the network that was not trained on this patient. Run it again to
+continue; the table uses the folds that are done. The interval is that of the mean over patients, by bootstrap.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python evaluate.py slices.npz --fold 0 --model NAME=MODEL [--model NAME=MODEL ...] -o quality.json
 
 Writes each score with its 95 % interval (bootstrap over patients), and the sensitivity by size of the lesions in the
-slices at some numbers of false lesions a patient; prints both as tables. `--leave-out` tells what one patient does.
+slices at some numbers of false lesions per patient; prints both as tables. `--leave-out` shows the effect of one
+patient.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Carry a training to a machine with a GPU and JAX, where neither TensorFlow nor this package is needed.
 
     python pack.py pack slices.npz gpu.npz --recipe lite0 --start imagenet [--fold 0]
-    KERAS_BACKEND=jax python train_jax.py gpu.npz -o RUN --minutes 9         # there; again to go on
+    KERAS_BACKEND=jax python train_jax.py gpu.npz -o RUN --minutes 9         # on the GPU; again to continue
     python pack.py unpack gpu.npz RUN/average.npz model.keras                # here
 
-The one file holds the network and its weights, the slices (HU clipped to 0..255, below which the windows see nothing),
-their labels, and as many copies with synthetic tumours, cysts and pasted contents of hollow organs drawn into them.
+gpu.npz has the network and its weights, the slices (HU clipped to 0..255; the windows show no lower values), their
+labels, and as many copies with synthetic tumours, cysts and pasted contents of hollow organs.
 """
 
 from __future__ import annotations

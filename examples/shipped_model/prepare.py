@@ -2,9 +2,9 @@
 
     python prepare.py --slices SLICES --tumours TUMOURS --negatives NEGATIVES --patients patients.csv -o slices.npz
 
-Folders hold pairs `volume-N.nii.gz`, `segmentation-N.nii.gz`; TUMOURS holds `segmentation-N.nii.gz` with the tumours
-of the same slices, and `tumours.csv`, which says for each N whether they are `labelled`, there are `none`, or they are
-`unknown`. Every slice is padded to a square, brought to 256x256 by area averaging, and stored as int16 HU. Where
+Folders contain pairs `volume-N.nii.gz`, `segmentation-N.nii.gz`. TUMOURS contains `segmentation-N.nii.gz` with the
+tumours of the same slices, and `tumours.csv`, which says for each N whether its tumours are `labelled`, `none` or
+`unknown`. Every slice is padded to a square, resized to 256x256 by area averaging, and stored as int16 HU. Where
 tumours are unknown, pixels clearly darker than the patient's liver are OPEN: liver or tumour (see `train.py`).
 """
 
@@ -24,7 +24,7 @@ from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.files import atomic_write
 
 SIZE = 256
-FAT_HU = -100  # files clipped to 0..255 HU store all below as -1000; fat is what lies around organs
+FAT_HU = -100  # files clipped to 0..255 HU store all lower values as -1000; it is set to fat, which surrounds organs
 LIVER, TUMOUR, OPEN = 1, 2, 254  # OPEN: liver or tumour
 
 

@@ -7,7 +7,7 @@ from prepare import TUMOUR
 from scipy import ndimage
 
 SIZES_MM = ((5.0, 10.0), (10.0, 20.0), (20.0, float("inf")))
-LEAST_CONFIDENCE = 0.1  # what is called tumour with less is no finding
+LEAST_CONFIDENCE = 0.1  # tumour with a lower probability is no finding
 
 
 def counts_by_patient(found: np.ndarray, data: dict) -> dict[str, np.ndarray]:
@@ -18,10 +18,10 @@ def counts_by_patient(found: np.ndarray, data: dict) -> dict[str, np.ndarray]:
         data: the slices of `prepare.py`: `labels`, `known`, `patient`.
 
     Returns:
-        arrays of one number a patient: `liver_both`, `liver_sum` (intersection and sum of sizes, all slices with
+        arrays with one number per patient: `liver_both`, `liver_sum` (intersection and sum of sizes, all slices with
         liver), `tumour_both`, `tumour_found`, `tumour_true` (slices whose tumours are known), `free_slices`,
-        `free_found` (tumour called in slices of liver known to be free of it), `negative_slices`, `negative_found`,
-        `negative_liver` (called tumour, and liver or tumour, in slices without liver).
+        `free_found` (tumour predicted in slices of liver known to be without tumour), `negative_slices`,
+        `negative_found`, `negative_liver` (tumour, and liver or tumour, predicted in slices without liver).
     """
     labels, known = data["labels"], data["known"]
     without = known == "no liver"

@@ -2,9 +2,9 @@
 
     python self_label.py slices.npz --model MODEL --ct hcc_048=FOLDER --ct crlm_1004=FOLDER -o all_slices.npz
 
-Slices that were seen to hold no liver are background throughout. In slices where the network's outline of the liver was
-seen to be right, its largest component is liver, what it calls tumour in there stays open, and all else, the stomach
-and bowel that it took for liver or tumour among it, is background. All other slices are left out.
+Slices in which no liver was seen are background. In slices where the network's outline of the liver was seen to be
+right, its largest component is liver, tumour predicted inside it stays open (liver or tumour), and all else is
+background, also stomach and bowel that the network labelled liver or tumour. All other slices are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from train import probabilities
 import liverseg_tf as ls
 from liverseg_tf.files import atomic_write
 
-# By eye, counted from the feet: without liver, and with a right outline.
+# Found visually; slices counted from the feet: without liver, and with a correct outline.
 SEEN = {
     "hcc_048": ([*range(13), *range(78, 89)], [*range(14, 73)]),
     "crlm_1004": ([*range(36, 41)], [*range(10, 32)]),

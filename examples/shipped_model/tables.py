@@ -5,11 +5,11 @@ from __future__ import annotations
 COLUMNS = {
     "liver Dice": "liver_dice",
     "tumour Dice": "tumour_dice",
-    "a patient": "tumour_dice_patient",
+    "mean per patient": "tumour_dice_patient",
     "precision": "tumour_precision",
     "recall": "tumour_recall",
-    "false pixels a tumour-free slice": "false_tumour_per_free_slice",
-    "a slice without liver": "false_tumour_per_negative",
+    "false pixels per tumour-free slice": "false_tumour_per_free_slice",
+    "per slice without liver": "false_tumour_per_negative",
 }
 SIZES = ("5 to 10 mm", "10 to 20 mm", "above 20 mm")
 
@@ -32,8 +32,8 @@ def score_table(quality: dict, names: list[str] | None = None) -> str:
 
 
 def sensitivity_table(quality: dict, names: list[str] | None = None) -> str:
-    """Lesions found by size, at each number of false ones a patient."""
-    text = _row(["model", "false lesions a patient", *SIZES]) + "| --- " * (len(SIZES) + 2) + "|\n"
+    """Lesions found by size, at given numbers of false lesions per patient."""
+    text = _row(["model", "false lesions per patient", *SIZES]) + "| --- " * (len(SIZES) + 2) + "|\n"
     for name in quality["models"] if names is None else names:
         for allowed, found in quality["models"][name]["sensitivity"].items():
             text += _row([name, allowed, *(f"{a} of {b}" for a, b in found)])
@@ -41,7 +41,7 @@ def sensitivity_table(quality: dict, names: list[str] | None = None) -> str:
 
 
 def case_table(cases: list[dict]) -> str:
-    """Whole CTs, a row each."""
+    """A row per whole CT."""
     text = _row(["case", "liver Dice", "tumour Dice", "liver ASSD mm", "liver HD95 mm", "tumour ml, true / found"])
     text += "| --- " * 6 + "|\n"
     for case in cases:
