@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send and print what the archive has."""
+    """Send, and print what the archive lists."""
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.data.dicom.web import send_objects
     from liverseg_tf.strict_json import to_json

@@ -25,8 +25,8 @@ class PredictOptions:
     """Options of `predict_folder`.
 
     Attributes:
-        formats: some of `nifti`, `seg`, `sr`, `rtstruct`, `pdf`, as a sequence or separated by commas; by default
-            `nifti`, and `seg` too of DICOM series. What is written as DICOM is read again, and kept only if it
+        formats: some of `nifti`, `seg`, `sr`, `rtstruct`, `pdf`, `sc`, as a sequence or separated by commas; by
+            default `nifti`, and for DICOM series `seg` too. What is written as DICOM is read again, and kept only if it
             agrees with the mask.
         segmentation_type: of DICOM SEG: `BINARY` or `LABELMAP`.
         lesion_segments: one segment a lesion in DICOM SEG.

@@ -19,6 +19,7 @@ from liverseg_tf.files import is_hidden
 from liverseg_tf.hounsfield import HU_RANGE
 
 if TYPE_CHECKING:
+    from liverseg_tf.data.dicom.files import DicomFile
     from liverseg_tf.data.dicom.series import DicomSeries
     from liverseg_tf.data.volume import CTVolume, MaskVolume
     from liverseg_tf.labels import ClassSet
@@ -101,18 +102,24 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
         CaseError: if no volume is found, or two files have the same number.
 
     Warns:
-        DataWarning: for masks without a volume, and DICOM series that can't be used.
+        DataWarning: for masks without a volume, DICOM series and SEGs that can't be used, and files whose names or
+            codes say neither CT nor mask.
 
     Examples:
         >>> find_cases("LiTS/vol_1", "LiTS/vol_2", "LiTS/segmentations")  # doctest: +SKIP
     """
     found = find_files(*folders)
     for kind, number, paths in found.doubles():
-        raise CaseError(f"{kind} {number} is there twice: {paths[0]} and {paths[1]}; remove one, or name fewer folders")
+        what = found.named(kind, number)
+        raise CaseError(
+            f"{what} is there twice: {paths[0]} and {paths[1]}; remove one or move it elsewhere, or name fewer folders"
+        )
     volumes = {number: files[0] for number, files in found.volumes.items()}
     masks = {number: paths[0] for number, paths in found.masks.items()}
     for path, problem in found.unusable:
         warn(f"{path}: {problem}", DataWarning)
+    if found.others:
+        warn(skipped(found.others), DataWarning)
     if not volumes:
         raise no_volumes(folders, len(masks), found.left_out)
     orphans = sorted(set(masks) - set(volumes))
@@ -161,6 +168,13 @@ class CaseFiles:
             if len(paths) > 1:
                 yield "segmentation", number, paths
 
+    def named(self, kind: str, number: int) -> str:
+        """What messages call it: `volume 7`, or `mask of series 1.2.3` where the number is made of a series' UID."""
+        series = self.volumes[number][0].series if number in self.volumes else None
+        if series is None or not series.uid or number != _number_of(series.uid):
+            return f"{kind} {number}"
+        return f"{'mask of ' if kind == 'segmentation' else ''}series {series.uid}"
+
     def patients(self, groups: dict[int, str]) -> dict[int, str]:
         """Whose each volume is: as the groups file says; else series of one PatientID are the first one's."""
         first: dict[str, int] = {}
@@ -189,6 +203,7 @@ def find_files(*folders: str | Path, files: bool = False) -> CaseFiles:
     found = CaseFiles()
     seen: set[Path] = set()
     named: dict[str, int] = {}
+    segs: list[DicomFile] = []
     for folder in map(Path, folders):
         if not folder.is_dir() and not (files and folder.exists()):
             what = "got a file" if folder.exists() else "there is none"
@@ -205,7 +220,8 @@ def find_files(*folders: str | Path, files: bool = False) -> CaseFiles:
             number = _number_of(str(folder.resolve())) if kind is None else number
             _add_file(found, folder, kind or ("segmentation" if is_mask_name(folder) else "volume"), number)
             continue
-        named |= _add_dicom(found, folder, seen)
+        named |= _add_dicom(found, folder, seen, segs)
+    _add_segmentations(found, segs, seen)  # their series may lie in a folder that was named later
     for path in [path for path in found.others if stem(path).removesuffix("_seg") in named]:
         if stem(path).endswith("_seg"):  # as `predict` names the mask of a series
             found.others.remove(path)
@@ -222,9 +238,8 @@ def _add_file(found: CaseFiles, path: Path, kind: str | None, number: int) -> No
         found.masks.setdefault(number, []).append(path)
 
 
-def _add_dicom(found: CaseFiles, given: Path, seen: set[Path]) -> dict[str, int]:
-    """Add DICOM series and segmentations; returns the names that `predict` gives the series, and their numbers."""
-    from liverseg_tf.data.dicom.segmentation import holds_liver, referenced_series
+def _add_dicom(found: CaseFiles, given: Path, seen: set[Path], segs: list[DicomFile]) -> dict[str, int]:
+    """Add DICOM series, and SEGs to `segs`; returns the names that `predict` gives the series, and their numbers."""
     from liverseg_tf.data.dicom.series import find_series, named_series
 
     try:
@@ -241,33 +256,55 @@ def _add_dicom(found: CaseFiles, given: Path, seen: set[Path]) -> dict[str, int]
     found.unusable.extend((file.path, f"{file.name} {why}") for file, why in there.broken)
     kinds = {one.left_out for one in new if one.left_out and one.modality != "SEG"}
     found.left_out.extend(sorted(kinds - set(found.left_out)))
-    names, numbers = {}, {}
+    names = {}
     for name, series in named_series(given, usable):
         path = Path(series.folder) if given.is_dir() else given
         alone = sum(other.folder == series.folder for other in usable) == 1
         match = _LITS_NAME.fullmatch(stem(path))
         number = int(match[2]) if match and alone else _number_of(series.uid or series.folder)
         found.volumes.setdefault(number, []).append(VolumeFile(path, series))
-        names[name], numbers[series.uid] = number, number
-    known = {f.series.uid: n for n, files in found.volumes.items() for f in files if f.series is not None} | numbers
-    for file in there.segmentations:
-        if file.member is not None or file.path.resolve() in seen:
+        names[name] = number
+    segs.extend(there.segmentations)
+    return names
+
+
+def _add_segmentations(found: CaseFiles, segs: Sequence[DicomFile], seen: set[Path]) -> None:
+    """Add DICOM SEGs as masks of the series that they refer to, else by their names; none is dropped without a word."""
+    from liverseg_tf.data.dicom.segmentation import reference_and_content
+
+    known = {f.series.uid: n for n, files in found.volumes.items() for f in files if f.series is not None}
+    for file in segs:
+        if file.member is not None:
+            found.unusable.append((file.path, f"{file.name} in it is a SEG; unpack it, to use it as a mask"))
+            continue
+        if file.path.resolve() in seen:
             continue
         seen.add(file.path.resolve())
+        try:
+            series, holds_liver = reference_and_content(file.path)
+        except InputFileError as error:
+            found.unusable.append((file.path, f"is a SEG, and {error}; copy or export it again"))
+            continue
         kind, number = _kind_and_number(file.path)
-        if kind is None and not given.is_dir():  # one that was named by itself
+        if kind is None:  # so that what refers to no series here counts as a mask without a volume
             number = _number_of(str(file.path.resolve()))
-        number = known.get(referenced_series(file.path), number)
-        if not holds_liver(file.path) or number < 0:
+        number = known.get(series, number)
+        if not holds_liver:
             found.others.append(file.path)
         elif not any(is_nifti_name(path) for path in found.masks.get(number, ())):  # `predict` writes both of one mask
             found.masks.setdefault(number, []).append(file.path)
-    return names
 
 
 def _number_of(name: str) -> int:
     """A number that is always the same for the same name or UID, and hardly anyone else's."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
+
+
+def skipped(paths: Sequence[Path]) -> str:
+    """The sentence about files that are neither CT nor mask."""
+    listed = ", ".join(str(path) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+    count = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+    return f"{count} skipped, no CT or mask by name or codes: {listed}"
 
 
 def no_volumes(folders: Sequence[str | Path], masks: int, left_out: Sequence[str] = ()) -> CaseError:

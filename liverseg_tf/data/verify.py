@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from liverseg_tf.data.cases import CaseFiles, VolumeFile, find_files, no_volumes, read_patients
+from liverseg_tf.data.cases import CaseFiles, VolumeFile, find_files, no_volumes, read_patients, skipped
 from liverseg_tf.data.nifti import is_nifti_name, read_comment
 from liverseg_tf.data.reading import VolumeHeader, open_mask, open_volume
 from liverseg_tf.data.volume import Geometry, check_same_grid, check_same_voxels, doubt_about_hu
@@ -172,7 +172,7 @@ def _pairs(volumes: list[VolumeFile], masks: list[Path]) -> Iterator[tuple[Volum
 def _pairing(files: CaseFiles) -> Iterator[Finding]:
     for kind, number, paths in files.doubles():
         listed = ", ".join(map(str, paths))
-        message = f"{kind} {number} is there {len(paths)} times: {listed}; keep one"
+        message = f"{files.named(kind, number)} is there {len(paths)} times: {listed}; keep one"
         yield Finding("error", "pair", number, str(paths[0]), message)
     for number in sorted(set(files.masks) - set(files.volumes)):
         path = str(files.masks[number][0])
@@ -182,11 +182,7 @@ def _pairing(files: CaseFiles) -> Iterator[Finding]:
             path = str(files.volumes[number][0])
             yield Finding("warning", "pair", number, path, f"{path}: has no mask, so training and scoring leave it out")
     if files.others:
-        listed = ", ".join(str(p) for p in files.others[:3]) + (", ..." if len(files.others) > 3 else "")
-        yield Finding(
-            "warning", "pair", None, str(files.others[0]),
-            f"{len(files.others)} files are skipped, they are no CT or mask by their names or codes: {listed}",
-        )  # fmt: skip
+        yield Finding("warning", "pair", None, str(files.others[0]), skipped(files.others))
 
 
 def _unusable(files: CaseFiles) -> Iterator[Finding]:

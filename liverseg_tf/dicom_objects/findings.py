@@ -35,8 +35,13 @@ class LesionFinding:
     tracking_id: str
 
 
+def liver_tracking_uid(series_uid: str) -> str:
+    """The tracking UID of a liver that is not known from another scan."""
+    return uid_of("liver", series_uid)
+
+
 def lesion_tracking_uid(series_uid: str, lesion: LesionStatistics) -> str:
-    """The tracking UID of a lesion that is not known from another scan: made of its series, place and volume."""
+    """The tracking UID of a lesion that is not known from another scan: computed from its series, place and volume."""
     return uid_of("lesion", series_uid, *lesion.center_mm, round(lesion.volume_ml, 6))
 
 
@@ -48,7 +53,8 @@ class Findings:
         volume: the CT, read from DICOM.
         model: what the mask was made with, as text.
         model_sha256: of its weights, or None.
-        tracking: name and tracking UID of lesions, by their numbers, that are known from another scan.
+        tracking: name and tracking UID of lesions that are known from another scan, by their numbers here.
+        liver_uid: the liver's tracking UID where it is known from another scan.
 
     Raises:
         OutputError: if the CT is no DICOM series, has lost its UIDs, or was resampled.
@@ -61,6 +67,7 @@ class Findings:
         model: str = "",
         model_sha256: str | None = None,
         tracking: Mapping[int, tuple[str, str]] | None = None,
+        liver_uid: str | None = None,
     ):
         require("highdicom", "dicom", "writing DICOM")
         series = volume.series
@@ -77,6 +84,7 @@ class Findings:
         self.series: DicomSeries = series
         self.labels, self.volume, self.model, self.model_sha256 = labels, volume, model, model_sha256
         self._tracking = tracking or {}
+        self.liver_tracking_uid = liver_uid or liver_tracking_uid(series.uid)
 
     @cached_property
     def statistics(self) -> MaskStatistics:
@@ -106,10 +114,6 @@ class Findings:
             found.append(LesionFinding(lesion, axes, uid, name))
         return found
 
-    @property
-    def liver_tracking_uid(self) -> str:
-        return uid_of("liver", self.series.uid)
-
     @cached_property
     def slices(self) -> slice:
         """Slices of the series, in its own order, from the first to the last that hold anything."""
@@ -135,7 +139,7 @@ class Findings:
             for file in files.values():
                 with file.open() as stream:
                     data = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-                # what is private may name anything; no object needs it
+                # private tags may hold names, and no object needs them
                 data.remove_private_tags()
                 found.append(data)
         return found

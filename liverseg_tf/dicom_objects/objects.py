@@ -1,4 +1,4 @@
-"""Everything that a prediction becomes as DICOM: claimed, written, read again, and kept only if it is proven."""
+"""A mask as DICOM objects: each is written, read again, and kept only if it agrees with the mask."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ def write_dicom_objects(
             2; on the CT's grid, in whatever order its axes are stored.
         ct: the series: a folder of DICOM files, a .zip archive, or a `CTVolume` loaded from one.
         folder: made if missing.
-        formats: of `seg`, `sr` (TID 1500; with `seg`, which it refers to), `rtstruct` and `pdf`.
+        formats: of `seg`, `sr` (TID 1500; with `seg`, which it refers to), `rtstruct`, `pdf` (the report page)
+            and `sc` (a contact sheet as Secondary Capture).
         name: what the files' names begin with; by default the CT's name and `_seg`.
         segmentation_type: `BINARY`, which every viewer reads, or the smaller `LABELMAP`.
         lesion_segments: one segment a lesion; always with `sr`.
         overwrite: replace files that this library did not make.
 
     Returns:
-        A row a file: `format`, `output`, and under `read_again` the figures that were read.
+        One row per file: `format`, `output`, and under `read_again` the figures that were read.
 
     Raises:
         ConfigError: for formats that don't exist.
@@ -103,12 +104,12 @@ def write_objects(
         inputs, overwrite: as `ownership.claim`.
 
     Returns:
-        A row a file: `format`, `output`, and under `read_again` the figures that were read.
+        One row per file: `format`, `output`, and under `read_again` the figures that were read.
 
     Raises:
-        OutputError: if a file may not or can't be written, or isn't what the mask is.
+        OutputError: if a file may not or can't be written, or does not agree with the mask.
     """
-    from liverseg_tf.dicom_objects.document import write_document
+    from liverseg_tf.dicom_objects.document import write_document, write_picture
     from liverseg_tf.dicom_objects.report import write_report
     from liverseg_tf.dicom_objects.segmentation import write_segmentation
     from liverseg_tf.dicom_objects.structure_set import write_structure_set
@@ -119,6 +120,7 @@ def write_objects(
         "sr": lambda path: write_report(findings, path, paths["seg"]),
         "rtstruct": lambda path: write_structure_set(findings, path),
         "pdf": lambda path: write_document(findings, path),
+        "sc": lambda path: write_picture(findings, path),
     }
     inputs = [*inputs, *findings.volume.files]
     rows = []

@@ -1,9 +1,9 @@
-"""Is what was written what was found? Objects are read again by code that shares nothing with their writers.
+"""Verification of written objects: they are read again by code that shares nothing with their writers.
 
 A segmentation is read from its raw frames and each frame's own position, a structure set from its contours, a report
 from its content items: no highdicom, no affine, no transposing. Each region's volume, centre and spread in patient
 coordinates must agree with the mask's, which are computed from the volume's affine. A mirrored, shifted, turned or
-rescaled object disagrees in one of them.
+rescaled object disagrees in at least one of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _CENTER_TOLERANCE_MM = 0.05
 _SPREAD_TOLERANCE = 2e-3
 _STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 _REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
+_PICTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +72,13 @@ def prove(path: Path, findings: Findings) -> dict[str, Any]:
                 found = _structure_regions(path, data, findings)
             elif data.SOPClassUID == _REPORT:
                 return _prove_report(path, data, findings)
+            elif data.SOPClassUID == _PICTURE:
+                return _prove_picture(path, data, stream.read())
             else:
                 return _prove_document(path, data)
     except OutputError:
         raise
-    except Exception as error:  # whatever a damaged object brings about
+    except Exception as error:  # a damaged object can raise anything
         raise OutputError(f"{path}: can't be read again ({type(error).__name__})") from None
     expected_liver, expected_lesions = expected_regions(findings)
     liver, lesions = found
@@ -308,6 +311,14 @@ def _prove_document(path: Path, data: Any) -> dict[str, Any]:
     if not content.startswith(b"%PDF-") or b"%%EOF" not in content[-64:]:
         raise OutputError(f"{path}: holds no whole PDF, when read again")
     return {"bytes": len(content)}
+
+
+def _prove_picture(path: Path, data: Any, element: bytes) -> dict[str, Any]:
+    """A picture of three bytes a pixel, out of the whole element of the pixel data."""
+    pixels, expected = element[12:], int(data.Rows) * int(data.Columns) * 3
+    if len(pixels) != expected + expected % 2 or len(set(pixels)) < 2:
+        raise OutputError(f"{path}: holds no whole picture, when read again")
+    return {"rows": int(data.Rows), "columns": int(data.Columns)}
 
 
 def _items(data: Any):

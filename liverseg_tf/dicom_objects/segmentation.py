@@ -59,7 +59,7 @@ def write_segmentation(
 def _without_pixels(findings: Findings, slices: slice, segmentation_type: str, lesion_segments: bool) -> Any:
     """The segmentation with its descriptions, references and frames, each frame of a single pixel.
 
-    What highdicom makes of whole frames takes several times their memory.
+    With whole frames highdicom takes several times their memory.
     """
     import highdicom as hd
 
@@ -126,7 +126,7 @@ def _pixel_bytes(content: Any, findings: Findings, lesion_segments: bool) -> Ite
 
 
 def _plane(findings: Findings, place: int, lesion_segments: bool) -> np.ndarray:
-    """(rows, columns) of segment numbers on one slice of the series; a lesion's number stands where the liver's would.
+    """(rows, columns) of segment numbers on one slice of the series; a lesion's number replaces the liver's.
 
     Without segments for each lesion these are the mask's own values.
     """
@@ -138,7 +138,7 @@ def _plane(findings: Findings, place: int, lesion_segments: bool) -> np.ndarray:
 
 
 def algorithm(findings: Findings) -> Any:
-    """Who did it: this software, its version, the model and the digest of its weights."""
+    """AlgorithmIdentification: this software, its version, the model and the SHA-256 of its weights."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 

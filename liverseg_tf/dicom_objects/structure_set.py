@@ -19,7 +19,7 @@ from liverseg_tf.labels import BACKGROUND, CLASSES, LIVER, TUMOUR
 def write_structure_set(findings: Findings, path: Path) -> None:
     """Write an RTSTRUCT: ROI 1 is the liver, its lesions included; 2 and on are one lesion each, the largest first.
 
-    Contours run along pixel edges, so areas are those of the pixels. A hole joins its outline by a cut without width.
+    Contours run along pixel edges, so areas are those of the pixels. A zero-width cut joins a hole to its outline.
 
     Raises:
         OutputError: for an empty mask.

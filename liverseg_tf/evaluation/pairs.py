@@ -103,12 +103,14 @@ def masks_in(folder: Path) -> dict[int | str, Path]:
         raise InputFileError(f"{folder}: expected a folder of masks, got a file; give two folders or two files")
     masks: dict[int | str, Path] = {}
     segmentations: dict[int | str, Path] = {}
+    seg_doubles: dict[int | str, Path] = {}
     for path in sorted(folder.rglob("*")):
         is_volume = _VOLUME_NAME.fullmatch(stem(path)) or path.parent.name.lower() in ("imagestr", "imagests")
         if is_volume or not path.is_file() or is_hidden(path, folder):
             continue
         if not is_nifti_name(path):
-            if path.suffix.lower() == ".dcm" and is_segmentation_file(path):
+            if path.suffix.lower() == ".dcm" and _is_segmentation(path):
+                seg_doubles.update({_case(path): path} if _case(path) in segmentations else {})
                 segmentations.setdefault(_case(path), path)
             continue
         if kind_of(path) in MAPS:  # whatever the classes that they are named after
@@ -117,12 +119,26 @@ def masks_in(folder: Path) -> dict[int | str, Path]:
         if case in masks:
             raise CaseError(f"case {case} is there twice: {masks[case]} and {path}; remove one, or name another folder")
         masks[case] = path
+    for case in [case for case in seg_doubles if case not in masks]:
+        paths = f"{segmentations[case]} and {seg_doubles[case]}"
+        raise CaseError(f"case {case} is there twice: {paths}; remove one, or name another folder")
     masks = segmentations | masks  # `predict` writes both of one mask
     if not masks:
         raise CaseError(
             f"{folder}: expected masks (.nii or .nii.gz, as segmentation-<number>.nii.gz, or DICOM SEG), got none"
         )
     return dict(sorted(masks.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def _is_segmentation(path: Path) -> bool:
+    """Tell whether a DICOM file is a SEG; what can't be read is left out with a warning."""
+    if is_segmentation_file(path):
+        return True
+    from liverseg_tf.data.dicom.segmentation import sop_class
+
+    if sop_class(path) is None:
+        warn(f"{path}: can't be read as DICOM and is left out; copy or export it again", DataWarning)
+    return False
 
 
 def _case(path: Path) -> int | str:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from liverseg_tf.data.dicom.formats import PRODUCTS, parse_formats
-from liverseg_tf.data.dicom.segmentation import lesion_tracking
+from liverseg_tf.data.dicom.segmentation import lesion_tracking, liver_tracking
 from liverseg_tf.data.dicom.writing import uid_of
 from liverseg_tf.data.nifti import is_nifti_name, read_comment
 from liverseg_tf.data.reading import is_itk_name, is_segmentation_file, read_volume
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
-from liverseg_tf.dicom_objects.findings import lesion_tracking_uid
+from liverseg_tf.dicom_objects.findings import lesion_tracking_uid, liver_tracking_uid
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.evaluation.measure import FLAGS, Measurement, measure
 from liverseg_tf.evaluation.measurements import numbered_lesions
@@ -58,6 +58,7 @@ class Scan:
         tracking_uids: of its lesions, as `measure` numbers them: those that its SEG has, else those that `predict`
             gives lesions of its DICOM series; None where it is neither.
         model, model_sha256: what its mask was predicted with; "" and None if it was given.
+        liver_tracking_uid: of the liver, as `tracking_uids` has the lesions'.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Scan:
     tracking_uids: tuple[str | None, ...] = ()
     model: str = ""
     model_sha256: str | None = None
+    liver_tracking_uid: str | None = None
 
     def to_first(self, places_mm: np.ndarray) -> np.ndarray:
         """Places (N, 3) in RAS+ mm -> where they lie in the first scan."""
@@ -222,7 +224,7 @@ class Comparison:
     def save_objects(
         self, folder: str | Path, formats: Sequence[str], *, inputs: Sequence[str | Path] = (), overwrite: bool = False
     ) -> list[Path]:
-        """Write each scan's mask as DICOM objects whose lesions have the same tracking UIDs and names in all scans.
+        """Write each scan's mask as DICOM objects; liver and lesions keep their tracking UIDs and names over all scans.
 
         Args:
             folder: made if missing; the files are named `scan-1_seg.dcm`, `scan-2_seg_sr.dcm` and so on.
@@ -250,7 +252,8 @@ class Comparison:
             if not scan.mask.classes.is_liver:
                 raise ConfigError(f"format: {scan.name} is of a {scan.mask.classes.organ}; DICOM objects are of livers")
             labels, tracking = scan.mask.labels, self.tracking(number)
-            jobs.append(Findings(labels, scan.ct, scan.model, scan.model_sha256, tracking))
+            liver = self.scans[0].liver_tracking_uid
+            jobs.append(Findings(labels, scan.ct, scan.model, scan.model_sha256, tracking, liver))
         protected, written = [*map(Path, inputs), *_files(self.scans)], list[Path]()
         for number, findings in enumerate(jobs, start=1):
             paths = object_paths(folder, number, wanted)
@@ -372,7 +375,8 @@ def compare(
         name = Path(ct.path if ct is not None and ct.path else mask.path or f"scan {number + 1}").name
         measured = measure(mask, ct)
         made_with = ("", None) if used is None else (used.name, used.sha256)
-        scans.append(Scan(name, day, mask, ct, measured, registration, _tracking_uids(mask, ct, measured), *made_with))
+        uids, liver_uid = _tracking_uids(mask, ct, measured), _liver_uid(mask, ct)
+        scans.append(Scan(name, day, mask, ct, measured, registration, uids, *made_with, liver_uid))
     tell(len(sources), len(sources), "comparing")
     tracks = _follow(scans)
     return Comparison(tuple(scans), tuple(tracks), tuple(_responses(scans, tracks)))
@@ -420,6 +424,14 @@ def _tracking_uids(mask: MaskVolume, ct: CTVolume | None, measured: Measurement)
             taken.add(uids[most - 1])
             found[index] = uids[most - 1]
     return tuple(found)
+
+
+def _liver_uid(mask: MaskVolume, ct: CTVolume | None) -> str | None:
+    """`Scan.liver_tracking_uid`."""
+    known = liver_tracking(mask.path) if mask.path is not None and is_segmentation_file(mask.path) else None
+    if known is None and ct is not None and ct.series is not None and ct.series.uid:
+        return liver_tracking_uid(ct.series.uid)
+    return known
 
 
 def _is_mask(path: str | Path, classes: ClassSet | None) -> bool:

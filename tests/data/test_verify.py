@@ -150,7 +150,7 @@ def test_every_warning_by_its_name(data, write_nifti):
             "its liver lies on the patient's left",
             "has no mask",
             "has no CT here",
-            "1 files are skipped",
+            "1 file is skipped",
         ),
         strict=True,
     ):

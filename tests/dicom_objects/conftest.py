@@ -8,6 +8,15 @@ pytest.importorskip("highdicom")
 TILTED = np.array([[-1.5, 0, 0, 20], [0, -2.0, 0.9, 30], [0, 0, 3.0, -40], [0, 0, 0, 1]])
 
 
+@pytest.fixture(autouse=True)
+def without_a_browser(monkeypatch):
+    """Printing takes seconds; tests of the printed page undo this."""
+    from liverseg_tf.reporting import printing
+
+    monkeypatch.setattr(printing, "find_browser", lambda: None)
+    return monkeypatch
+
+
 @pytest.fixture
 def make_findings(tmp_path):
     """Findings on a series of 19 x 21 pixels and 8 slices; frames of odd size, so their bits straddle bytes."""

@@ -107,11 +107,30 @@ def test_a_lesion_has_one_tracking_uid_in_the_objects_of_all_scans(studies, tmp_
     first, in_first_report = tracked(*(tmp_path / "out" / f"scan-1_seg{end}.dcm" for end in ("", "_sr")))
     later, in_later_report = tracked(*(tmp_path / "out" / f"scan-2_seg{end}.dcm" for end in ("", "_sr")))
     assert first == archived and in_first_report == set(first.values()) and in_later_report == set(later.values())
+    assert later["Liver"] == first["Liver"] == archived["Liver"]
     lesions = {name: uid for name, uid in later.items() if name != "Liver"}
     assert len(lesions) == 3 and lesions.items() <= first.items()
     known = json.loads((tmp_path / "out" / "comparison.json").read_text())["lesions"]
     assert {one["tracking_uid"] for one in known} == {uid for name, uid in first.items() if name != "Liver"}
     assert "scan-2_seg_sr.dcm" in capsys.readouterr().out
+
+
+def test_the_liver_keeps_the_uid_that_the_earlier_seg_gives_it(studies, tmp_path):
+    import pydicom
+
+    (ct, seg, _), (later_ct, later_seg, _) = studies
+    data = pydicom.dcmread(seg)
+    data.SegmentSequence[0].TrackingUID = "2.25.5"
+    data.save_as(tmp_path / "known.dcm")
+    found = ls.compare(ct, later_ct, masks=[tmp_path / "known.dcm", later_seg])
+    for path in found.save_objects(tmp_path, ["seg"]):
+        assert pydicom.dcmread(path).SegmentSequence[0].TrackingUID == "2.25.5"
+    del data.SegmentSequence[0].TrackingUID, data.SegmentSequence[0].TrackingID
+    data.save_as(tmp_path / "unknown.dcm")
+    found = ls.compare(ct, later_ct, masks=[tmp_path / "unknown.dcm", later_seg])
+    paths = found.save_objects(tmp_path, ["seg"])
+    by_predict = pydicom.dcmread(seg).SegmentSequence[0].TrackingUID
+    assert [pydicom.dcmread(path).SegmentSequence[0].TrackingUID for path in paths] == [by_predict] * 2
 
 
 def test_parts_of_a_lesion_and_uids_of_others_stay_apart(studies):

@@ -58,7 +58,7 @@ class DicomFile:
             stream = self.path.open("rb")
         else:
             archive = _archive(self.path, self.path.stat().st_mtime_ns)
-            with archive.open(self.member) as file:  # with a size, for else a false one would be found out too late
+            with archive.open(self.member) as file:  # no more than the declared size: a false one is noticed here
                 stream = io.BytesIO(file.read(archive.getinfo(self.member).file_size))
         start = stream.read(_META_BYTES)
         stream.seek(0)
@@ -79,7 +79,7 @@ class DicomFile:
         else:
             with _archive(self.path, self.path.stat().st_mtime_ns).open(self.member) as file:
                 start = file.read(_PREAMBLE + 4)
-        # files of old archives have neither preamble nor meta group: group 8 comes first, with a short element
+        # old files have neither preamble nor meta group: group 8 comes first, with a short element
         bare = start[:2] == b"\x08\x00" and start[3:4] == b"\x00" and len(start) == _PREAMBLE + 4
         return start[_PREAMBLE:] == b"DICM" or bare
 
@@ -99,7 +99,7 @@ def _inflated(content: bytes) -> bytes:
         raise OSError(f"its deflated data expand to more than {limit} bytes; convert it with: dcmconv +te")
     if not machine.eof:
         raise OSError("is truncated in its deflated data")
-    # the name of the plain transfer syntax, filled up to the same length
+    # the name of the plain transfer syntax, padded to the same length
     return content[:start].replace(_DEFLATED, _DEFLATED[:-3] + bytes(3), 1) + data
 
 
@@ -148,7 +148,7 @@ def _members(path: Path, limit: int) -> Iterator[DicomFile]:
         total += member.file_size
         if total > limit or member.file_size > member.compress_size * _LARGEST_RATIO + 1024:
             raise InputFileError(
-                f"{path}: expands to more than {limit} bytes, or says so falsely; unpack what you need of it, or raise "
+                f"{path}: expands to more than {limit} bytes, or declares a false size; unpack what you need, or raise "
                 "the limit with max_bytes= or LIVERSEG_MAX_BYTES"
             )
         if member.flag_bits & 1:

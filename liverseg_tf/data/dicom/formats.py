@@ -12,6 +12,7 @@ PRODUCTS = {
     "sr": ("_sr.dcm", "dicom-sr"),
     "rtstruct": ("_rtstruct.dcm", "dicom-rtstruct"),
     "pdf": ("_report.dcm", "dicom-pdf"),
+    "sc": ("_sc.dcm", "dicom-sc"),
 }
 FORMATS = ("nifti", *PRODUCTS)
 SEGMENTATION_TYPES = ("BINARY", "LABELMAP")

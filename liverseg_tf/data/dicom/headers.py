@@ -25,8 +25,8 @@ CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT",
 }
 _DICOMDIR = "1.2.840.10008.1.3.10"
-# private tags are not among them; the patient's name serves for leaving it out of descriptions, the ID for telling
-# which series are one patient's
+# No private tags. The patient's name is read only to remove it from descriptions, the ID only to group series by
+# patient.
 _TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -75,7 +75,7 @@ _PHASES = {
 
 
 class HeaderError(Exception):
-    """A DICOM file that can't be used; the text says why, without anything out of the file that may name a patient."""
+    """A DICOM file that can't be used; the text says why and quotes nothing that may name a patient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +112,13 @@ class DicomHeader:
     Attributes:
         file: where it lies.
         series_uid, study_uid, frame_of_reference_uid: "" where they are missing, as some de-identified files have it.
-        patient_digest: the same for files of one PatientID, and tells nothing of it; "" without one.
+        patient_digest: keyed hash of PatientID, equal for files of one patient, new in every run; "" without an ID.
         modality: as CT.
         description: without dates and the patient's name.
         number: of the series, or None.
         kernel: reconstruction kernel, or "".
         phase: contrast phase if the description names one, or "".
-        kind: what else than axial CT slices it is, or "" for those: `localizer`, `derived`, `MR`, ...
+        kind: what it is if it is no CT slice (a localizer, derived, no CT image), else "".
         shape: rows, columns.
         bits_stored, is_signed: of the stored pixels.
         padding: lowest and highest stored value that means "no pixel", or None.
@@ -154,7 +154,7 @@ def read_header(file: DicomFile) -> DicomHeader | None:
         The header; None for a DICOMDIR.
 
     Raises:
-        HeaderError: if there is no telling which series the file is of.
+        HeaderError: if the file can't be assigned to a series.
         MissingDependencyError: if pydicom is missing.
     """
     pydicom = require("pydicom", "dicom", "reading DICOM")
@@ -187,7 +187,7 @@ def read_header(file: DicomFile) -> DicomHeader | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep pydicom's own warnings back: they print values of the header, the patient's name among them."""
+    """Suppress pydicom's own warnings: they print values of the header, the patient's name among them."""
     import pydicom.config
 
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
@@ -241,7 +241,7 @@ def _digest(patient_id: str) -> str:
 
 
 def _class(data: Any) -> str:
-    """SOP class; of files that lost it with their other UIDs, what their modality leaves."""
+    """SOP class. Of files that lost it with their other UIDs: CT for a slice of a CT, else the modality."""
     named = data.get("SOPClassUID") or getattr(data, "file_meta", {}).get("MediaStorageSOPClassUID")
     single = data.get("Modality") == "CT" and data.get("ImagePositionPatient") is not None
     return str(named or (_CT if single else data.get("Modality") or ""))
@@ -257,7 +257,7 @@ def _clean(description: str, patient_name: str) -> str:
 
 
 def _kind(data: Any) -> str:
-    """What an image is, if it is no slice of a CT that may be segmented."""
+    """What an image is if it is no CT slice that may be segmented, else ""."""
     if _class(data) not in CT_CLASSES:
         return f"no CT image ({data.get('Modality') or 'unknown modality'})"
     kinds = [str(value).upper() for value in data.get("ImageType") or ()]
@@ -270,7 +270,7 @@ def _kind(data: Any) -> str:
 
 
 def _check_pixels(data: Any, syntax: str, stream: BinaryIO) -> None:
-    """Check that an image is one that can be decoded, and that its file holds all of its pixels.
+    """Check that an image can be decoded and that its file holds all of its pixels.
 
     Raises:
         HeaderError: if not.
@@ -337,7 +337,7 @@ def _images(data: Any, file: DicomFile) -> Iterator[DicomImage]:
         return
     shared = list(data.get("SharedFunctionalGroupsSequence") or ())
     if not frames or len(frames) != int(data.get("NumberOfFrames") or 1):
-        raise HeaderError("is a multi-frame file whose frames are not described one by one")
+        raise HeaderError("is a multi-frame file without a description of each frame")
     for index, own in enumerate(frames):
         groups = [own, *shared]
         kind = _first(groups, "CTImageFrameTypeSequence", "FrameType") or ()
@@ -347,7 +347,7 @@ def _images(data: Any, file: DicomFile) -> Iterator[DicomImage]:
 
 
 def _image(data: Any, file: DicomFile, frame: int | None, groups: list) -> DicomImage:
-    """One image out of its own header, or out of its frame's and the shared functional groups."""
+    """One image, from its own header or from its frame's and the shared functional groups."""
     multi = frame is not None
 
     def get(sequence: str, name: str) -> Any:
@@ -359,7 +359,7 @@ def _image(data: Any, file: DicomFile, frame: int | None, groups: list) -> Dicom
     row, column = orientation[:3], orientation[3:]
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose(lengths, 1, atol=1e-2) or abs(row @ column) > 1e-2 or not (spacing > 0).all():
-        raise HeaderError("has an orientation or a pixel spacing that spans no grid")
+        raise HeaderError("has an orientation or pixel spacing that describes no grid")
     slope = get("PixelValueTransformationSequence", "RescaleSlope")
     intercept = get("PixelValueTransformationSequence", "RescaleIntercept")
     thickness = get("PixelMeasuresSequence", "SliceThickness")
@@ -382,7 +382,7 @@ def _image(data: Any, file: DicomFile, frame: int | None, groups: list) -> Dicom
 
 
 def _first(groups: list, sequence: str, name: str) -> Any:
-    """A value out of the first functional group that has it."""
+    """A value from the first functional group that has it."""
     for group in groups:
         items = group.get(sequence)
         if items and items[0].get(name) is not None:
@@ -401,7 +401,7 @@ def _numbers(value: Any, count: int, name: str) -> np.ndarray:
 
 
 def _padding(data: Any, is_signed: bool) -> tuple[int, int] | None:
-    """Range of stored values outside the picture; written as unsigned by some where pixels are signed."""
+    """Range of stored values that mean "outside the scan"; some scanners write it unsigned for signed pixels."""
     value, limit = data.get("PixelPaddingValue"), data.get("PixelPaddingRangeLimit")
     if not isinstance(value, int):
         return None

@@ -1,4 +1,4 @@
-"""DICOM SEG in: frames and what their segments mean, out of the raw pixel data and each frame's own position."""
+"""Reading DICOM SEG: frames and the classes of their segments, from raw pixel data and each frame's own position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from liverseg_tf.data.dicom.headers import quiet
 from liverseg_tf.data.nifti import max_bytes_limit
-from liverseg_tf.errors import GeometryError, InputFileError, require
+from liverseg_tf.errors import GeometryError, InputFileError, MissingDependencyError, require
 from liverseg_tf.labels import LIVER, TUMOUR
 
 SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -45,35 +45,48 @@ class SegmentationFrame:
 
 def is_segmentation(path: str | Path) -> bool:
     """Tell whether a file is a DICOM segmentation; reads no more than its first elements."""
+    return sop_class(path) in SEGMENTATION_CLASSES
+
+
+def sop_class(path: str | Path) -> str | None:
+    """UID of what kind of DICOM object a file is; None if it can't be read as DICOM."""
     try:
         with quiet():
             pydicom = require("pydicom", "dicom", "reading DICOM")
             data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-    except Exception:  # what can't be read is none
-        return False
-    return data.get("SOPClassUID") in SEGMENTATION_CLASSES
+    except Exception:  # pydicom raises many kinds
+        return None
+    return str(data.get("SOPClassUID") or "") or None
 
 
 def referenced_series(path: str | Path) -> str:
     """UID of the one series that a DICOM segmentation refers to; "" if it can't be told."""
     try:
-        with quiet():
-            pydicom = require("pydicom", "dicom", "reading DICOM")
-            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ReferencedSeriesSequence"])
-            found = {str(item.SeriesInstanceUID) for item in data.get("ReferencedSeriesSequence") or ()}
-    except Exception:  # what can't be read refers to nothing
+        return reference_and_content(path)[0]
+    except InputFileError:  # reported by whoever reads the mask
         return ""
-    return found.pop() if len(found) == 1 else ""
 
 
-def holds_liver(path: str | Path) -> bool:
-    """Tell whether a DICOM segmentation has a segment of a liver or of lesions in it; pixels are not read."""
+def reference_and_content(path: str | Path) -> tuple[str, bool]:
+    """What a DICOM segmentation's header says; pixels are not read.
+
+    Returns:
+        UID of the one series that it refers to, or "" if it names none or several; and whether it has a segment of a
+        liver or of lesions in it.
+
+    Raises:
+        InputFileError: if the header can't be read.
+    """
     try:
         with quiet():
             pydicom = require("pydicom", "dicom", "reading DICOM")
-            return bool(segment_classes(pydicom.dcmread(path, stop_before_pixels=True)))
-    except Exception:  # what can't be read holds none
-        return False
+            data = pydicom.dcmread(path, stop_before_pixels=True)
+            found = {str(item.SeriesInstanceUID) for item in data.get("ReferencedSeriesSequence") or ()}
+            return (found.pop() if len(found) == 1 else ""), bool(segment_classes(data))
+    except MissingDependencyError:
+        raise
+    except Exception as error:  # pydicom raises many kinds; its texts may hold what the header holds
+        raise InputFileError(f"its DICOM header can't be read ({type(error).__name__})") from None
 
 
 def segment_classes(data: Any) -> dict[int, int]:
@@ -103,7 +116,7 @@ def frames_of(stream: BinaryIO, data: Any) -> Iterator[SegmentationFrame]:
     """The frames that hold a liver or lesions, one at a time.
 
     Args:
-        stream: of the file, which `data` was read from without its pixels; stands at the pixel data.
+        stream: the file, positioned at its pixel data, as reading `data` leaves it.
         data: its header.
 
     Raises:
@@ -143,7 +156,7 @@ def _source(frame: Any) -> tuple[str, int | None] | None:
 
 
 class _FramePixels:
-    """Pixels frame by frame, out of the file."""
+    """Pixels frame by frame, from the file."""
 
     def __init__(self, stream: BinaryIO, data: Any):
         from pydicom.uid import UID
@@ -188,14 +201,14 @@ def read_segmentation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read a DICOM SEG as a mask of 0, 1 (liver) and 2 (lesions, which lie over the liver).
 
-    Segments are told by their codes: liver SCT 10200004, lesions the category SCT 49755003 in the liver or without a
-    region; all others are left out.
+    Segments are recognised by their codes: liver SCT 10200004, lesions the category SCT 49755003 in the liver or
+    without a region; all others are left out.
 
     Args:
         path: the file, BINARY or LABELMAP, not compressed.
         grid: shape and affine (RAS+) of the CT that it is to lie on, since a SEG leaves empty slices out; by default
             the smallest grid that holds its frames.
-        frame_of_reference_uid: of that CT, or "" where it is not known.
+        frame_of_reference_uid: of that CT, or "" if it is unknown.
         max_bytes: most bytes that the voxels may take; see `max_bytes_limit`.
 
     Returns:
@@ -260,10 +273,20 @@ def lesion_tracking(path: str | Path, grid: tuple[tuple[int, int, int], np.ndarr
     return voxels, known
 
 
+def liver_tracking(path: str | Path) -> str | None:
+    """The tracking UID that a DICOM SEG gives its liver; None if it gives none, or has several livers."""
+    pydicom = require("pydicom", "dicom", "reading DICOM")
+    with quiet():
+        data = pydicom.dcmread(path, stop_before_pixels=True)
+        classes = segment_classes(data)
+        uids = [s.get("TrackingUID") for s in data.SegmentSequence if classes.get(int(s.SegmentNumber)) == LIVER]
+    return str(uids[0]) if len(uids) == 1 and uids[0] else None
+
+
 def common_grid(
     one: tuple[tuple[int, int, int], np.ndarray], other: tuple[tuple[int, int, int], np.ndarray]
 ) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of the smallest grid that holds two; in steps and directions it is the first.
+    """Shape and affine of the smallest grid that holds two grids, with the steps and directions of the first.
 
     Example:
         >>> shifted = np.eye(4)
@@ -283,7 +306,7 @@ def common_grid(
 
 
 def _place(frame: SegmentationFrame, voxels: np.ndarray, to_index: np.ndarray) -> None:
-    """Write a frame's pixels to where they lie; lesions stay over the liver."""
+    """Write a frame's pixels to their places; a lesion is never overwritten by liver."""
     steps = np.column_stack([frame.row_step_mm, frame.column_step_mm])
     origin = to_index[:3, :3] @ frame.position_mm + to_index[:3, 3]
     steps = to_index[:3, :3] @ steps

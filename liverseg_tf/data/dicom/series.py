@@ -38,9 +38,10 @@ class DicomSeries:
         patient_digest, modality, description, kernel, phase: as `DicomHeader` has them.
         shape: rows, columns.
         bits_stored, is_signed, padding, transfer_syntax: of the stored pixels.
-        images: along the normal of the slices, ascending; equal doubles still among them.
+        images: along the normal of the slices, ascending; duplicates included.
         folder: of its first file.
-        left_out: what it is, if it is passed over unless it is picked by its UID (a localizer, derived images).
+        left_out: what it is if it is left out by default (a localizer, derived images), else ""; derived images can be
+            picked by UID.
         problem: why it can't be used, or "".
         is_uneven: True if the problem is gaps or uneven steps alone, which resampling can bridge.
     """
@@ -87,7 +88,7 @@ class DicomSeries:
 
     @property
     def positions_mm(self) -> np.ndarray:
-        """(slices, 3) float64, LPS+, doubles left out."""
+        """(slices, 3) float64, LPS+, without duplicates."""
         return np.array([images[0].position_mm for images in self.places])
 
     @property
@@ -116,7 +117,7 @@ class DicomSeries:
         return _LPS_TO_RAS @ affine
 
     def to_dict(self) -> dict[str, Any]:
-        """What `liverseg series` tells of it; JSON, without dates and names."""
+        """What `liverseg series` prints of it; JSON, without dates and names."""
         known = bool(self.images)
         return {
             "series": self.uid,
@@ -144,9 +145,9 @@ class Found:
     Attributes:
         path: that was searched.
         series: of CT and other images, in the order of their folders, numbers and UIDs.
-        broken: DICOM files that can't be told to any series, and why.
-        other_files: how many files are no DICOM.
-        directories: how many DICOMDIR files were passed over.
+        broken: DICOM files that can't be assigned to a series, and why.
+        other_files: number of files that are not DICOM.
+        directories: number of DICOMDIR files, which are not followed.
         segmentations: DICOM SEG files.
     """
 
@@ -171,7 +172,7 @@ def find_series(path: str | Path, max_bytes: int | None = None, progress: Callab
     """Find the DICOM series at or below a path; reads headers, no pixels.
 
     Images are grouped by series, orientation, matrix, pixel spacing and frame of reference, and ordered by position
-    along the slices' normal. Nothing is guessed: what can't be used carries the reason.
+    along the slices' normal. A series that can't be used says why (`problem`, `left_out`).
 
     Args:
         path: a folder, one file, or a .zip archive; files need no particular name.
@@ -208,7 +209,7 @@ def find_series(path: str | Path, max_bytes: int | None = None, progress: Callab
             if header is None:
                 directories += 1
             else:
-                # what has lost its UIDs is kept together by its folder
+                # files that have lost their UIDs are grouped by folder
                 groups.setdefault(header.series_uid or file.folder, []).append(header)
     series = [found for headers in groups.values() for found in _series(path, headers)]
     series = [_beside_broken(found, broken) for found in series]
@@ -218,7 +219,7 @@ def find_series(path: str | Path, max_bytes: int | None = None, progress: Callab
 
 
 def pick_series(found: Found, uid: str | None = None, *, allow_gaps: bool = False) -> DicomSeries:
-    """The one series that is meant.
+    """The one usable series, or the one with a given UID.
 
     Args:
         found: what `find_series` gave.
@@ -226,7 +227,7 @@ def pick_series(found: Found, uid: str | None = None, *, allow_gaps: bool = Fals
         allow_gaps: take one whose only problem is gaps or uneven steps.
 
     Raises:
-        InputFileError: if there is none such, several, or it can't be used; says why.
+        InputFileError: if there is no such series, if there are several, or if it can't be used, with the reason.
     """
     candidates = [series for series in found.series if uid is None or series.uid == uid]
     if uid is not None:
@@ -237,7 +238,10 @@ def pick_series(found: Found, uid: str | None = None, *, allow_gaps: bool = Fals
     if len(usable) == 1:
         return usable[0]
     if usable:
-        listed = "; ".join(f"{s.uid} ({s.description or 'no description'}, {len(s.places)} slices)" for s in usable[:5])
+        listed = "; ".join(
+            f"{s.uid or f'without UID in {s.folder}'} ({s.description or 'no description'}, {len(s.places)} slices)"
+            for s in usable[:5]
+        )
         raise InputFileError(
             f"{found.path}: holds {len(usable)} CT series, expected one: {listed}; pick one with series="
         )
@@ -245,10 +249,10 @@ def pick_series(found: Found, uid: str | None = None, *, allow_gaps: bool = Fals
 
 
 def doubts_about_series(series: DicomSeries) -> list[tuple[str, str]]:
-    """What of a usable series is worth a look, as `duplicate` or `orientation` and a text; no pixels are read."""
+    """What deserves a look in a usable series: `duplicate` or `orientation`, and a text; no pixels are read."""
     doubts = []
     if doubles := len(series.images) - len(series.places):
-        text = f"{doubles} slices stand twice; one of each is used if they are equal to the pixel"
+        text = f"{doubles} slices are there twice; one of each is used if their pixels are equal"
         doubts.append(("duplicate", text))
     if not series.is_uneven and series.tilt_degrees > _TILT_DEGREES:
         text = f"the gantry was tilted by {series.tilt_degrees:.1f} degrees; its sheared grid is kept"
@@ -257,9 +261,7 @@ def doubts_about_series(series: DicomSeries) -> list[tuple[str, str]]:
 
 
 def named_series(path: Path, usable: Sequence[DicomSeries]) -> list[tuple[str, DicomSeries]]:
-    """Series by the names that their masks get: of the folder or archive that holds each, with a part of its UID where
-    that holds several.
-    """
+    """Series with the names that their masks get: the folder's or archive's; a hash of the UID tells several apart."""
     in_folder = Counter(one.folder for one in usable)
     named = []
     for one in usable:
@@ -289,7 +291,7 @@ def why_nothing(found: Found, candidates: Sequence[DicomSeries] | None = None) -
 
 
 def _series(path: Path, headers: list[DicomHeader]) -> list[DicomSeries]:
-    """The grids of one series UID: one that may be used, and what is left out."""
+    """What the files of one series UID hold: at most one series that may be usable, and what is left out."""
     groups: dict[Any, list[DicomHeader]] = {}
     for header in headers:
         if header.kind:
@@ -406,7 +408,7 @@ def _uneven(series: DicomSeries) -> str:
 
 
 def _beside_broken(series: DicomSeries, broken: Sequence[tuple[DicomFile, str]]) -> DicomSeries:
-    """A series that may be missing the slice in a file whose header can't be read."""
+    """A series beside a file whose header can't be read, and which may be one of its slices."""
     if series.left_out or series.problem:
         return series
     folders = {image.file.folder for image in series.images}

@@ -18,8 +18,8 @@ _NEVER_LESS = np.iinfo(np.int16)
 def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Decode a series to HU; takes memory for the result and one slice.
 
-    Equal doubles of a slice are dropped; `doubts_about_series` tells of them. Padding outside the scanner's circle
-    becomes -1024. A series with gaps is resampled to even steps.
+    Equal duplicates of a slice are dropped; `doubts_about_series` reports them. Padding outside the scanner's
+    circle becomes -1024. A series with gaps is resampled to even steps.
 
     Args:
         series: whole, or uneven (`DicomSeries.is_uneven`).
@@ -30,7 +30,7 @@ def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.n
         float64 to mm in RAS+ coordinates.
 
     Raises:
-        InputFileError: if a slice can't be decoded, doubles differ, or the limit is passed.
+        InputFileError: if a slice can't be decoded, duplicates differ, or the limit is exceeded.
 
     Warns:
         DataWarning: for resampling.
@@ -133,7 +133,7 @@ def _check_size(series: DicomSeries, slices: int, max_bytes: int | None) -> None
 
 
 def _evened(hu: np.ndarray, series: DicomSeries, max_bytes: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Slices at even steps along the line from the first to the last, each between its two neighbours."""
+    """Slices at even steps from the first to the last, each interpolated between its two neighbours."""
     positions = series.positions_mm
     line = positions[-1] - positions[0]
     length = float(np.linalg.norm(line))
@@ -155,7 +155,7 @@ def _evened(hu: np.ndarray, series: DicomSeries, max_bytes: int | None) -> tuple
         even[index] = np.rint(mixed) if hu.dtype == np.int16 else mixed
     warn(
         f"{series.path}: has gaps or uneven steps; it was resampled to {count} slices {step:.2f} mm apart, and what "
-        "lies in a gap is made up from its neighbours",
+        "lies in a gap is interpolated from its neighbours",
         DataWarning,
     )
     affine = series.affine

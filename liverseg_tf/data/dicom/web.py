@@ -26,7 +26,7 @@ def fetch_series(
     series: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Path]:
-    """Copy a study's CT series from a DICOMweb archive into a folder, a file an image, whole or not at all.
+    """Copy a study's CT series from a DICOMweb archive into a folder, one file per image; a series whole or not at all.
 
     Args:
         url: the service's root, as https://host/dicom-web.
@@ -82,12 +82,12 @@ def send_objects(
     """Send DICOM objects that this library wrote to a DICOMweb archive, and ask it whether it has them.
 
     Args:
-        paths: files, or folders that are searched; what this library did not write is left out.
+        paths: files, or folders that are searched; objects that this library did not write are left out.
         url: the service's root, as https://host/dicom-web.
         progress: called with the number of objects sent and their total.
 
     Returns:
-        A row an object: `file`, `modality`, `study`, `series`, `instance`.
+        One row per object: `file`, `modality`, `study`, `series`, `instance`.
 
     Raises:
         InputFileError: if there is nothing to send.
@@ -123,7 +123,7 @@ def _own_objects(path: Path) -> Iterator[tuple[Path, Any]]:
                 continue
             with quiet():
                 data = pydicom.dcmread(file.path)
-        except Exception:  # not DICOM after all; what isn't ours is nothing to send
+        except Exception:  # not DICOM, so none of ours
             continue
         if data.get("Manufacturer") == "liverseg_tf":
             yield file.path, data
@@ -176,7 +176,7 @@ def _told(url: str) -> Iterator[None]:
         raise ServerError(f"{url}: can't be reached ({type(error).__name__}); check the address") from None
     except (ServerError, InputFileError, OutputError):
         raise
-    except Exception as error:  # what the client makes of an answer that is no DICOMweb
+    except Exception as error:  # what the client raises for an answer that is not DICOMweb
         raise ServerError(
             f"{url}: expected a DICOMweb service, its answer can't be read ({type(error).__name__})"
         ) from None

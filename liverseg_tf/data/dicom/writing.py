@@ -52,7 +52,7 @@ def write_series(
         The files, in the order of the slices.
 
     Raises:
-        GeometryError: for columns and rows that aren't perpendicular, which DICOM can't say.
+        GeometryError: for columns and rows that aren't perpendicular, which DICOM can't express.
         MissingDependencyError: if pydicom is missing.
     """
     require("pydicom", "dicom", "writing DICOM")
@@ -75,7 +75,7 @@ def series_datasets(
     column_mm, row_mm, _ = (float(np.linalg.norm(to_patient[:3, axis])) for axis in range(3))
     along_row, along_column = to_patient[:3, 0] / column_mm, to_patient[:3, 1] / row_mm
     if abs(along_row @ along_column) > 1e-4:
-        raise GeometryError("affine: expected columns and rows at a right angle; DICOM knows no other slices")
+        raise GeometryError("affine: expected columns and rows at a right angle; DICOM has no other slices")
     thickness = abs(float(np.cross(along_row, along_column) @ to_patient[:3, 2]))
     uids = {name: uid_of("phantom", seed, name) for name in ("study", "series", "frame")}
     for index in range(hu.shape[2]):

@@ -85,10 +85,56 @@ def test_segs_of_other_organs_or_series_are_no_masks(copied):
     data = pydicom.dcmread(segs[1])
     data.ReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3"
     data.save_as(segs[1])
-    assert sum(case.segmentation is not None for case in ls.find_cases(copied)) == 1
-    (copied / "masks" / "again.dcm").write_bytes(segs[2].read_bytes())
-    with pytest.raises(CaseError, match="is there twice"):
+    with pytest.warns(DataWarning) as told:
+        assert sum(case.segmentation is not None for case in ls.find_cases(copied)) == 1
+    said = " | ".join(str(one.message) for one in told)
+    assert f"1 file is skipped, no CT or mask by name or codes: {segs[0]}" in said
+    assert f"1 masks have no volume and are left out: {segs[1]}" in said
+
+
+def test_two_segs_of_one_series_are_named_and_one_can_be_chosen(copied):
+    segs = sorted((copied / "masks").glob("*.dcm"))
+    again = copied / "masks" / "again.dcm"
+    again.write_bytes(segs[2].read_bytes())
+    uid = pydicom.dcmread(again).ReferencedSeriesSequence[0].SeriesInstanceUID
+    with pytest.raises(CaseError, match=f"mask of series {uid} is there twice: .*x2.dcm; remove one"):
         ls.find_cases(copied)
+    assert uid in " ".join(f.message for f in verify(copied).errors)
+    segs[2].unlink()
+    assert [case.segmentation for case in ls.find_cases(copied)].count(again) == 1
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_masks_may_be_named_before_their_series(studies, order):
+    folders = [studies[0] / name for name in ("cts", "masks")]
+    cases = ls.find_cases(*(folders[i] for i in order))
+    assert len(cases) == 3 and all(case.segmentation is not None for case in cases)
+
+
+@pytest.mark.parametrize("harm", ["segments", "start", "archive"])
+def test_no_seg_is_dropped_without_a_word(copied, harm):
+    """One whose segments can't be read, one that was cut at its start, and one in an archive."""
+    victim = copied / "masks" / "x1.dcm"
+    if harm == "archive":
+        with zipfile.ZipFile(copied / "masks.zip", "w") as archive:
+            archive.write(victim, "x1.dcm")
+        found = verify(copied / "masks.zip").errors
+        assert [f.message for f in found] == [
+            f"{copied / 'masks.zip'}: x1.dcm in it is a SEG; unpack it, to use it as a mask"
+        ]
+        return
+    if harm == "segments":
+        data = pydicom.dcmread(victim)
+        del data.SegmentSequence[0].SegmentNumber
+        data.save_as(victim)
+        words = "x1.dcm: is a SEG, and its DICOM header can't be read"
+    else:
+        victim.write_bytes(victim.read_bytes()[200:])
+        words = "x1.dcm: x1.dcm is named .dcm and holds something else"
+    with pytest.warns(DataWarning, match=words):
+        cases = ls.find_cases(copied)
+    assert sum(case.segmentation is not None for case in cases) == 2
+    assert any(words in f.message for f in verify(copied).errors)
 
 
 def test_slices_are_those_of_the_same_cases_as_nifti(studies, tmp_path, write_nifti):
@@ -147,7 +193,7 @@ def test_what_is_wrong_with_a_series_is_found(copied, capsys):
     errors = " ".join(f.message for f in found.errors)
     assert [f.kind for f in found.errors] == ["series", "series"]
     assert "IM0003.dcm and IM0005.dcm" in errors and "IM0002.dcm is truncated" in errors
-    assert [(f.kind, "stand twice" in f.message) for f in found.warnings if f.kind == "duplicate"] == [
+    assert [(f.kind, "are there twice" in f.message) for f in found.warnings if f.kind == "duplicate"] == [
         ("duplicate", True)
     ]
     data = pydicom.dcmread(cts / "export 1" / "again.dcm")

@@ -94,7 +94,7 @@ BAD = {
     "wrong pixel length": (break_length, "IM002 has 80 bytes of pixels, expected 84"),
     "no pixel data": (leave_pixels, "IM001 has no pixel data"),
     "no position": (of_slice(1, ImagePositionPatient=None), "IM001 has no usable position"),
-    "skewed orientation": (set_(ImageOrientationPatient=[1, 0, 0, 0.5, 1, 0]), "spans no grid"),
+    "skewed orientation": (set_(ImageOrientationPatient=[1, 0, 0, 0.5, 1, 0]), "describes no grid"),
     "RGB": (set_(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "holds RGB pixels"),
     "MR": (set_(SOPClassUID="1.2.840.10008.5.1.4.1.1.4", Modality="MR"), r"left out: no CT image \(MR\)"),
     "mixed signs": (of_slice(1, PixelRepresentation=0), "store their pixels in different ways"),

@@ -178,19 +178,20 @@ def test_a_study_in_and_objects_back_with_orthanc(orthanc, make_series, own_obje
 
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 def test_masks_come_back_from_orthanc_to_the_voxel(orthanc, make_findings, tmp_path, kind):  # noqa: F811
+    from liverseg_tf.data.dicom.formats import PRODUCTS
     from liverseg_tf.dicom_objects.objects import write_dicom_objects
     from liverseg_tf.dicom_objects.proof import prove
 
     found = make_findings()
-    rows = write_dicom_objects(
-        found.labels, found.volume, tmp_path / "out", ("seg", "sr", "rtstruct", "pdf"), segmentation_type=kind
-    )
+    rows = write_dicom_objects(found.labels, found.volume, tmp_path / "out", PRODUCTS, segmentation_type=kind)
     sent = send_objects([tmp_path / "out"], f"{orthanc}/dicom-web")
-    assert sorted(row["modality"] for row in sent) == ["DOC", "RTSTRUCT", "SEG", "SR"]
+    assert sorted(row["modality"] for row in sent) == ["DOC", "OT", "RTSTRUCT", "SEG", "SR"]
     for row in sent:
         (folder,) = fetch_series(f"{orthanc}/dicom-web", row["study"], tmp_path / "back", row["series"])
         (path,) = folder.iterdir()
         if row["modality"] == "SEG":
             np.testing.assert_array_equal(MaskVolume.load(path, like=found.volume).labels, found.labels)
+        if row["modality"] == "OT":
+            np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array, pydicom.dcmread(row["file"]).pixel_array)
         if row["modality"] != "DOC":
             assert prove(path, found) == next(r["read_again"] for r in rows if r["output"] == row["file"])
