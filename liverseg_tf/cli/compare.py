@@ -119,14 +119,15 @@ def _print(found) -> None:
         for number, row in enumerate(content, start=1):
             if row["event"] == "absent":
                 continue
-            change = row["volume_change_from_previous"]
+            change, limit = row["volume_change_from_previous"], row["volume_change_limit_from_previous"]
+            text = "" if change is None else f"{100 * change:+.0f}" + (f" ± {100 * limit:.0f} %" if limit else " %")
             rows.append(
                 (
                     f"{lesion.id}{'*' if lesion.is_target else ''}",
                     str(number),
                     row["event"] if row["merged_into"] is None else f"merged into {row['merged_into']}",
                     "" if row["volume_ml"] is None else f"{row['volume_ml']:.2f}",
-                    "" if change is None else f"{100 * change:+.0f} %",
+                    f"({text})" if row["volume_trend_from_previous"] == "within limit" else text,
                     "" if row["long_axis_mm"] is None else f"{row['long_axis_mm']:.1f}",
                     "" if row["short_axis_mm"] is None else f"{row['short_axis_mm']:.1f}",
                     "" if row["confidence"] is None else f"{row['confidence']:.2f}",
@@ -137,5 +138,6 @@ def _print(found) -> None:
             ("lesion", "scan", "what", "ml", "change", "long mm", "short mm", "sure"),
             rows,
             names=("what",),
-            caption="*: target; sure: share of repeated links when the registration is perturbed by its residual",
+            caption="*: target; ±: what voxels alone can change, and in brackets a change within it; sure: share of "
+            "repeated links when the registration is perturbed by its residual",
         )

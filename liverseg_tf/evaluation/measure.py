@@ -18,7 +18,7 @@ from liverseg_tf.data.nifti import is_nifti_name, stem
 from liverseg_tf.data.reading import is_itk_name, is_segmentation_file
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import CaseError, InputFileError, MissingDependencyError
-from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
+from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions, volume_sd
 from liverseg_tf.evaluation.pairs import masks_in
 from liverseg_tf.evaluation.radiomics import load_radiomics, radiomics_of
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, as_mask, check_fits, statistics
@@ -59,6 +59,7 @@ class LesionMeasurement:
         hu: mean, sd and percentiles of HU in it; None without a CT.
         contrast_hu: its mean HU minus that of liver tissue within 10 mm; None without a CT or such tissue.
         radiomics: as `radiomics_of` gives it; None if it was not asked for.
+        volume_sd_ml: standard deviation of its volume that is due to voxels alone, by `volume_sd`.
     """
 
     statistics: LesionStatistics
@@ -68,6 +69,7 @@ class LesionMeasurement:
     hu: dict[str, float] | None
     contrast_hu: float | None
     radiomics: dict[str, float | None] | None = None
+    volume_sd_ml: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, for JSON and tables; names of indices say what they are counted from."""
@@ -75,7 +77,8 @@ class LesionMeasurement:
         axes = asdict(self.axes)
         axes["axis_slice_from_1"] = axes.pop("slice") + 1
         hu = {f"hu_{name}": value for name, value in (self.hu or dict.fromkeys(_hu_names())).items()}
-        own = {"sphericity": self.sphericity, "distance_to_surface_mm": self.distance_to_surface_mm}
+        own = {"volume_sd_ml": self.volume_sd_ml, "sphericity": self.sphericity}
+        own |= {"distance_to_surface_mm": self.distance_to_surface_mm}
         return {**row, **axes, **own, **hu, "contrast_hu": self.contrast_hu, **(self.radiomics or {})}
 
 
@@ -294,6 +297,7 @@ def _measure_lesions(
             hu,
             contrast,
             radiomics_of(lesion, values, mask.spacing_mm if rectangular else None) if radiomics else None,
+            statistic.volume_ml * volume_sd(lesion, steps_mm),
         )
 
 

@@ -24,7 +24,7 @@ from liverseg_tf.errors import ConfigError
 from liverseg_tf.evaluation.measure import FLAGS, Measurement, measure
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.files import csv_cell
-from liverseg_tf.followup.lesions import Cloud, Link, link_lesions
+from liverseg_tf.followup.lesions import Cloud, Link, find_fragments, link_lesions
 from liverseg_tf.followup.page import build_page
 from liverseg_tf.followup.registration import Registration, register
 from liverseg_tf.followup.response import Response, choose_targets, respond
@@ -103,12 +103,13 @@ class Sighting:
     Attributes:
         event: `first`, `kept`, `split`, `merged`, `new`, `vanished`, `seen again`, `absent` (not yet, or still not),
             `resected` (no liver at its place any more) or `outside` (its place lies beyond the CT).
-        numbers: its numbers in this scan, as in `measure`; several if it split.
+        numbers: its numbers in this scan, as in `measure`; several if it split, or has specks (`find_fragments`).
         merged_into: id of the lesion that holds it now, or None.
-        volume_ml, long_axis_mm, short_axis_mm: sums over `numbers`; 0 if nothing is seen; None if unknown (`outside`)
-            or counted with `merged_into`.
+        volume_ml, long_axis_mm, short_axis_mm: sums over `numbers`, of axes without specks; 0 if nothing is seen; None
+            if unknown (`outside`) or counted with `merged_into`.
         center_mm: in the scan's own RAS+ coordinates, of the largest part; None where nothing is seen.
         share, distance_mm, confidence: of the weakest `Link` to the scans before; None without.
+        volume_sd_ml: standard deviation of `volume_ml` that is due to voxels alone, by `volume_sd`.
     """
 
     event: str
@@ -121,6 +122,7 @@ class Sighting:
     share: float | None = None
     distance_mm: float | None = None
     confidence: float | None = None
+    volume_sd_ml: float | None = 0.0
 
 
 @dataclass(eq=False)
@@ -142,7 +144,11 @@ class Track:
     _clouds: list[Cloud] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form: with changes of volume and long axis since it was first seen and since the previous scan."""
+        """JSON's form: with changes of volume and long axis since it was first seen and since the previous scan.
+
+        A change of volume has a limit, within which 95 % of changes lie that are due to voxels alone, and a trend:
+        `larger`, `smaller` or `within limit`.
+        """
         seen: list[Sighting] = []
         rows = []
         for one in self.sightings:
@@ -154,10 +160,28 @@ class Track:
                     row[f"{name.rsplit('_', 1)[0]}_change_from_{what}"] = (
                         None if value is None or not base else value / base - 1
                     )
+            for what, other in (("first", seen[:1]), ("previous", seen[-1:])):
+                limit = _limit(other[0], one) if other else None
+                row[f"volume_change_limit_from_{what}"] = limit
+                row[f"volume_trend_from_{what}"] = _trend(row[f"volume_change_from_{what}"], limit)
             if one.numbers or (seen and one.event == "vanished"):
                 seen.append(one)
             rows.append(row)
         return {"id": self.id, "tracking_uid": self.tracking_uid, "is_target": self.is_target, "sightings": rows}
+
+
+def _limit(base: Sighting, one: Sighting) -> float | None:
+    """Twice the standard deviation of the quotient of two volumes."""
+    if not base.volume_ml or one.volume_ml is None or base.volume_sd_ml is None or one.volume_sd_ml is None:
+        return None
+    quotient = one.volume_ml / base.volume_ml
+    return 2 * float(np.hypot(one.volume_sd_ml, quotient * base.volume_sd_ml)) / base.volume_ml
+
+
+def _trend(change: float | None, limit: float | None) -> str | None:
+    if change is None or limit is None:
+        return None
+    return "within limit" if abs(change) <= limit else "larger" if change > 0 else "smaller"
 
 
 @dataclass(frozen=True, eq=False)
@@ -444,31 +468,34 @@ def _is_mask(path: str | Path, classes: ClassSet | None) -> bool:
     return bool(stored.voxels.min() >= 0 and stored.voxels.max() < len(classes or told or LIVER_CLASSES))
 
 
-def _clouds(scan: Scan) -> list[Cloud]:
-    """The lesions of a scan in the first scan's space, the largest first."""
+def _clouds(scan: Scan) -> tuple[dict[int, Cloud], dict[int, int]]:
+    """A scan's lesions in the first scan's space by their index, the largest first; and the lesion of each speck."""
     numbered, box = numbered_lesions(scan.mask.organ_labels)
     if box is None:
-        return []
+        return {}, {}
+    specks = {speck - 1: host - 1 for speck, host in find_fragments(numbered).items()}
     offset = np.array([b.start for b in box])
     affine = scan.mask.geometry.canonical_affine
     half_mm = float(np.mean(scan.mask.spacing_mm)) / 2
     places = np.argwhere(numbered)
     lesion_of = numbered[tuple(places.T)]
     mm = scan.to_first((places + offset) @ affine[:3, :3].T + affine[:3, 3])
-    return [
-        Cloud.of(mm[lesion_of == lesion.statistics.number], lesion.statistics.volume_ml, half_mm)
-        for lesion in scan.measurement.lesions
-    ]
+    clouds = {
+        index: Cloud.of(mm[lesion_of == lesion.statistics.number], lesion.statistics.volume_ml, half_mm)
+        for index, lesion in enumerate(scan.measurement.lesions)
+        if index not in specks
+    }
+    return clouds, specks
 
 
 def _follow(scans: Sequence[Scan]) -> list[Track]:
-    clouds = _clouds(scans[0])
+    clouds, specks = _clouds(scans[0])
     axes = [lesion.axes.long_axis_mm for lesion in scans[0].measurement.lesions]
     targets = choose_targets(axes, scans[0].mask.spacing_mm[2])
     seed = hashlib.sha256(np.ascontiguousarray(scans[0].mask.labels).tobytes()).hexdigest()
     tracks: list[Track] = []
 
-    def begin(scan: int, lesion: int, cloud: Cloud) -> Track:
+    def begin(scan: int, lesion: int, cloud: Cloud, specks: dict[int, int]) -> Track:
         number = len(tracks) + 1
         uids = scans[scan].tracking_uids
         known = uids[lesion] if uids else None
@@ -477,15 +504,16 @@ def _follow(scans: Sequence[Scan]) -> list[Track]:
         uid = known or f"2.25.{uuid.uuid5(_NAMESPACE, f'{seed} {number}').int}"
         track = Track(number, uid, scan == 0 and lesion in targets)
         track.sightings = [Sighting("absent") for _ in range(scan)]
-        track.sightings.append(_seen("new" if scan else "first", scans[scan], [lesion], []))
+        track.sightings.append(_seen("new" if scan else "first", scans[scan], [lesion], [], specks))
         track._clouds = [cloud]
         tracks.append(track)
         return track
 
-    for lesion, cloud in enumerate(clouds):
-        begin(0, lesion, cloud)
+    for lesion, cloud in clouds.items():
+        begin(0, lesion, cloud, specks)
     for number, scan in enumerate(scans[1:], start=1):
-        now = _clouds(scan)
+        clouds, specks = _clouds(scan)
+        now, lesions = list(clouds.values()), list(clouds)
         open_parts = [(track, cloud) for track in tracks for cloud in track._clouds]
         assert scan.registration is not None
         links = link_lesions([cloud for _, cloud in open_parts], now, scan.registration.residual_mm)
@@ -501,31 +529,44 @@ def _follow(scans: Sequence[Scan]) -> list[Track]:
         for track in known:
             own = sorted(j for j, holder in lead.items() if holder is track)
             given = [(j, link) for j, found in by_lesion.items() for t, link in found if t is track]
-            track.sightings.append(_sighting(track, scan, own, given, lead))
+            track.sightings.append(_sighting(track, scan, own, given, lead, lesions, specks))
             if own:
                 track._clouds = [now[j] for j in own]
             elif given:
                 track._clouds = []  # it continues as a part of another
-        for lesion, cloud in enumerate(now):
-            if lesion not in lead:
-                begin(number, lesion, cloud)
+        for j, lesion in enumerate(lesions):
+            if j not in lead:
+                begin(number, lesion, now[j], specks)
     return tracks
 
 
 def _sighting(
-    track: Track, scan: Scan, own: list[int], given: list[tuple[int, Link]], lead: dict[int, Track]
+    track: Track,
+    scan: Scan,
+    own: list[int],
+    given: list[tuple[int, Link]],
+    lead: dict[int, Track],
+    lesions: list[int],
+    specks: dict[int, int],
 ) -> Sighting:
     links = [link for j, link in given]
     last = track.sightings[-1]
     if last.merged_into is not None:
-        return Sighting("merged", merged_into=last.merged_into, volume_ml=None, long_axis_mm=None, short_axis_mm=None)
+        return Sighting(
+            "merged",
+            merged_into=last.merged_into,
+            volume_ml=None,
+            long_axis_mm=None,
+            short_axis_mm=None,
+            volume_sd_ml=None,
+        )
     if own:
-        is_whole = last.numbers and len(own) <= len(last.numbers)
+        is_whole = last.numbers and len(own) <= len(track._clouds)
         event = "seen again" if not last.numbers else "kept" if is_whole else "split"
-        return _seen(event, scan, own, [link for link in links if link.now in own])
+        return _seen(event, scan, [lesions[j] for j in own], [link for link in links if link.now in own], specks)
     if given:
         into = lead[given[0][0]]
-        figures = _seen("merged", scan, [given[0][0]], links)
+        figures = _seen("merged", scan, [lesions[given[0][0]]], links, {})
         return Sighting(
             "merged",
             (),
@@ -537,26 +578,33 @@ def _sighting(
             figures.share,
             figures.distance_mm,
             figures.confidence,
+            None,
         )
     if not last.numbers:
-        return Sighting("absent" if last.event in ("vanished", "absent") else last.event, volume_ml=last.volume_ml)
+        return Sighting(
+            "absent" if last.event in ("vanished", "absent") else last.event,
+            volume_ml=last.volume_ml,
+            volume_sd_ml=last.volume_sd_ml,
+        )
     return _lost(track, scan)
 
 
-def _seen(event: str, scan: Scan, lesions: list[int], links: list[Link]) -> Sighting:
+def _seen(event: str, scan: Scan, lesions: list[int], links: list[Link], specks: dict[int, int]) -> Sighting:
     measured = [scan.measurement.lesions[j] for j in lesions]
+    whole = measured + [scan.measurement.lesions[j] for j, host in specks.items() if host in lesions]
     weakest = min(links, key=lambda link: link.confidence, default=None)
     return Sighting(
         event,
-        tuple(one.statistics.number for one in measured),
+        tuple(one.statistics.number for one in whole),
         None,
-        sum(one.statistics.volume_ml for one in measured),
+        sum(one.statistics.volume_ml for one in whole),
         sum(one.axes.long_axis_mm for one in measured),
         sum(one.axes.short_axis_mm for one in measured),
         measured[0].statistics.center_mm,
         None if weakest is None else weakest.share,
         None if weakest is None else weakest.distance_mm,
         None if weakest is None else weakest.confidence,
+        float(np.linalg.norm([one.volume_sd_ml for one in whole])),
     )
 
 
@@ -567,7 +615,7 @@ def _lost(track: Track, scan: Scan) -> Sighting:
     index = np.rint(scan.from_first(points) @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
     there = ((index >= 0) & (index < scan.mask.shape)).all(axis=1)
     if there.mean() < _LEFT_OF_PLACE and not scan.mask.is_cropped:
-        return Sighting("outside", volume_ml=None, long_axis_mm=None, short_axis_mm=None)
+        return Sighting("outside", volume_ml=None, long_axis_mm=None, short_axis_mm=None, volume_sd_ml=None)
     labels = scan.mask.organ_labels[tuple(index[there].T)]
     if np.count_nonzero(labels != BACKGROUND) < _LEFT_OF_PLACE * len(index):
         return Sighting("resected")

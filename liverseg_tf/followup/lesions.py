@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import optimize, spatial
+from scipy import ndimage, optimize, spatial
 
 # Number of points that represent a lesion.
 _MOST_POINTS = 300
@@ -14,6 +14,10 @@ _DRAWS = 40
 _SHARE_OF_PART = 0.6
 # Two lesions with a smaller overlap, and centres further apart than the radii, are not linked.
 _LEAST_SHARE = 0.1
+
+# A lesion of fewer voxels, so near to a larger one along (rows, columns, slices), is a speck of that one's mask.
+_SPECK_VOXELS = 8
+_SPECK_REACH = (2, 2, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,38 @@ class Cloud:
         """Share of this lesion, shifted, that overlaps another, 0 to 1."""
         near, _ = other.tree.query(self.points_mm + shift_mm, distance_upper_bound=1.8 * other.half_voxel_mm)
         return float(np.isfinite(near).mean())
+
+
+def find_fragments(numbered: np.ndarray) -> dict[int, int]:
+    """Specks of a mask that belong to a larger lesion beside them: no lesions of their own.
+
+    A speck has fewer than 8 voxels, so no shape; at most one voxel within the slice lies between it and the lesion, and
+    no slice. The edge of any segmentation has such specks; as new lesions they would mean progression.
+
+    Args:
+        numbered: (rows, columns, slices) int, each lesion's voxels as its number, 0 outside lesions.
+
+    Returns:
+        For each speck's number that of its lesion; of several the one with the most voxels beside it.
+
+    Example:
+        >>> lesions = np.zeros((1, 20, 1), int)
+        >>> lesions[0, :9], lesions[0, 10], lesions[0, 14] = 1, 2, 3
+        >>> find_fragments(lesions)
+        {2: 1}
+    """
+    sizes = np.bincount(numbered.ravel())
+    found = {}
+    for number, box in enumerate(ndimage.find_objects(numbered), start=1):
+        if box is None or sizes[number] >= _SPECK_VOXELS:
+            continue
+        wide = tuple(slice(max(0, b.start - r), b.stop + r) for b, r in zip(box, _SPECK_REACH, strict=True))
+        near = ndimage.binary_dilation(numbered[wide] == number, np.ones([2 * r + 1 for r in _SPECK_REACH]))
+        beside = np.bincount(numbered[wide][near], minlength=len(sizes))
+        beside[sizes < _SPECK_VOXELS] = beside[0] = 0
+        if beside.any():
+            found[number] = int(beside.argmax())
+    return found
 
 
 @dataclass(frozen=True)

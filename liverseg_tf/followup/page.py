@@ -202,6 +202,14 @@ def _percent(change: float | None) -> str:
     return "" if change is None else f" ({100 * change:+.0f} %)"
 
 
+def _change(row: dict[str, Any], since: str) -> str:
+    change, limit = row[f"volume_change_from_{since}"], row[f"volume_change_limit_from_{since}"]
+    if change is None or not limit:
+        return _percent(change)
+    text = f"{100 * change:+.0f} &plusmn; {100 * limit:.0f} %"
+    return f" ({text}: within limit)" if row[f"volume_trend_from_{since}"] == "within limit" else f" ({text})"
+
+
 def _scans(found: Comparison) -> str:
     rows = []
     for number, (scan, response) in enumerate(zip(found.scans, found.responses, strict=True), start=1):
@@ -257,7 +265,7 @@ def _lesions(found: Comparison) -> str:
                     button,
                     str(number),
                     what,
-                    _number(volume, 2) + _percent(row["volume_change_from_previous"]),
+                    _number(volume, 2) + _change(row, "previous"),
                     _number(axis) + _percent(row["long_axis_change_from_previous"]),
                     _number(row["short_axis_mm"]),
                     "" if row["confidence"] is None else f"{row['confidence']:.2f}",
@@ -267,8 +275,9 @@ def _lesions(found: Comparison) -> str:
     heads = ["Lesion", "Scan", "What", "ml", "Long axis (mm)", "Short axis (mm)", "Confidence"]
     return (
         '<section aria-labelledby="h-lesions"><h2 id="h-lesions">Lesions</h2>'
-        '<p class="note">A click shows the lesion in both scans. *: target. In brackets: since the previous scan.'
-        "</p>"
+        '<p class="note">A click shows the lesion in both scans. *: target. In brackets: since the previous scan; '
+        "&plusmn;: what the size of voxels alone can change (95 %). A change within it shows no growth. How well the "
+        "lesions were segmented is not in it.</p>"
         f"{_table('Changes', heads, rows, attributes)}</section>"
     )
 

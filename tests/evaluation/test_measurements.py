@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liverseg_tf.data.volume import Geometry, MaskVolume
-from liverseg_tf.evaluation.measurements import lesion_axes, numbered_lesions
+from liverseg_tf.evaluation.measurements import lesion_axes, numbered_lesions, volume_sd
 from liverseg_tf.evaluation.statistics import statistics
 
 
@@ -95,3 +95,23 @@ def test_the_numbers_are_those_of_statistics():
     none, no_box = numbered_lesions(np.ones((2, 2, 2), np.uint8))
     assert none.shape == (0, 0, 0) and no_box is None
     assert tuple(s.start for s in box) == (3, 3, 2)
+
+
+@pytest.mark.parametrize("spacing_mm", [(0.8, 0.8, 1.5), (0.8, 0.8, 3.0), (4.0, 1.2, 1.2)])
+def test_what_voxels_alone_change_is_told(spacing_mm):
+    rng = np.random.default_rng(3)
+    spacing, within = np.array(spacing_mm), []
+    for _ in range(150):
+        radii = rng.uniform(5, 9, 3)
+        count = (np.ceil(2 * radii / spacing) + 2).astype(int)
+        places = (np.moveaxis(np.indices(count), 0, -1) - count / 2 + rng.random(3)) * spacing
+        lesion = ((places / radii) ** 2).sum(axis=-1) <= 1
+        off = lesion.sum() * spacing.prod() / (4 / 3 * np.pi * radii.prod()) - 1
+        within.append(abs(off) <= 2 * volume_sd(lesion, np.diag(spacing)))
+    assert 0.9 <= np.mean(within) < 1  # neither too small nor far too large
+
+
+def test_one_slice_shows_no_growth():
+    disc = np.linalg.norm(np.indices((21, 21)) - 10, axis=0) < 9
+    assert volume_sd(disc[..., None], np.diag([0.7, 0.7, 5])) == 1
+    assert volume_sd(np.repeat(disc[..., None], 2, axis=2), np.diag([0.7, 0.7, 5])) == 0.14

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import liverseg_tf as ls
+from liverseg_tf.data.volume import MaskVolume
 from liverseg_tf.errors import ConfigError
 
 from .conftest import BALLS, LOBES, breathing
@@ -55,6 +56,34 @@ def test_a_lesion_that_split_is_the_sum_of_its_parts(scene):
     now = lesion.sightings[1]
     assert now.event == "split" and now.numbers == (1, 2)
     assert now.long_axis_mm == pytest.approx(2 * (12 + 1.5), abs=1) and found.responses[1].category == "SD"
+
+
+def test_a_speck_at_the_edge_of_a_lesion_is_not_new(scene):
+    mask = scene.mask()
+    labels = mask.labels.copy()
+    rows, columns, slices = np.nonzero(labels == 2)
+    lowest = np.flatnonzero((slices == slices.min()) & (rows == rows[slices == slices.min()].min()))[0]
+    labels[rows[lowest] - 2, columns[lowest], slices[lowest]] = 2
+    later = MaskVolume(mask.geometry.to_file(labels), mask.geometry)
+    for first, second in ((mask, later), (later, mask), (later, later)):
+        found = ls.compare(first, second)
+        assert sighted(found, 1) == dict.fromkeys((1, 2, 3, 4), "kept") and found.responses[1].category == "SD"
+        for scan in (0, 1):
+            volumes = sum(lesion.sightings[scan].volume_ml for lesion in found.lesions)
+            assert volumes == pytest.approx(found.scans[scan].measurement.statistics.tumour_volume_ml)
+            longest = [lesion.sightings[scan].long_axis_mm for lesion in found.lesions]
+            assert longest == pytest.approx([o.axes.long_axis_mm for o in found.scans[scan].measurement.lesions[:4]])
+    (speck,) = [lesion for lesion in found.lesions if len(lesion.sightings[1].numbers) == 2]
+    assert found.tracking(1)[5][0] == f"Lesion {speck.id} part 2"
+
+
+def test_a_change_that_voxels_alone_make_is_not_called_growth(scene):
+    grown = tuple((center, 1.5 * radius if radius == 13 else radius) for center, radius in BALLS)
+    found = ls.compare(scene.mask(), scene.mask(grown, spacing_mm=(2.6, 2.6, 7.0)))
+    rows = [lesion.to_dict()["sightings"][1] for lesion in found.lesions]
+    assert [row["volume_trend_from_previous"] for row in rows] == ["larger", *["within limit"] * 3]
+    assert all(row["volume_change_limit_from_first"] > 0.05 for row in rows[1:])
+    assert any(abs(row["volume_change_from_first"]) > 0.03 for row in rows[1:])
 
 
 def test_resected_and_out_of_view_are_no_response(scene):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from liverseg_tf.followup.lesions import Cloud, link_lesions
+from liverseg_tf.followup.lesions import Cloud, find_fragments, link_lesions
 
 
 def ball(center, radius, step=1.0):
@@ -44,3 +44,17 @@ def test_neighbours_are_not_mixed_up_and_doubt_is_told():
 
 def test_a_new_lesion_beside_an_old_one_is_no_fragment():
     assert pairs([ball((0, 0, 0), 12)], [ball((0, 0, 0), 12), ball((18, 0, 0), 5)]) == [(0, 0)]
+
+
+def test_specks_beside_a_lesion_are_its_own_but_lesions_are_not():
+    numbered = np.zeros((30, 30, 12), int)
+    numbered[5:12, 5:12, 3:8] = 1
+    numbered[13, 8, 5] = 2  # one voxel between
+    numbered[12, 12, 8] = 3  # touches at a corner
+    numbered[8, 8, 9] = 4  # a slice between
+    numbered[15, 8, 5] = 5  # beside a speck, but not beside the lesion
+    numbered[14:16, 3:5, 4:6] = 6  # of 8 voxels
+    assert find_fragments(numbered) == {2: 1, 3: 1}
+    numbered[12:19, 14:20, 5] = 7
+    numbered[13, 8, 5] = 0
+    assert find_fragments(numbered) == {3: 1}
