@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,6 +258,33 @@ def read_job(predictor: Predictor, job: Job) -> Reading:
         except Exception as failed:  # reported in the volume's row
             error = failed
     return Reading(volume, error, found, time.perf_counter() - began, local_names, copies)
+
+
+class AheadReader:
+    """Reads one volume in another thread while the one before it is predicted. Use it within `routed_warnings`."""
+
+    def __init__(self, predictor: Predictor):
+        self._predictor, self._pool = predictor, ThreadPoolExecutor(1, "liverseg-ahead")
+        self._coming: tuple[Job, Future[Reading]] | None = None
+
+    def start(self, job: Job) -> None:
+        """Begin to read a job's volume; one that was begun before and not taken is given up."""
+        self._give_up()
+        if may_be_read_ahead(job):
+            self._coming = job, self._pool.submit(read_job, self._predictor, job)
+
+    def take(self, job: Job) -> Reading | None:
+        """The job's volume, waited for if need be; None if another one, or none, was begun."""
+        if self._coming is None or self._coming[0] != job:
+            self._give_up()
+            return None
+        (_, reading), self._coming = self._coming, None
+        return reading.result()
+
+    def _give_up(self) -> None:
+        if self._coming is not None:
+            self._coming[1].add_done_callback(lambda reading: reading.result().copies.close())
+            self._coming = None
 
 
 def predict_job(

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from liverseg_tf.errors import ConfigError, LiverSegError, ServerError, first_line, require
-from liverseg_tf.inference.jobs import Job, predict_job
+from liverseg_tf.inference.jobs import AheadReader, Job, predict_job
 from liverseg_tf.inference.predictor import Predictor, manifest_row
+from liverseg_tf.inference.thread_warnings import routed_warnings
 from liverseg_tf.ownership import is_url
 
 # How long to wait for a first worker while a cluster starts its nodes.
@@ -33,7 +34,7 @@ class RayOptions:
     Attributes:
         address: a cluster's address as `ray.init` takes it: `auto`, `host:6379`, `ray://host:10001`. By default Ray is
             started on this machine and stopped at the end.
-        workers: processes that each hold the model and one volume at a time; by default as many as the CPUs allow.
+        workers: processes that each hold the model, one volume and the next one; by default as many as the CPUs allow.
         threads: CPU threads of a worker, and the CPUs that it reserves; by default 2, or fewer if `workers` leave fewer
             on this machine.
         gpus: number of GPUs for each worker.
@@ -64,10 +65,12 @@ def predict_on_ray(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Predict volumes with Ray and yield a row for each as it is done.
 
-    A worker has one volume at a time, and gets the next one when it has reported the last. If the worker or its node
-    dies, or it takes too long, a new worker replaces it and the volume is tried again after those that still wait. A
-    volume whose worker dies `attempts` times gives an error row. Only this process keeps account of the volumes, so
-    that a failure elsewhere can neither lose one nor report it twice.
+    A worker has one volume at a time, and gets the next one when it has reported the last; it is told which one that
+    will be, and reads it meanwhile. If the worker or its node dies, or it takes too long, a new worker replaces it and
+    the volume is tried again after those that still wait. If a second volume was being read, either may be to blame:
+    both are then tried alone. A volume whose worker dies `attempts` times, the last time alone, gives an error row.
+    Only this process keeps account of the volumes, so that a failure elsewhere can neither lose one nor report it
+    twice.
 
     Args:
         predictor: made from a model's path that all nodes can read.
@@ -112,20 +115,28 @@ class _Worker:
             self.predictor = pickle.loads(pickled)
         except LiverSegError as error:
             return f"{self.name}: {error}"
+        self._always = contextlib.ExitStack()  # a volume is also read between two calls
+        self._always.enter_context(routed_warnings())
+        self._ahead = AheadReader(self.predictor)
         return None
 
-    def predict(self, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
-        return {**predict_job(self.predictor, job, **options), "worker": self.name}
+    def predict(self, job: Job, options: Mapping[str, Any], following: Job | None = None) -> dict[str, Any]:
+        """Predict a volume, and read the following one meanwhile."""
+        reading = self._ahead.take(job)
+        if following is not None:
+            self._ahead.start(following)
+        return {**predict_job(self.predictor, job, reading=reading, **options), "worker": self.name}
 
 
 @dataclass
 class _Slot:
-    """A worker's slot. Its first call loads the model; later calls predict volumes."""
+    """A worker's slot. Its first call loads the model; later calls predict volume `index` and read `following`."""
 
     actor: Any
     call: Any
     began: float
     index: int | None = None
+    following: int | None = None
     ready: bool = False
 
 
@@ -151,6 +162,7 @@ class _Cohort:
         self.threads = threads
         self.waiting = deque(jobs)
         self.crashes: Counter[int] = Counter()
+        self.alone: set[int] = set()  # volumes that may have killed a worker: no other is read beside them
         self.failed_starts = 0
         self.slots = [self._new_slot() for _ in range(workers)]
 
@@ -181,9 +193,28 @@ class _Cohort:
     def _hand_out(self) -> None:
         for slot in self.slots:
             if slot.ready and slot.call is None and self.waiting:
-                slot.index = self.waiting.popleft()
-                slot.call = slot.actor.predict.remote(self.jobs[slot.index], self.options)
+                slot.index = self._next_for(slot)
+                self.waiting.remove(slot.index)
+                slot.following = self._following(slot)
+                following = None if slot.following is None else self.jobs[slot.following]
+                slot.call = slot.actor.predict.remote(self.jobs[slot.index], self.options, following)
                 slot.began = time.monotonic()
+
+    def _next_for(self, slot: _Slot) -> int:
+        """The volume that the worker has read, else one that no other worker reads, else any: no worker is to wait."""
+        if slot.following is not None and slot.following in self.waiting:
+            return slot.following
+        return next((index for index in self.waiting if index not in self._read_by_others(slot)), self.waiting[0])
+
+    def _following(self, slot: _Slot) -> int | None:
+        """The volume to read meanwhile. It goes on waiting, so that it is not lost with the worker."""
+        if slot.index in self.alone:
+            return None
+        taken = self._read_by_others(slot) | self.alone
+        return next((index for index in self.waiting if index not in taken), None)
+
+    def _read_by_others(self, slot: _Slot) -> set[int | None]:
+        return {other.following for other in self.slots if other is not slot}
 
     def _overdue(self) -> list[_Slot]:
         limit = time.monotonic() - self.ray_options.timeout_s
@@ -199,7 +230,7 @@ class _Cohort:
         except self.ray.exceptions.GetTimeoutError:
             return self._lost(slot, f"took more than {self.ray_options.timeout_s:g} s")
         except self.ray.exceptions.RayError as error:
-            return self._lost(slot, _reason(error))
+            return self._lost(slot, _reason(error), beside=slot.following)
         slot.call, slot.index = None, None
         if index is None:
             if answer is not None:
@@ -211,8 +242,12 @@ class _Cohort:
             row["attempts"] = self.crashes[index] + 1
         return index, row
 
-    def _lost(self, slot: _Slot, reason: str) -> tuple[int, dict[str, Any]] | None:
-        """Replace a lost worker; its volume is queued again, or gets an error row."""
+    def _lost(self, slot: _Slot, reason: str, beside: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Replace a lost worker; its volume is queued again, or gets an error row.
+
+        Args:
+            beside: a volume that was read meanwhile, and may be to blame instead.
+        """
         self._kill(slot)
         index = slot.index
         if index is None:
@@ -223,7 +258,9 @@ class _Cohort:
         if index is None:
             return None
         self.crashes[index] += 1
-        if self.crashes[index] < self.ray_options.attempts:
+        if beside is not None:
+            self.alone |= {index, beside}
+        if beside is not None or self.crashes[index] < self.ray_options.attempts:
             self.waiting.append(index)
             return None
         times = f"{self.crashes[index]} times" if self.crashes[index] > 1 else "once"
