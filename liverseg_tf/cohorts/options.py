@@ -26,32 +26,32 @@ class PredictOptions:
 
     Attributes:
         formats: some of `nifti`, `seg`, `sr`, `rtstruct`, `pdf`, `sc`, as a sequence or separated by commas; by
-            default `nifti`, and for DICOM series `seg` too. What is written as DICOM is read again, and kept only if it
-            agrees with the mask.
-        segmentation_type: of DICOM SEG: `BINARY` or `LABELMAP`.
-        lesion_segments: one segment a lesion in DICOM SEG.
-        series: UID of the DICOM series to take.
+            default `nifti`, and also `seg` for DICOM series. DICOM objects are read back and kept only if they agree
+            with the mask.
+        segmentation_type: type of the DICOM SEG: `BINARY` or `LABELMAP`.
+        lesion_segments: store each lesion as its own segment in the DICOM SEG.
+        series: UID of the DICOM series to read; None: all that can be segmented.
         allow_gaps: resample DICOM series with missing slices or uneven steps.
-        probabilities: write each class's probabilities too: `x_seg_liver.nii.gz`, `x_seg_tumour.nii.gz`.
-        uncertainty: segment varied copies too (`measure_uncertainty`, 8 times as long): the entropy as
-            `x_seg_uncertainty.nii.gz`, and the range of volumes in the row.
+        probabilities: also write each class's probabilities: `x_seg_liver.nii.gz`, `x_seg_tumour.nii.gz`.
+        uncertainty: also segment 8 varied copies (`measure_uncertainty`; takes about 8 times as long): writes the
+            entropy as `x_seg_uncertainty.nii.gz`, and the range of volumes into the row.
         preview: draw each result on one picture that fits a slide: `x_seg_preview.png`.
-        calibration: of `calibrate`, or its file: intervals of volumes and lesions' probabilities in the row. Without it
-            there are none.
-        resume: keep what an earlier run, perhaps a killed one, did with the same model and settings in this folder.
-        overwrite: replace files of others too, never an input.
-        engine: `embedded`, in this process; or `ray`, by workers on this machine or a cluster.
+        calibration: result of `calibrate`, or its file: adds prediction intervals of volumes and probabilities of
+            lesions to the row.
+        resume: keep the results of an earlier run in this folder, also a killed one, with the same model and settings.
+        overwrite: also replace files that this library did not write, or that were changed since; never an input.
+        engine: `embedded` (in this process), or `ray` (by workers on this machine or a cluster).
         ray_options: only for `ray`: `address`, `workers` and the other fields of `RayOptions`.
-        on_start: called once with the number of volumes, and of those among them that an earlier run has done.
+        on_start: called once with the number of volumes, and the number that an earlier run has done.
         progress: called with the `Job`, its slices done and their total; not with `ray`.
-        on_done: called with each new row, once it is in the manifest.
-        batch_size: of the `Predictor` that is made, as all that follow; slices at a time.
-        postprocessing: 3-D clean-up; None for none.
-        variations: test-time augmentation over so many copies.
-        runtime: what runs a model that was exported in several ways.
+        on_done: called with each new row, after it was added to the manifest.
+        batch_size: slices per batch; None: depends on their size. This and the following are options of `Predictor`.
+        postprocessing: 3-D post-processing; None for none.
+        variations: test-time augmentation: average this many copies.
+        runtime: runtime of a model that was exported in several formats; "auto" takes the fastest.
         extent: segment only the slices that can hold the liver.
-        second_look: a second model that must confirm each tumour; see `Predictor`.
-        max_bytes: most bytes that a volume may take.
+        second_look: a second model that must confirm each tumour; None for none; see `Predictor`.
+        max_bytes: memory limit of a volume in bytes; None: LIVERSEG_MAX_BYTES, else 8 GiB.
 
     Raises:
         ConfigError: for an unknown segmentation type.

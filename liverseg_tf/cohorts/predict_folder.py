@@ -140,7 +140,7 @@ def _new_predictor(model: Any, options: PredictOptions) -> Predictor:
 
 
 def _formats(formats: str | Sequence[str] | None, output: str | Path) -> tuple[str, ...]:
-    """What to write: what is asked for, else what the output's name says, else NIfTI, and SEG of DICOM."""
+    """Formats to write: as asked for, else by the output's name, else NIfTI, and for DICOM also SEG."""
     if formats is not None:
         return parse_formats(formats if isinstance(formats, str) else ",".join(formats))
     if str(output).lower().endswith(".dcm"):
@@ -149,7 +149,7 @@ def _formats(formats: str | Sequence[str] | None, output: str | Path) -> tuple[s
 
 
 def _ending(formats: Sequence[str]) -> str:
-    """End of the name of the file that a volume's row is about: the mask, or the DICOM object in its place."""
+    """Ending of the name of a volume's main output: the mask, or the DICOM object in its place."""
     return ".nii.gz" if "nifti" in formats else PRODUCTS[formats[0]][0]
 
 
@@ -167,7 +167,7 @@ def _objects(formats: Sequence[str], options: PredictOptions, predictor: Predict
 
 
 def _calibration(options: PredictOptions, predictor: Predictor) -> Calibration | None:
-    """The calibration, once it is known to fit the model and the options."""
+    """The calibration, after a check that it fits the model and the options."""
     given = options.calibration
     calibration = Calibration.load(given) if isinstance(given, (str, Path)) else given
     if calibration is None:
@@ -227,7 +227,7 @@ def _check_products(
     extras: _Extras,
     predictor: Predictor,
 ) -> None:
-    """Check that everything which is still to be written may be."""
+    """Check that all outputs that are still to be written may be written."""
     products = {"": "mask"} if options.resume else {}
     products |= dict.fromkeys(predictor.config.class_names[1:], "probabilities") if options.probabilities else {}
     products |= {UNCERTAINTY: "uncertainty"} if extras.uncertainty else {}
@@ -242,12 +242,12 @@ def _check_products(
 
 
 def _postprocessing_setting(postprocessing: PostProcessing | None) -> bool | dict[str, Any]:
-    """As the manifest has it: whether there is one, and all of it where it isn't the default."""
+    """For the manifest: whether there is post-processing; all its fields if it is not the default."""
     return postprocessing is not None if postprocessing in (None, PostProcessing()) else asdict(postprocessing)
 
 
 def _variations_setting(variations: TestTimeAugmentation | None) -> int | dict[str, Any] | None:
-    """As the manifest has it: how many, and all of it where they aren't the default's."""
+    """For the manifest: the number of copies; all fields if they are not the default."""
     if variations is None:
         return None
     return variations.count if variations == TestTimeAugmentation(count=variations.count) else variations.to_dict()
@@ -263,12 +263,12 @@ def _model_name(model: Any, predictor: Predictor, resume: bool) -> str:
 
 @dataclass(frozen=True)
 class _Extras:
-    """Everything that is written beside a mask. Ray's workers get it, so it holds no function of the caller's.
+    """Everything that is written beside a mask. It is sent to Ray's workers, so it contains no function of the caller.
 
     Attributes:
         uncertainty, preview, calibration, segmentation_type, lesion_segments: as `PredictOptions` has them.
         formats: of DICOM objects.
-        are_defaults: nobody asked for `formats`: a DICOM series gets them if it can.
+        are_defaults: `formats` were not asked for, so a DICOM object that can't be written is no error.
     """
 
     uncertainty: bool
@@ -280,7 +280,7 @@ class _Extras:
     lesion_segments: bool
 
     def __call__(self, predictor: Predictor, prediction: Prediction, target: Path) -> Row:
-        """Write beside `target`; returns what joins the volume's row."""
+        """Write the files beside `target`; returns the fields for the volume's row."""
         row = _uncertainty(predictor, prediction, target) if self.uncertainty else {}
         if self.preview:
             row |= _preview(prediction, target)
@@ -290,7 +290,7 @@ class _Extras:
         return row | self._objects(predictor, prediction, target)
 
     def _objects(self, predictor: Predictor, prediction: Prediction, target: Path) -> Row:
-        """DICOM objects of a prediction; by default of a DICOM series that can have them."""
+        """Write the DICOM objects of a prediction; by default only if the DICOM series allows it."""
         beside_mask = is_nifti_name(target)
         may_lack = beside_mask and self.are_defaults
         if not self.formats or (may_lack and prediction.volume.series is None):

@@ -33,14 +33,14 @@ _NUMBERED_NAME = re.compile(rf"(?:volume|segmentation)-{_NUMBER}(?:_seg)?|[a-z]+
 
 @dataclass(frozen=True)
 class Case:
-    """One CT, and its mask if there is one.
+    """One CT, with its mask if it has one.
 
     Attributes:
         id: number in the file's name.
         patient: the patient's name; splits, folds and bootstraps group by it.
         volume: the CT.
         segmentation: its mask, or None for a case to predict.
-        series: the DICOM series that it is, found in the folder or archive `volume`; else None.
+        series: the DICOM series, if the CT is one, in the folder or archive `volume`; else None.
     """
 
     id: int
@@ -67,8 +67,8 @@ class Case:
         """Read the mask, on the CT's grid.
 
         Raises:
-            CaseError: if there is none.
-            GeometryError: if it lies on another grid.
+            CaseError: if the case has no mask.
+            GeometryError: if the mask is on another grid than the CT.
             InputFileError, LabelError: as `MaskVolume.load`.
         """
         from liverseg_tf.data.volume import MaskVolume, check_same_voxels
@@ -83,12 +83,12 @@ class Case:
 def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list[Case]:
     """Find CTs and masks in folders and pair them by number.
 
-    Knows LiTS's names (`volume-7.nii`, `segmentation-7.nii`, also .nii.gz) in any sub-folder, and the Medical
+    Recognised are LiTS's names (`volume-7.nii`, `segmentation-7.nii`, also .nii.gz) in any sub-folder, and the Medical
     Segmentation Decathlon's layout (`imagesTr/liver_7.nii.gz`, `labelsTr/liver_7.nii.gz`, `imagesTs/...`); NRRD and
     MetaImage files have the same names. Every usable DICOM CT series is a case: its mask is the DICOM SEG that refers
     to it, or a file named `segmentation-7` for the folder `volume-7`, or `<folder>_seg`. A series whose folder is not
-    named `volume-<number>` has a number made of its UID. Series of one PatientID are one patient's. Hidden files and
-    folders are passed over.
+    named `volume-<number>` gets a number computed from its UID. Series with one PatientID belong to one patient. Hidden
+    files and folders are skipped.
 
     Args:
         folders: any number of folders, searched recursively; volumes and masks may lie in different ones.
@@ -144,13 +144,13 @@ class VolumeFile:
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """CTs and masks by the number in their name, or that is made of a DICOM series' UID.
+    """CTs and masks by the number in their name, or computed from a DICOM series' UID.
 
     Attributes:
         volumes, masks: number -> files that have it; more than one is a mistake.
         others: files whose names have no number or kind.
         unusable: paths of DICOM series and files that can't be used, and why.
-        left_out: what DICOM series are that are no CT slices (localizers, derived images), each once.
+        left_out: kinds of DICOM series that are no CT slices (localizers, derived images), each once.
     """
 
     volumes: dict[int, list[VolumeFile]] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class CaseFiles:
     left_out: list[str] = field(default_factory=list)
 
     def doubles(self) -> Iterator[tuple[str, int, list[Path]]]:
-        """Kind, number and paths of what stands more than once."""
+        """Kind, number and paths of volumes or masks with the same number."""
         for number, volumes in self.volumes.items():
             if len(volumes) > 1:
                 yield "volume", number, [volume.path for volume in volumes]
@@ -176,7 +176,7 @@ class CaseFiles:
         return f"{'mask of ' if kind == 'segmentation' else ''}series {series.uid}"
 
     def patients(self, groups: dict[int, str]) -> dict[int, str]:
-        """Whose each volume is: as the groups file says; else series of one PatientID are the first one's."""
+        """Patient of each volume: from the groups file, else the first of the series with the same PatientID."""
         first: dict[str, int] = {}
         found = {}
         for number in sorted(self.volumes):
@@ -188,11 +188,11 @@ class CaseFiles:
 
 
 def find_files(*folders: str | Path, files: bool = False) -> CaseFiles:
-    """Find what `find_cases` pairs, doubles included.
+    """Find the files that `find_cases` pairs, including duplicates.
 
     Args:
         folders: searched recursively.
-        files: take files by themselves too: volumes or masks of any name, and .zip archives of DICOM.
+        files: also accept single files: volumes or masks of any name, and .zip archives of DICOM.
 
     Raises:
         InputFileError: if a folder is missing.
@@ -212,7 +212,7 @@ def find_files(*folders: str | Path, files: bool = False) -> CaseFiles:
             for path in sorted(folder.rglob("*")):
                 has_name = is_nifti_name(path) or is_itk_name(path)
                 is_volume = has_name and path.is_file() and not is_hidden(path, folder)
-                if is_volume and path.resolve() not in seen:  # overlapping folders are no doubles
+                if is_volume and path.resolve() not in seen:  # overlapping folders give no duplicates
                     seen.add(path.resolve())
                     _add_file(found, path, *_kind_and_number(path))
         elif format_of(folder) != "dicom":
@@ -296,7 +296,7 @@ def _add_segmentations(found: CaseFiles, segs: Sequence[DicomFile], seen: set[Pa
 
 
 def _number_of(name: str) -> int:
-    """A number that is always the same for the same name or UID, and hardly anyone else's."""
+    """A number computed from a name or UID; two names hardly ever have the same."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 

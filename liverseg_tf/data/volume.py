@@ -34,8 +34,7 @@ class Geometry:
     """A file's voxel grid, and the conversion to the canonical view and back.
 
     In the canonical view axial slices have radiological orientation: axis 0 runs from anterior to posterior (rows),
-        axis 1 from the
-    patient's right to left (columns), axis 2 from inferior to superior (slices).
+    axis 1 from the patient's right to left (columns), axis 2 from inferior to superior (slices).
 
     Attributes:
         shape: (x, y, z) of the file.

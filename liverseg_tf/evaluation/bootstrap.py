@@ -28,7 +28,7 @@ def bootstrap_ratios(
         confidence: part of the resamples inside the interval, above 0 and below 1.
 
     Returns:
-        (M, 2) float64, lower and upper bound; NaN where fewer than two patients have the figure.
+        (M, 2) float64, lower and upper bound; NaN if fewer than two patients have the figure.
 
     Examples:
         >>> values = np.array([[0.8], [0.9], [1.0]])

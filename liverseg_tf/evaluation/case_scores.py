@@ -1,4 +1,4 @@
-"""Scores of one case: a reference mask and a predicted one."""
+"""Scores of one case: a predicted mask against a reference mask."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
     Args:
         truth: the reference.
         prediction: the mask to score, of the same shape and affine.
-        case: what the rows call it.
+        case: number or name of the case, for the rows.
 
     Examples:
         >>> labels = np.zeros((4, 4, 4), np.uint8)
@@ -83,7 +83,7 @@ def score_case(truth: MaskVolume, prediction: MaskVolume, case: int | str = 0) -
         0.064
     """
     geometry, steps_mm, voxel_ml = truth.geometry, truth.geometry.steps_mm, truth.voxel_volume_ml
-    # All that follows happens in the box around what either mask marks; it is far smaller than the volume.
+    # From here on only the box around both masks is used; it is much smaller than the volume.
     boxes = [box for box in (bounding_box(m.organ_labels != BACKGROUND) for m in (truth, prediction)) if box]
     box = enclosing_box(boxes) if boxes else (slice(0, 1),) * 3
     labels = [np.ascontiguousarray(m.organ_labels[box]) for m in (truth, prediction)]
@@ -133,13 +133,14 @@ def _slice_counts(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def _lesions_numbered_as_in_file(tumour: np.ndarray, geometry: Geometry) -> np.ndarray:
-    # The challenge's matching depends on the numbers, and they follow the file's voxels, not the canonical view's.
+    # The challenge's matching depends on the numbers, so lesions are numbered in the order of the file's voxels, not in
+    # that of the canonical view.
     lesions, _ = label_lesions(np.ascontiguousarray(geometry.to_file(tumour)))
     return geometry.to_canonical(lesions)
 
 
 def _numbers_by_size(labels: np.ndarray, lesions: np.ndarray) -> list[int]:
-    """The number that everything else calls each lesion by, of those numbered as in the file."""
+    """Number of each lesion in all other results, for lesions numbered in the file's order."""
     by_size, box = numbered_lesions(labels)
     numbers = np.zeros(int(lesions.max()) + 1, int)
     if box is not None:
@@ -238,7 +239,7 @@ def _region_row(
 
 
 def _further_rows(truth: MaskVolume, prediction: MaskVolume) -> dict[str, float | None]:
-    """What is measured on structures that are neither organ nor lesion."""
+    """Figures of structures that are neither organ nor lesion."""
     rows: dict[str, float | None] = {}
     for one in truth.classes.further:
         found = [mask.labels == one.index for mask in (truth, prediction)]

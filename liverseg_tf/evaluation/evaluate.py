@@ -54,7 +54,7 @@ RULES: dict[str, str] = {
 
 _LENGTHS = ("assd_mm", "rmsd_mm", "msd_mm", "hd95_mm", *(f"surface_dice_{t}mm" for t in TOLERANCES_MM))
 _VOLUMES = ("volume_truth_ml", "volume_prediction_ml", "volume_error_ml")
-# What an identity affine makes unreliable.
+# Endings of figures that an identity affine makes unreliable.
 _METRIC_FIELDS = frozenset(f"{region}_{field}" for region in REGIONS for field in _LENGTHS + _VOLUMES)
 
 
@@ -75,8 +75,9 @@ class Evaluation:
         cases, slices, lesions: rows.
         settings: what was compared, and how.
 
-    In masks of another organ its name stands where the liver's does here, further structures have figures of their own,
-    and `lits` is empty: the challenge is about livers. What tells of lesions is left out where there is no such class.
+    For masks of another organ, keys have its name instead of the liver's, further structures have their own figures,
+    and `lits` is empty, because the challenge is about livers. Figures of lesions are left out if there is no such
+    class.
     """
 
     lits: dict[str, float]
@@ -101,7 +102,7 @@ class Evaluation:
         return [path for path in (*read, self.settings.get("patients_file")) if path]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dictionaries, lists and numbers; JSON keeps it exactly."""
+        """All scores as dictionaries, lists and numbers, for JSON."""
         return asdict(self)
 
     def to_json(self) -> str:
@@ -112,8 +113,8 @@ class Evaluation:
         """Write `to_json` to a file.
 
         Args:
-            path: replaced if it holds earlier scores that nobody changed.
-            overwrite: replace any other file too, but none that was read.
+            path: file to write; earlier scores are replaced if they were not changed since.
+            overwrite: also replace any other file, except the masks that were read.
 
         Raises:
             OutputError: if it can't or must not be written.
@@ -136,7 +137,7 @@ class Evaluation:
             raise ConfigError(f"rows: expected cases, slices or lesions. Received: {rows!r}")
         table = [{name: _cell(value) for name, value in row.items()} for row in getattr(self, rows)]
         text = io.StringIO(newline="")
-        if table:  # a set without lesions has no lesion rows
+        if table:  # without lesions there are no lesion rows
             writer = csv.DictWriter(text, fieldnames=list(table[0]))
             writer.writeheader()
             writer.writerows(table)
@@ -155,12 +156,12 @@ class Evaluation:
 
     @property
     def regions(self) -> list[str]:
-        """What has figures of its own: organ, lesion, further structures, by the beginnings of the figures' names."""
+        """Organ, lesion and further structures that have figures, as the figures' names begin."""
         return [name.removesuffix("_dice") for name in self.summary if name.endswith("_dice") and "surface" not in name]
 
     @property
     def organ_regions(self) -> list[str]:
-        """Of these the organ, and its lesion if it has one."""
+        """The organ, and its lesion if it has one."""
         return self.regions[: 2 if self.detection else 1]
 
     def _figures(self) -> list[str]:
@@ -189,26 +190,26 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Evaluation:
-    """Score predicted masks as the LiTS challenge does, and beyond.
+    """Score predicted masks by the LiTS challenge's metrics and others.
 
     Args:
         truth: folder of reference masks, or one file; values 0 background, 1 liver, 2 tumour.
         prediction: folder of predicted masks, paired by case number (see `find_pairs`), or one file.
         patients: CSV file with the columns `id,patient`; intervals resample patients. By default a case is a patient.
         exclude_identity: leave cases with an identity affine out of means over mm and ml. They are always marked in
-            their row, and the challenge's own scores always take them in.
-        classes: what the values are; by default what the predicted masks say of themselves, else liver and tumour.
-        resamples: of the bootstrap, at least 1.
-        seed: of the bootstrap.
-        progress: called with cases done, all cases, and what comes next.
+            their row, and the challenge's own scores always include them.
+        classes: classes of the masks; by default those stored in the predicted masks, else liver and tumour.
+        resamples: number of bootstrap resamples, at least 1.
+        seed: seed of the bootstrap, at least 0.
+        progress: called with the number of cases done, their total, and the name of the next step.
 
     Returns:
         The scores. Nothing is returned or written unless every pair could be scored.
 
     Raises:
         InputFileError: for a missing path or a file that is no mask.
-        CaseError: for a missing prediction or a case that is there twice.
-        GeometryError: for masks of a pair that don't lie on one grid.
+        CaseError: for a missing prediction, or two masks of one case.
+        GeometryError: for a pair of masks on different grids.
         LabelError: for values that are no class.
         ConfigError: for fewer than one resample.
 
@@ -229,7 +230,7 @@ def evaluate(
         if progress is not None:
             progress(done, len(pairs), pair.prediction.name)
         loaded = load_pair(pair.truth, pair.prediction, classes)
-        classes = loaded[1].classes  # all masks of a run are of the same
+        classes = loaded[1].classes  # all masks of a run have the same classes
         scores = score_case(*loaded, pair.case)
         row = {"case": pair.case, "patient": pair.patient, "truth": str(pair.truth), "prediction": str(pair.prediction)}
         cases.append(replace(scores, row=row | scores.row))
@@ -255,14 +256,14 @@ def load_pair(
 ) -> tuple[MaskVolume, MaskVolume]:
     """Two masks on one grid: a DICOM SEG, which leaves empty slices out, on that of their CT `like` or of the other.
 
-    Their classes are those that are given, or that the prediction tells.
+    Their classes are `classes`, or those stored in the prediction.
     """
     if like is not None:
         found = MaskVolume.load(prediction, classes=classes, like=like)
         return MaskVolume.load(truth, classes=found.classes, like=like), found
     if is_segmentation_file(truth):
         other = MaskVolume.load(prediction)
-        if is_segmentation_file(prediction):  # neither has the CT's grid: the smallest that holds both
+        if is_segmentation_file(prediction):  # neither has the CT's grid: use the smallest grid that contains both
             own = MaskVolume.load(truth).geometry
             shape, affine = common_grid((own.shape, own.affine), (other.geometry.shape, other.geometry.affine))
             other = MaskVolume.load(prediction, like=MaskVolume(np.zeros(shape, np.uint8), Geometry(shape, affine)))
@@ -275,12 +276,12 @@ def load_pair(
 
 
 def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: dict[str, Any]) -> Evaluation:
-    """Bring scored cases together.
+    """Combine the scores of cases.
 
     Args:
         cases: at least one.
-        patients: whose each case is.
-        settings: `exclude_identity`, `resamples` and `seed` as in `evaluate`; all of it is kept.
+        patients: patient of each case.
+        settings: `exclude_identity`, `resamples` and `seed` as in `evaluate`; kept as `Evaluation.settings`.
     """
     identity = [case.row["case"] for case in cases if case.row["identity_affine"]]
     if identity:
@@ -337,7 +338,7 @@ def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: di
 
 
 def _named(evaluation: Evaluation, classes: ClassSet) -> Evaluation:
-    """With the names of its classes in place of those of the liver's; without LiTS's scores where it is none."""
+    """The evaluation with the names of its own classes; without LiTS's scores if the organ is not the liver."""
     if classes == LIVER_CLASSES:
         return evaluation
     further = {f"{FURTHER}{c.index}_": f"{c.name}_" for c in classes.further}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ORGAN, _LESION = (tuple(c / 255 for c in CLASSES[index].safe_color) for index in (LIVER, TUMOUR))
 _MOST_CASES_NAMED = 20
-# Limits of agreement and intervals from fewer are noise.
+# With fewer cases, limits of agreement and intervals are meaningless.
 _FEWEST_FOR_INTERVALS = 5
 
 
@@ -28,10 +28,10 @@ def plot_evaluation(evaluation: Evaluation) -> Figure:
     """Draw Dice per case, predicted against true volume, Bland and Altman's plot, and lesion detection by size.
 
     Args:
-        evaluation: what `evaluate` gives.
+        evaluation: result of `evaluate`.
 
     Returns:
-        A matplotlib figure, drawn without a display and without touching pyplot's state.
+        A matplotlib figure; it needs no display and does not change pyplot's state.
 
     Examples:
         >>> plot_evaluation(evaluate("truth/", "pred/")).savefig("scores.pdf")  # doctest: +SKIP
@@ -158,7 +158,7 @@ def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def _legend_below(axes: Axes, height: float = -0.14) -> None:
-    """Under the axis, where no point lies."""
+    """Position below the axis, where there are no points."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, height), fontsize="small", frameon=False, ncols=2)
 
 

@@ -1,4 +1,4 @@
-"""Lesions of a mask as objects, and which of two masks' lesions belong together."""
+"""Lesions of a mask as objects, and matching of the lesions of two masks."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def size_class(diameter_mm: float) -> str:
 
 @dataclass(frozen=True)
 class LesionMatch:
-    """Which reference and predicted lesions belong together, after merging.
+    """Matched reference and predicted lesions, after merging.
 
     Lesions are counted from 0 here. A group is one or several reference lesions with one or several predicted lesions;
-    it carries the number of its first reference lesion. A predicted lesion belongs to one group or, as -1, to none.
+    its number is that of its first reference lesion. A predicted lesion belongs to one group or, as -1, to none.
 
     Attributes:
         truth_group: (G,) int, the group of each reference lesion.
         prediction_group: (P,) int, the group of each predicted lesion, or -1.
-        merge_count: (G,) int, how many reference lesions were merged in the step that merged this one; 1 for none.
-        overlap: (P, G) int, voxels that each predicted and each reference lesion share.
-        truth_voxels: (G,) int.
-        prediction_voxels: (P,) int.
+        merge_count: (G,) int, number of reference lesions merged in the step that merged this one; 1 if not merged.
+        overlap: (P, G) int, number of voxels shared by each predicted and each reference lesion.
+        truth_voxels: (G,) int, voxels of each reference lesion.
+        prediction_voxels: (P,) int, voxels of each predicted lesion.
     """
 
     truth_group: np.ndarray
@@ -101,7 +101,7 @@ def match_lesions(truth_lesions: np.ndarray, prediction_lesions: np.ndarray) -> 
         prediction_lesions: (I, J, K) int, 1 to P.
 
     Returns:
-        The match; nothing about it depends on a threshold.
+        The match; it does not depend on a threshold.
 
     Examples:
         >>> truth, prediction = np.array([[[1, 1, 0, 2]]]), np.array([[[1, 1, 1, 1]]])
@@ -135,7 +135,7 @@ def match_lesions(truth_lesions: np.ndarray, prediction_lesions: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class LesionMeasures:
-    """Size and place of each numbered lesion, one element per lesion.
+    """Size and position of each numbered lesion, one element per lesion.
 
     Attributes:
         voxels: (N,) int.

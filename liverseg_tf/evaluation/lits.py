@@ -1,24 +1,24 @@
 """The LiTS challenge's own scores, under its own names and by its own rules.
 
 The rules are those of the challenge's scoring program (`lits-challenge-scoring` by P. Christ and others; see Bilic and
-others, "The Liver Tumor Segmentation Benchmark (LiTS)", Medical Image Analysis 2023), peculiarities included, because
-figures that are compared must be counted alike:
+others, "The Liver Tumor Segmentation Benchmark (LiTS)", Medical Image Analysis 2023), including its peculiarities,
+because scores can be compared only if they are computed in the same way:
 
 - RVD is (reference - prediction) / prediction, so a prediction that is too large gives a negative figure.
-- A liver counts as predicted only if some voxel has the value 1. Without one, the case counts Dice 0, Jaccard 0, VOE 1
-  and 9001 for RVD and distances; so it does if the reference has no liver. No detected lesion in the whole set gives
-  the lesions the same figures.
+- A liver counts as predicted only if some voxel has the value 1. Without one, or if the reference has no liver, the
+  case counts Dice 0, Jaccard 0, VOE 1, and 9001 for RVD and distances. If no lesion of the whole set is detected, the
+  lesions get the same figures.
 - Lesion surfaces, overlap and RVD are means over detected lesions (overlap above 0.5), not over cases.
 - Testing a merged lesion's overlap, the program looks up the predicted lesion's number among reference numbers. The
   union it divides by is therefore often too small, and depends on the order in which lesions are numbered. It also
   counts one detection per group, but takes one per merged reference lesion away when a group fails.
-- Tumour burden error is reference - prediction, 9001 standing for the burden of a prediction without a voxel of 1; its
-  maximum is of the signed error.
-- Neither mask has a lesion: lesion Dice of the case is 1.
+- Tumour burden error is reference - prediction; the burden of a prediction without a voxel of 1 is 9001. The maximum is
+  that of the signed error.
+- If neither mask has a lesion, the case's lesion Dice is 1.
 
-Where the program fails, these rules hold: a reference without lesions has only false positives; a data set without any
-lesion, or any liver, has a global Dice of 1; the burden of a reference without liver is 0, and its error is 0 if the
-prediction has no liver either.
+Where the challenge's program fails, these rules apply: a reference without lesions has only false positives; a data set
+without any lesion, or any liver, has a global Dice of 1; the burden of a reference without liver is 0, and its error is
+0 if the prediction has no liver either.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ def challenge_detections(match: LesionMatch, min_overlap: float) -> tuple[np.nda
     """Groups of lesions that the challenge's program counts as detected, and its number of detections.
 
     Args:
-        match: of the lesions numbered in the order of the file's voxels, which the result depends on.
-        min_overlap: what the overlap must exceed, 0 to 1.
+        match: match of lesions that are numbered in the order of the file's voxels; the result depends on this order.
+        min_overlap: the overlap must be above this, 0 to 1.
 
     Returns:
-        (D,) int groups that pass, ascending, and the program's count; the two need not agree (see above).
+        (D,) int groups that are detected, ascending, and the program's count; the two may differ (see above).
     """
     # The program's arrays: for each predicted lesion the group it was given (trimmed ones are taken out as it goes).
     given = match.prediction_group.copy()
@@ -102,7 +102,7 @@ def challenge_detections(match: LesionMatch, min_overlap: float) -> tuple[np.nda
 
 @dataclass(frozen=True)
 class LitsCase:
-    """What one case contributes to the challenge's scores. Voxel counts are ints; burdens are fractions of the liver.
+    """Contribution of one case to the challenge's scores. Voxel counts are ints; burdens are fractions of the liver.
 
     Attributes:
         liver: scores of the liver (tumour included).
@@ -135,10 +135,10 @@ class LitsCase:
 
 
 def lits_terms(case: LitsCase) -> dict[str, tuple[float, float]]:
-    """What one case adds to numerator and denominator of each score: every score is a ratio of sums over cases.
+    """Numerator and denominator of one case for each score: every score is a ratio of sums over cases.
 
     Returns:
-        The keys of the challenge's `scores.txt`, in its order, but for `MAXERROR_Tumorburden`. For
+        The keys of the challenge's `scores.txt`, in its order, except `MAXERROR_Tumorburden`. For
         `RMSE_Tumorburden` the ratio is the mean square.
     """
     detection = {}
@@ -161,7 +161,7 @@ def lits_terms(case: LitsCase) -> dict[str, tuple[float, float]]:
     }
 
 
-# What a score is where its denominator is 0 over all cases.
+# Value of a score whose denominator is 0 over all cases.
 _EMPTY = {
     **{f"lesion_{name}": default for name, default in asdict(ObjectScores()).items()},
     "lesion_dice_global": 1.0,

@@ -24,7 +24,7 @@ class MaskPair:
 
     Attributes:
         case: number in the files' names, or their name without `_seg` if it has none.
-        patient: whose it is; what bootstraps go by.
+        patient: patient of the case; the bootstrap resamples patients.
         truth: the reference mask's file.
         prediction: the predicted mask's file.
     """
@@ -40,8 +40,8 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
 
     `segmentation-7`, `liver_7`, `liver_7_seg` and `volume-7_seg` are all case 7; a name without a number pairs with the
     same name, with or without `_seg`. Sub-folders are searched too. CTs beside the masks (`volume-7`,
-    `imagesTr/liver_7`) are passed over, and so are DICOM SEGs beside a NIfTI mask of the same case. Shapes and affines
-    are compared from the headers, so a misfit is found before any case is scored; that of a SEG when it is read.
+    `imagesTr/liver_7`) are skipped, and so are DICOM SEGs beside a NIfTI mask of the same case. Shapes and affines
+    are compared from the headers before any case is scored; those of a SEG when it is read.
 
     Args:
         truth: folder of reference masks, or one file.
@@ -53,7 +53,7 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
 
     Raises:
         InputFileError: for a missing path, or a file that is no NIfTI file.
-        CaseError: if no mask is found, a case is there twice, or a reference has no prediction.
+        CaseError: if no mask is found, a case has two masks, or a reference has no prediction.
         GeometryError: if the masks of a pair differ in shape or affine.
 
     Warns:
@@ -91,11 +91,11 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
 
 
 def masks_in(folder: Path) -> dict[int | str, Path]:
-    """The masks of a folder and its sub-folders by case; CTs, and what `predict` writes beside masks, are passed over.
+    """The masks of a folder and its sub-folders by case, without CTs and without the other files of `predict`.
 
     Raises:
         InputFileError: if there is no such folder.
-        CaseError: if it holds none, or a case twice.
+        CaseError: if there is no mask, or a case has two.
     """
     if not folder.exists():
         raise InputFileError(f"{folder}: expected a folder of masks, there is none; check the path")
@@ -113,7 +113,7 @@ def masks_in(folder: Path) -> dict[int | str, Path]:
                 seg_doubles.update({_case(path): path} if _case(path) in segmentations else {})
                 segmentations.setdefault(_case(path), path)
             continue
-        if kind_of(path) in MAPS:  # whatever the classes that they are named after
+        if kind_of(path) in MAPS:  # for classes of any name
             continue
         case = _case(path)
         if case in masks:

@@ -1,4 +1,4 @@
-"""First-order and shape radiomics of a lesion, by pictologics, which keeps to the IBSI's reference values."""
+"""First-order and shape radiomics of a lesion, by pictologics, which complies with the IBSI's reference values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_radiomics() -> Any:
             "radiomics needs Python 3.12 or later (pictologics has no release for older ones), got "
             f"{sys.version_info[0]}.{sys.version_info[1]}; every other figure of a measurement comes without it"
         )
-    # else its import compiles textures and filters too, which nobody asked for
+    # else the import also compiles textures and filters, which are not used
     os.environ.setdefault("PICTOLOGICS_DISABLE_WARMUP", "1")
     return require("pictologics.features", "radiomics", "radiomics")
 
@@ -31,16 +31,16 @@ def load_radiomics() -> Any:
 def radiomics_of(
     lesion: np.ndarray, hu: np.ndarray | None, spacing_mm: tuple[float, float, float] | None
 ) -> dict[str, float | None]:
-    """IBSI's intensity-based statistics and morphology of one lesion, of voxels as they are, without resampling.
+    """IBSI's intensity-based statistics and morphology of one lesion, without resampling of its voxels.
 
     Args:
         lesion: (I, J, K) bool, at least one voxel.
         hu: (I, J, K) HU, or None without a CT.
-        spacing_mm: of the grid, or None if its axes are not at right angles: shape is not defined then.
+        spacing_mm: spacing of the grid, or None if its axes are not at right angles (then shape is undefined).
 
     Returns:
         By IBSI's names and codes, as `sphericity_QCFX`; lengths in mm, areas in mm2, volumes in mm3, intensities in HU.
-        None for what isn't defined: intensities without a CT, axes of one voxel. Each name is always there.
+        A value is None if it is undefined: intensities without a CT, axes of one voxel. All names are always present.
 
     Raises:
         MissingDependencyError: as `load_radiomics`.
@@ -54,7 +54,7 @@ def radiomics_of(
         found |= features.calculate_intensity_features(hu[lesion].astype(np.float64))
     if spacing_mm is not None:
         origin = (0.0, 0.0, 0.0)
-        # its mesh ends where the array ends: a lesion at the border must be closed
+        # the mesh must be closed for a lesion at the array's border too
         mask = Image(np.pad(lesion, 1).astype(np.uint8), spacing_mm, origin)
         image = None if hu is None else Image(np.pad(hu, 1).astype(np.float64), spacing_mm, origin)
         found |= features.calculate_morphology_features(mask, image)

@@ -16,12 +16,12 @@ from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import Box, bounding_box
 from liverseg_tf.labels import LIVER, LIVER_CLASSES, TUMOUR, ClassSet
 
-# Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
+# Thirds of the liver's bounding box, along (rows, columns, slices) of the canonical view.
 _THIRDS = (("front", "mid-depth", "back"), ("right", "central", "left"), ("lower", "mid-height", "upper"))
 # Towards lower and higher indices along them.
 _DIRECTIONS = (("in front of", "behind"), ("right of", "left of"), ("below", "above"))
 _SLICES_AT_ONCE = 32
-# In JSON, where slices counted from 1 stand beside voxels counted from 0.
+# Names in JSON, which has both slices counted from 1 and voxels counted from 0.
 _KEYS = {
     "slice": "slice_from_1",
     "slices": "slices_from_1",
@@ -35,18 +35,18 @@ class LesionStatistics:
     """One lesion: a component of tumour voxels connected by faces.
 
     Attributes:
-        number: from 1, the largest first: the lesion's number everywhere, as `numbered_lesions` gives it.
-        volume_ml: its volume.
+        number: from 1, the largest first, as in `numbered_lesions`; the same in all results.
+        volume_ml: its volume in ml.
         diameter_mm: diameter of the ball of the same volume.
         size: `small` under 10 mm, `medium`, `large` over 20 mm.
         extent_mm: size of its bounding box, front to back, side to side, bottom to top; in a sheared grid of the
             box with perpendicular edges, whose first two lie in the slices.
         slice: number from 1, counted from the feet, of the slice where it is largest.
-        slices: first and last slice that it is on, counted alike.
+        slices: first and last slice with the lesion, counted in the same way.
         side: `right`, `central` or `left` third of the liver's width (patient's right).
         center_mm: its centre of mass in the file's RAS+ coordinates.
         voxel: index from 0, in the file's own axes, of its voxel nearest to that centre.
-        place: where it is, in words: thirds of the liver's box, and mm from its middle.
+        place: position in words: thirds of the liver's box, and mm from its middle.
         mean_hu: mean of the CT in it; None without a CT.
     """
 
@@ -64,7 +64,7 @@ class LesionStatistics:
     mean_hu: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form; names of indices say what they are counted from."""
+        """The lesion as a dictionary for JSON; names of indices say what they are counted from."""
         return asdict(self, dict_factory=_named_by_base)
 
 
@@ -74,22 +74,22 @@ def _named_by_base(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """What one mask holds. In a mask of another organ, "liver" and "tumour" stand for it and its lesions.
+    """Volumes and lesions of one mask. For another organ, "liver" and "tumour" refer to the organ and its lesions.
 
     Attributes:
         shape: (rows, columns, slices).
         spacing_mm: along them.
         identity_affine: True if the file says 1x1x1 mm without direction: mm and ml are then unreliable.
-        liver_volume_ml: of the liver, tumours included.
-        tumour_volume_ml: of all tumours.
+        liver_volume_ml: volume of the liver in ml, tumours included.
+        tumour_volume_ml: volume of all tumours in ml.
         tumour_burden: tumour volume over liver volume, 0 to 1; None without liver.
         liver_slices: first and last slice with liver, from 1, counted from the feet; None without liver.
         lesion_count: number of lesions.
         lesions: the largest first.
         liver_mean_hu: mean of the CT in liver tissue, tumours left out; None without a CT or without liver tissue.
         tumour_mean_hu: mean of the CT in all tumours; None without a CT or without tumours.
-        further_volumes_ml: of structures that are neither organ nor lesion, by name.
-        classes: what the mask's values are.
+        further_volumes_ml: volumes in ml of structures that are neither organ nor lesion, by name.
+        classes: classes of the mask.
     """
 
     shape: tuple[int, int, int]
@@ -117,7 +117,7 @@ class MaskStatistics:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dictionaries, tuples and numbers, under the names of its classes.
+        """All figures as a dictionary for JSON, with the names of the mask's classes.
 
         Names of indices say what they are counted from.
         """
@@ -142,7 +142,7 @@ def statistics(
         mask: a mask file, a `MaskVolume`, or labels (rows A->P, columns R->L, slices I->S) of 0, 1 and 2.
         volume: the CT on the same grid, for mean HU: a file, a `CTVolume`, or HU in the mask's canonical shape.
         spacing_mm: of an array, (row, column, slice) in mm; a file brings its own.
-        classes: what the values are; by default what the mask says of itself, else liver and tumour.
+        classes: classes of the mask; by default those stored in it, else liver and tumour.
 
     Returns:
         The statistics; an empty mask has volumes of 0 and no lesions.
@@ -162,7 +162,7 @@ def statistics(
         volume = CTVolume.load(volume)
     mask = as_mask(mask, spacing_mm, volume, classes)
     check_fits(volume, mask)
-    box = bounding_box(mask.organ_labels)  # what is not background, which is 0
+    box = bounding_box(mask.organ_labels)  # all voxels except background (0)
     voxel_ml = mask.voxel_volume_ml
     labels = mask.organ_labels[box or (slice(0, 1),) * 3]
     tissue, tumour = labels == LIVER, labels == TUMOUR
@@ -227,7 +227,7 @@ def check_fits(volume: CTVolume | np.ndarray | None, mask: MaskVolume) -> None:
 def _hu_sums(
     volume: CTVolume | np.ndarray, box: Box, tissue: np.ndarray, numbered: np.ndarray | None
 ) -> tuple[float, np.ndarray | None]:
-    """Sum of HU over the tissue and over each lesion of a box; HU takes memory for a few slices alone."""
+    """Sum of HU over the tissue and over each lesion of a box; reads only a few slices of HU at a time."""
     tissue_hu, lesion_hu = 0.0, np.zeros(1 if numbered is None else int(numbered.max()) + 1)
     depth = tissue.shape[2]
     for first in range(0, depth, _SLICES_AT_ONCE):
@@ -259,7 +259,7 @@ def _lesions(
         voxels = np.argwhere(inside) + [s.start for s in own]
         nearest = voxels[np.square((voxels - center) @ steps_mm.T).sum(axis=1).argmin()] + offset
         at = int(measures.largest_slice[lesion] + offset[2] + 1)
-        # the liver's box has the crop's shape: tumour counts as liver
+        # the liver's box has the shape of the crop, because tumour counts as liver
         front, side, height = (
             names[min(2, int(3 * (center[axis] + 0.5) / numbered.shape[axis]))] for axis, names in enumerate(_THIRDS)
         )
@@ -285,7 +285,7 @@ def _lesions(
 
 
 def _from_middle(center: np.ndarray, shape: tuple[int, ...], steps_mm: np.ndarray) -> str:
-    """How far a place lies from the middle of the liver's box, in words: "62 mm right of, 31 mm above the ..."."""
+    """Distance of a position from the middle of the liver's box, in words: "62 mm right of, 31 mm above the ..."."""
     row, column, height = (center - (np.array(shape) - 1) / 2) @ steps_mm.T
     parts = []
     for distance, (negative, positive) in zip((column, height, row), (_DIRECTIONS[i] for i in (1, 2, 0)), strict=True):

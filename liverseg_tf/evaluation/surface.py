@@ -15,7 +15,7 @@ Box = tuple[slice, ...]
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
-    """Smallest box that holds every voxel but 0, found without an array of the mask's size.
+    """Smallest box around all voxels that are not 0, found without an array of the mask's size.
 
     Args:
         mask: any number of axes, bool or labels.
@@ -28,7 +28,7 @@ def bounding_box(mask: np.ndarray) -> Box | None:
         (slice(0, 2, None), slice(1, 2, None))
     """
     box = [slice(None)] * mask.ndim
-    for axis in reversed(range(mask.ndim)):  # slices first: most of them hold nothing, and are not looked at again
+    for axis in reversed(range(mask.ndim)):  # slices first: most of them are empty, and are then skipped
         hits = np.flatnonzero(mask[tuple(box)].any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
         if not hits.size:
             return None
@@ -49,8 +49,8 @@ def enclosing_box(boxes: Sequence[Box]) -> Box:
 def surface_voxels(mask: np.ndarray) -> np.ndarray:
     """Surface of a mask.
 
-    A voxel belongs to the surface if it lies in the mask and one of its 18 neighbours (by face or edge) doesn't; what
-    lies outside the array counts as outside. The LiTS challenge's scorer and medpy's `Surface` use this surface.
+    A voxel belongs to the surface if it lies in the mask and one of its 18 neighbours (by face or edge) does not;
+    voxels beyond the array count as outside. The LiTS challenge's scorer and medpy's `Surface` use this surface.
 
     Args:
         mask: (I, J, K) bool.
@@ -95,8 +95,8 @@ class SurfaceDistances:
     def surface_dice(self, tolerance_mm: float) -> float:
         """Normalized surface Dice, 0 to 1: the part of both surfaces' voxels within the tolerance (Nikolov 2021).
 
-        Voxels are counted, each as one; the `surface-distance` package weighs surface elements by area instead, and
-        its figures differ by a little.
+        Each voxel counts as one; the `surface-distance` package weights surface elements by area instead, so its
+        figures differ slightly.
 
         Args:
             tolerance_mm: the largest distance that counts as agreement.
@@ -110,9 +110,9 @@ def surface_distances(
 ) -> SurfaceDistances | None:
     """Measure two masks' surfaces against each other.
 
-    Works on the box around both masks, with an exact Euclidean distance transform (the `edt` package: about four times
-    as fast as SciPy's and in less memory; unlike a k-d tree over surface voxels it stays so for masks far apart). A
-    sheared grid has no such transform and takes the k-d tree.
+    Uses the box around both masks, and an exact Euclidean distance transform (the `edt` package: about four times as
+    fast as SciPy's, with less memory; unlike a k-d tree over surface voxels also for masks far apart). A sheared grid
+    has no such transform; there a k-d tree is used.
 
     Args:
         truth: (I, J, K) bool.
@@ -121,7 +121,7 @@ def surface_distances(
             `Geometry.steps_mm` gives them.
 
     Returns:
-        The distances, or None if one of the masks is empty: then there is nothing to measure.
+        The distances, or None if one of the masks is empty.
 
     Examples:
         >>> a, b = np.zeros((2, 5, 5, 9), bool)
