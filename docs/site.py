@@ -44,7 +44,7 @@ def commands_page() -> str:
         for group in command._action_groups:
             rows = [_row(action) for action in group._group_actions if action.help != argparse.SUPPRESS]
             if rows:
-                text += [f"| {_TITLES.get(group.title, group.title)} | |", "| --- | --- |", *rows, ""]
+                text += [f"| {_TITLES.get(group.title, group.title)} | meaning |", "| --- | --- |", *rows, ""]
     return "\n".join(text)
 
 
