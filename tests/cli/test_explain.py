@@ -10,6 +10,7 @@ import pytest
 
 from liverseg_tf.cli.main import main
 from liverseg_tf.explanation.explain import CAN_SHOW, explain
+from tests.documented_fields import keys_of, stale, undocumented
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,9 @@ def test_a_lesion_and_a_point(capsys, tmp_path, phantom_folder, small_model_file
     assert found["settings"]["layer"] == "decoder_stage3b_relu"
     assert found["regions"][0]["region"] == "point" and found["regions"][0]["verdict"] in ("supported", "not supported")
     assert (tmp_path / "b" / "point.png").exists()
-    assert json.loads((tmp_path / "b" / "explanation.json").read_text())["regions"] == found["regions"]
+    stored = json.loads((tmp_path / "b" / "explanation.json").read_text())
+    assert stored["regions"] == found["regions"]
+    assert not undocumented(stored, "Explanations of") and not stale(keys_of(stored), "Explanations of")
 
 
 def test_wrong_use(capsys, tmp_path, phantom_folder, small_model_file):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from liverseg_tf.exporting.tflite import convert
 from liverseg_tf.exporting.timing import Measured
 from liverseg_tf.labels import LIVER_CLASSES
 from liverseg_tf.models.saving import build_model
+from tests.documented_fields import undocumented
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +115,8 @@ def test_check_compares_all_of_one_model(small_model, small_model_file, large_ca
     assert [(r["size"], r["runtime"]) for r in rows] == [(s, r) for s in ("512x512", "476x290") for r in runtimes]
     assert status == (1 if result["parity"]["failures"] else 0)
     assert result["parity"]["failures"] == []
+    stored = json.loads(Path(result["manifest"]).read_text())
+    assert not undocumented(result, "Exported models") and not undocumented(stored, "Exported models")
     weights_mb = small_model.count_params() * 4 / 1e6
     for row in rows:
         assert row["slices"] == 4

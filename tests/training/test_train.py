@@ -12,6 +12,7 @@ import tensorflow as tf
 import liverseg_tf as ls
 import liverseg_tf.training.train as module
 from liverseg_tf.errors import ConfigError, DataWarning, OutputError, TrainingError
+from tests.documented_fields import undocumented
 from tests.training.runs import RECIPE, Record, options
 
 pytestmark = pytest.mark.slow
@@ -39,6 +40,7 @@ def test_a_run_folder_tells_everything(finished):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert {"loss", "val_loss", "foreground_accuracy", "accuracy", "val_case_dice", "learning_rate"} <= set(rows[0])
     assert (run.output / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert not undocumented(about, "A run folder", "Exported models") and not undocumented(set(rows[0]), "A run folder")
 
 
 def test_callbacks_see_every_step_and_epoch(finished):
