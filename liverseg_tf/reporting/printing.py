@@ -33,14 +33,16 @@ _OPTIONS = (
 )
 # The browser reads commands from its file 3 and answers into file 4 (DevTools protocol): no port is opened.
 _AS_FILES_3_AND_4 = 'exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null'
-# Resolves once all pictures are drawn: "" or what the page says went wrong.
+# Resolves once all pictures are drawn: true, or what the page says went wrong.
 _COMPLETE = """new Promise((done) => {
   const look = () => {
-    const failure = document.getElementById("failure");
-    if (failure && !failure.hidden) done(failure.textContent);
-    else if (document.body?.dataset.complete === "true") // no body yet while the file is being read
-      requestAnimationFrame(() => requestAnimationFrame(() => done("")));
-    else setTimeout(look, 50);
+    if (document.readyState !== "loading") {
+      const failure = document.getElementById("failure");
+      if (failure && !failure.hidden) return done(failure.textContent);
+      if (document.body.dataset.complete === "true")
+        return requestAnimationFrame(() => requestAnimationFrame(() => done(true)));
+    }
+    setTimeout(look, 50);
   };
   look();
 })"""
@@ -109,7 +111,7 @@ def _printed(pipe: _Pipe, file: Path) -> bytes:
         raise NotPrintedError(f"the browser can't open the page ({moved['errorText']})")
     seen = pipe.ask("Runtime.evaluate", session, expression=_COMPLETE, awaitPromise=True, returnByValue=True)
     said = seen["result"].get("value")
-    if said != "":
+    if said is not True:
         raise NotPrintedError(f"the page has no pictures ({said or 'it stopped'})")
     content = pipe.ask("Page.printToPDF", session, preferCSSPageSize=True)["data"]
     try:
