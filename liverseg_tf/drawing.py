@@ -21,6 +21,7 @@ from liverseg_tf.labels import BACKGROUND, CLASSES, LIVER, TUMOUR, LabelClass, c
 from liverseg_tf.ownership import owned_write
 from liverseg_tf.provenance import SOFTWARE
 from liverseg_tf.windows import resolve_window, window_bounds, window_name
+from liverseg_tf.wording import readable
 
 if TYPE_CHECKING:
     from liverseg_tf.data.volume import CTVolume
@@ -251,7 +252,7 @@ def class_legend(
 ) -> None:
     """Draw a legend of the classes under the figure."""
     drawn = [c for c in classes if c.index != BACKGROUND]
-    handles = [Patch(facecolor=class_color(c, safe_colors), edgecolor="0.4", label=c.name) for c in drawn]
+    handles = [Patch(facecolor=class_color(c, safe_colors), edgecolor="0.4", label=readable(c.name)) for c in drawn]
     figure.legend(
         handles=[*handles, *extra],
         loc="outside lower center",

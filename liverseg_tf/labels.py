@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from liverseg_tf.errors import ConfigError, LabelError
 from liverseg_tf.strict_json import to_json
+from liverseg_tf.wording import counted, readable
 
 if TYPE_CHECKING:  # the command line's help needs only the names
     import numpy as np
@@ -150,9 +151,21 @@ class ClassSet:
 
     def named(self, text: str) -> str:
         """Replace "liver" and "tumour" in a text or key by the names of this organ and lesion."""
+        return self._with_names(text, self.organ, self.lesion or "lesion")
+
+    def words(self, text: str) -> str:
+        """The same for a text that people read: names of classes as words.
+
+        Examples:
+            >>> ClassSet.of("kidney", "kidney_tumour").words("HU of the tumour in the liver")
+            'HU of the kidney tumour in the kidney'
+        """
+        return self._with_names(text, readable(self.organ), readable(self.lesion or "lesion"))
+
+    def _with_names(self, text: str, organ: str, lesion: str) -> str:
         if self.is_liver and self.lesion in (CLASS_NAMES[TUMOUR], None):
             return text
-        names = {"liver": self.organ, "tumour": self.lesion or "lesion"}
+        names = {"liver": organ, "tumour": lesion}
         return re.sub(r"(?<![a-zA-Z])(liver|tumour)(?![a-zA-Z])", lambda m: names[m[1]], text)
 
     def heading(self, text: str) -> str:
@@ -165,7 +178,7 @@ class ClassSet:
         if self.named("liver tumour") == "liver tumour":
             return text
         words = {"Liver": self.organ, "Tumours": self.lesion or "lesion"}
-        return re.sub("Liver|Tumours", lambda m: words[m[0]].replace("_", " ").capitalize(), text)
+        return re.sub("Liver|Tumours", lambda m: readable(words[m[0]]).capitalize(), text)
 
     def to_json(self) -> str:
         """One line, for a mask's header."""
@@ -234,7 +247,9 @@ def to_labels(values: np.ndarray, name: str, class_names: Sequence[str] = CLASS_
             wrong = ~((np.abs(values - rounded) <= 1e-3) & (rounded >= 0) & (rounded < count))
     if wrong.any():
         found, counts = np.unique(values[wrong], return_counts=True)
-        listed = ", ".join(f"{v:g} ({c} voxels)" for v, c in zip(found[:5].tolist(), counts[:5].tolist(), strict=True))
+        listed = ", ".join(
+            f"{v:g} ({counted(c, 'voxel')})" for v, c in zip(found[:5].tolist(), counts[:5].tolist(), strict=True)
+        )
         expected = ", ".join(f"{index} {name}" for index, name in enumerate(class_names))
         raise LabelError(f"{name}: expected labels {expected}; got {listed}{', ...' if len(found) > 5 else ''}")
     return rounded.astype(np.uint8)

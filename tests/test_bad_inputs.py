@@ -248,7 +248,7 @@ def test_pairs(tmp_path, command):
     case_folder(tmp_path / "a", 1)
     (tmp_path / "a" / "volume-10.nii").write_bytes(content())
     (tmp_path / "a" / "segmentation-3.nii").write_bytes(content(np.zeros(SHAPE, np.uint8)))
-    with pytest.warns(DataWarning, match="1 masks have no volume and are left out: .*segmentation-3.nii"):
+    with pytest.warns(DataWarning, match="1 mask has no volume and is left out: .*segmentation-3.nii"):
         cases = ls.find_cases(tmp_path / "a")
     assert [(c.id, c.segmentation is not None) for c in cases] == [(1, True), (10, False)]
     case_folder(tmp_path / "b", 1)

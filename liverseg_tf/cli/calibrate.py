@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate."""
     from liverseg_tf.calibration.calibrate import calibrate
     from liverseg_tf.cli.progress import progress_bar
-    from liverseg_tf.cli.tables import counted
     from liverseg_tf.labels import ClassSet
     from liverseg_tf.strict_json import to_json
+    from liverseg_tf.wording import counted
 
     with progress_bar() as bar:
         found = calibrate(
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("liver", "tumour")[: 1 if found.classes.lesion is None else 2]:
         inside, width = getattr(quality, f"{name}_coverage"), getattr(quality, f"{name}_width")
         print(
-            f"  {found.classes.named(name)} volume in its interval: {100 * inside:.0f} % ({promised}), "
+            f"  {found.classes.words(name)} volume in its interval: {100 * inside:.0f} % ({promised}), "
             f"ends {width:.2f} times apart"
         )
     if quality.lesion_brier is None:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     for number in range(1, len(args.after) + 2):
         for format, path in object_paths(args.output, number, formats).items():
             claim(path, PRODUCTS[format][1], inputs=inputs, overwrite=args.overwrite)
-    with progress_bar() as bar:
+    with progress_bar(stages=True) as bar:
         found = compare(
             args.before,
             *args.after,
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(found) -> None:
     from liverseg_tf.cli.tables import print_table
 
-    named = found.classes.named
+    named = found.classes.words
     print_table(
         (
             "scan",

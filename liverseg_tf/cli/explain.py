@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.explanation.explain import CAN_SHOW, explain
     from liverseg_tf.strict_json import to_json
+    from liverseg_tf.wording import counted
 
     with progress_bar(stages=True) as bar:
         explanation = explain(
@@ -116,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
     if explanation.regions:
         print(CAN_SHOW)
     if explanation.left_out:
-        print(f"{explanation.left_out} smaller lesions were left out (--most-lesions)")
+        left = counted(explanation.left_out, "smaller lesion was", "smaller lesions were")
+        print(f"{left} left out (--most-lesions)")
     return 0
 
 

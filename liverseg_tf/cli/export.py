@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_parity(parity) -> None:
     from liverseg_tf.cli.tables import print_table
+    from liverseg_tf.wording import counted
 
     def shown(dice: dict) -> str:
         return " / ".join("-" if value is None else f"{value:.4f}" for value in dice.values())
@@ -130,4 +131,4 @@ def _print_parity(parity) -> None:
         )
         for row in parity.rows
     ]
-    print_table(columns, rows, names=("runtime",), caption=f"{parity.rows[0].slices} slices of each size")
+    print_table(columns, rows, names=("runtime",), caption=f"{counted(parity.rows[0].slices, 'slice')} of each size")

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     table, figure = output / "learning_rate.json", output / "learning_rate.png"
     claim(table, "learning rates", overwrite=args.overwrite)
     claim(figure, "figure", overwrite=args.overwrite)
-    with progress_bar() as bar:
+    with progress_bar(stages=True) as bar:
         task = bar.add_task("range test", total=args.steps)
         curve = find_learning_rate(
             cases, recipe, steps=args.steps, seed=args.seed, on_step=lambda step: bar.advance(task)

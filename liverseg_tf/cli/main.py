@@ -37,7 +37,7 @@ COMMANDS = (
 )
 
 
-_WITH_TENSORFLOW = {"demo", "train", "find-lr", "explain", "report", "export", "slices"}
+_WITH_TENSORFLOW = {"demo", "train", "find-lr", "explain", "export", "slices"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from liverseg_tf.cli.progress import console, progress_bar
-    from liverseg_tf.cli.tables import counted
     from liverseg_tf.data.phantom import write_phantoms
     from liverseg_tf.strict_json import to_json
+    from liverseg_tf.wording import counted
 
     start = time.perf_counter()
     with progress_bar() as bar:

@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict; returns 1 if any volume failed."""
     from liverseg_tf.cli.progress import console
     from liverseg_tf.cli.quiet import load_nibabel_quickly
-    from liverseg_tf.cli.tables import counted
+    from liverseg_tf.wording import counted
 
     load_nibabel_quickly()
     from liverseg_tf.cohorts.predict_folder import predict_folder
@@ -277,7 +277,7 @@ def _read_again(written: dict) -> str:
     found = written["read_again"]
     if "liver" not in found:
         return "read back, complete"
-    from liverseg_tf.cli.tables import counted
+    from liverseg_tf.wording import counted
 
     lesions = counted(len(found["lesions"]), "lesion")
     return f"read back, agrees with the mask: liver {found['liver']['volume_ml']:.1f} ml, {lesions}"
@@ -288,7 +288,8 @@ def _range(ends: list[float]) -> str:
 
 
 def _print_statistics(statistics: dict) -> None:
-    from liverseg_tf.cli.tables import counted, print_table
+    from liverseg_tf.cli.tables import print_table
+    from liverseg_tf.wording import counted
 
     burden = next((value for name, value in statistics.items() if name.endswith("_burden")), None)
     volumes = {k.removesuffix("_volume_ml"): v for k, v in statistics.items() if k.endswith("_volume_ml")}

@@ -5,7 +5,16 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 _SECONDS_A_LINE = 30.0
 
@@ -25,6 +34,22 @@ def progress_bar(stages: bool = False) -> ProgressBar:
     return ProgressBar(stages)
 
 
+class _Count(MofNCompleteColumn):
+    """Steps done and all of them, once their number is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
+class _Left(TimeRemainingColumn):
+    """Time left, with a word for it, once the number of steps is known."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text()
+        return Text.assemble(("left ", "dim"), super().render(task))
+
+
 class ProgressBar(Progress):
     """See `progress_bar`."""
 
@@ -33,10 +58,9 @@ class ProgressBar(Progress):
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            _Count(),
             TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
-            TimeRemainingColumn(),
+            _Left(),
             console=where,
             transient=True,
             disable=not where.is_terminal,

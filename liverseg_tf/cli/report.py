@@ -63,6 +63,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and print where it is."""
     from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.cli.quiet import load_nibabel_quickly
+
+    load_nibabel_quickly()
     from liverseg_tf.reporting.report import report
     from liverseg_tf.strict_json import to_json
 

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: list) -> None:
-    from liverseg_tf.cli.tables import counted
+    from liverseg_tf.wording import counted
 
     for row in (series.to_dict() for one in found for series in one.series):
         number = f"series {row['number']}" if row["number"] is not None else "series"

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         summary = {"folder": args.output, "volumes": volumes, "slices": len(slices), "seconds": round(seconds, 2)}
         print(to_json(summary))
     else:
-        from liverseg_tf.cli.tables import counted
+        from liverseg_tf.wording import counted
 
         done = f"{counted(len(slices), 'slice')} of {counted(volumes, 'volume')}"
         console().print(f"{done} in {args.output} ({seconds:.1f} s)", markup=False)

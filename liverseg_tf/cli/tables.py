@@ -16,16 +16,6 @@ _NARROWEST_SENTENCES = 24
 _ANY_WIDTH = 100_000
 
 
-def counted(number: int, what: str, plural: str | None = None) -> str:
-    """A number and what it counts.
-
-    Examples:
-        >>> counted(1, "case"), counted(0, "case"), counted(2, "entry", "entries")
-        ('1 case', '0 cases', '2 entries')
-    """
-    return f"{number} {what if number == 1 else plural or what + 's'}"
-
-
 def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str | Text]],

@@ -111,12 +111,12 @@ def _add_devices(group: argparse._ActionsContainer) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and print the best epoch."""
     from liverseg_tf.cli.progress import console
-    from liverseg_tf.cli.tables import counted
     from liverseg_tf.cli.training_progress import TrainingProgress
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.strict_json import to_json
     from liverseg_tf.training.strategies import create_strategy, worker_index
     from liverseg_tf.training.train import dice_in_words, train
+    from liverseg_tf.wording import counted
 
     out = console()
     cases = find_cases(*args.folders, patients=args.patients)

@@ -63,7 +63,8 @@ def _print(found) -> None:
 
     from rich.text import Text
 
-    from liverseg_tf.cli.tables import counted, print_table
+    from liverseg_tf.cli.tables import print_table
+    from liverseg_tf.wording import counted
 
     if found.findings:
         rows = []

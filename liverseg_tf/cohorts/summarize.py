@@ -24,6 +24,7 @@ from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, SOFTWARE
 from liverseg_tf.reporting.assets import asset, fill, script_data
+from liverseg_tf.wording import counted
 
 # What has a distribution: column, words, and whether it is spread over magnitudes.
 FIGURES = (
@@ -301,7 +302,7 @@ def build_page(found: Summary, beside: Path) -> str:
         table[name] = [found.classes.named(" ".join(v)) for v in table[name]]
     data = {"columns": table, "words": {name: words for name, words, _ in figures}}
     values = {
-        "title": html.escape(f"{len(found.rows)} cases"),
+        "title": html.escape(counted(len(found.rows), "case")),
         "style": asset("liverseg_tf.reporting", "style.css") + "\n" + asset("liverseg_tf.cohorts", "summary.css"),
         "overview": _overview(found),
         "distributions": "".join(_histogram(found.rows, *figure) for figure in figures),
@@ -316,7 +317,7 @@ def _overview(found: Summary) -> str:
     content = found.to_dict()
     rows = [("Cases", str(content["cases"])), ("Failed", str(content["failed"]))]
     rows.append(("Outliers", str(content["outliers"])))
-    words = {found.classes.named(flag): found.classes.named(text) for flag, text in FLAGS.items()}
+    words = {found.classes.named(flag): found.classes.words(text) for flag, text in FLAGS.items()}
     rows += [(words[flag], str(count)) for flag, count in content["flags"].items()]
     body = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th><td class="number">{html.escape(value)}</td></tr>'

@@ -17,6 +17,7 @@ from liverseg_tf.data.reading import format_of, is_itk_name
 from liverseg_tf.errors import CaseError, ConfigError, DataWarning, InputFileError, MissingDependencyError, warn
 from liverseg_tf.files import is_hidden
 from liverseg_tf.hounsfield import HU_RANGE
+from liverseg_tf.wording import counted
 
 if TYPE_CHECKING:
     from liverseg_tf.data.dicom.files import DicomFile
@@ -125,7 +126,8 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
     orphans = sorted(set(masks) - set(volumes))
     if orphans:
         listed = ", ".join(str(masks[n]) for n in orphans[:5]) + (", ..." if len(orphans) > 5 else "")
-        warn(f"{len(orphans)} masks have no volume and are left out: {listed}", DataWarning)
+        few = counted(len(orphans), "mask has no volume and is", "masks have no volume and are")
+        warn(f"{few} left out: {listed}", DataWarning)
     groups = read_patients(patients) if patients is not None else {}
     patients_of = found.patients(groups)
     return [Case(n, patients_of[n], volumes[n].path, masks.get(n), volumes[n].series) for n in sorted(volumes)]
@@ -303,17 +305,16 @@ def _number_of(name: str) -> int:
 def skipped(paths: Sequence[Path]) -> str:
     """The sentence about files that are neither CT nor mask."""
     listed = ", ".join(str(path) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
-    count = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
-    return f"{count} skipped, no CT or mask by name or codes: {listed}"
+    return f"{counted(len(paths), 'file is', 'files are')} skipped, no CT or mask by name or codes: {listed}"
 
 
 def no_volumes(folders: Sequence[str | Path], masks: int, left_out: Sequence[str] = ()) -> CaseError:
     """The error for folders without a CT."""
-    sep = ", "
+    sep, but = ", ", f" but {counted(masks, 'mask')}" if masks else ""
     return CaseError(
         f"{', '.join(map(str, folders))}: expected CTs named volume-<number>.nii or .nii.gz (LiTS) or "
         f"imagesTr/<name>_<number>.nii.gz (Medical Segmentation Decathlon), or DICOM series, got none"
-        f"{f' but {masks} masks' if masks else ''}{f'; left out: {sep.join(left_out)}' if left_out else ''}"
+        f"{but}{f'; left out: {sep.join(left_out)}' if left_out else ''}"
     )
 
 

@@ -131,12 +131,13 @@ def write_phantoms(
 ) -> list[dict[str, Any]]:
     """Write LiTS-style pairs `volume-<i>.nii.gz` and `segmentation-<i>.nii.gz`.
 
-    With `dicom` the CT is a folder `volume-<i>` of axial slices; its mask is still a NIfTI file.
+    With `dicom` the CT is a folder `volume-<i>` of axial slices; its mask is still a NIfTI file. All files have their
+    true spacing: phantoms whose grid `make_phantom` leaves without one are stored as RAS.
 
     Args:
         folder: made if missing. Phantoms of an earlier call are replaced.
         cases: number of phantoms; they are numbered from 0.
-        seed: of the set; case i is `make_phantom((seed, i), shape)`.
+        seed: of the set; case i is `make_phantom((seed, i), shape)` but for a lost grid.
         shape: (rows, columns, slices) of each.
         progress: called with the number of cases written and their total.
         overwrite: replace files of these names that are not this library's phantoms, or were changed since; never
@@ -170,6 +171,8 @@ def write_phantoms(
     rows = []
     for i, paths in enumerate(pairs):
         phantom = make_phantom((seed, i), shape)
+        if phantom.geometry.is_identity_affine:
+            phantom = _with_its_grid(phantom)
         if dicom:
             phantom = dataclasses.replace(phantom, geometry=_axial(phantom))
             _save_series(phantom, paths[0], (seed, i))
@@ -180,6 +183,15 @@ def write_phantoms(
         if progress is not None:
             progress(i + 1, cases)
     return rows
+
+
+def _with_its_grid(phantom: Phantom) -> Phantom:
+    """A phantom that lost its grid, stored as RAS with its spacing."""
+    shape = phantom.hu.shape
+    canonical = Geometry.from_spacing(shape, phantom.spacing_mm).affine
+    turn = orientations.ornt_transform(orientations.axcodes2ornt("PLS"), orientations.axcodes2ornt("RAS"))
+    geometry = Geometry(phantom.geometry.shape, canonical @ orientations.inv_ornt_aff(turn, shape))
+    return dataclasses.replace(phantom, geometry=geometry, description={**phantom.description, "orientation": "RAS"})
 
 
 def _axial(phantom: Phantom) -> Geometry:
@@ -199,7 +211,7 @@ def _save_series(phantom: Phantom, folder: Path, seed: tuple[int, int]) -> None:
             phantom.affine,
             temporary,
             patient=f"PHANTOM {seed[1]}",
-            description=f"Phantom {phantom.description['phase']}",
+            description="Abdomen, phantom",  # no phase: models of patients' phases don't know phantoms anyhow
             seed=(*seed, phantom.hu.shape),
         )
 

@@ -23,11 +23,13 @@ from liverseg_tf.data.volume import Geometry, check_same_grid, check_same_voxels
 from liverseg_tf.errors import ConfigError, LiverSegError
 from liverseg_tf.hounsfield import AIR_HU, BODY_HU
 from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet, to_labels
+from liverseg_tf.wording import counted, readable
 
 SEVERITIES = ("error", "warning")
 # Between neighbouring pixels, and between slices.
 PLAUSIBLE_SPACING_MM = ((0.2, 4.0), (0.2, 10.0))
-# Tissue is above this, air, lung and fat below.
+# Coarser pixels are plausible where few of them show a whole body: a CT that was reduced. Its slices may be as coarse.
+_WIDEST_BODY_MM, _SLICES_TO_PIXELS = 600.0, 6.0
 # The liver's centre of mass lies about a fifth of the body's width to the right of its middle.
 _LEFT_SHARE = 0.05
 _TRAINED_PHASE = "portal venous"
@@ -92,8 +94,8 @@ class Verification:
 
     def __repr__(self) -> str:
         return (
-            f"Verification({len(self.cases)} cases, {self.patients} patients: {len(self.errors)} errors, "
-            f"{len(self.warnings)} warnings)"
+            f"Verification({counted(len(self.cases), 'case')}, {counted(self.patients, 'patient')}: "
+            f"{counted(len(self.errors), 'error')}, {counted(len(self.warnings), 'warning')})"
         )
 
 
@@ -197,12 +199,14 @@ def _grouping(files: CaseFiles, groups: dict[int, str], path: str | Path | None)
     if path is None:
         return
     for missing, what in (
-        (set(files.volumes) - set(groups), "cases are not in the groups file, each counts as its own patient"),
-        (set(groups) - set(files.volumes), "cases of the groups file have no volume here"),
+        (set(files.volumes) - set(groups), "not in the groups file, each counts as its own patient"),
+        (set(groups) - set(files.volumes), "of the groups file without a volume here"),
     ):
         if missing:
             listed = ", ".join(map(str, sorted(missing)[:5])) + (", ..." if len(missing) > 5 else "")
-            yield Finding("warning", "patients", None, str(path), f"{path}: {len(missing)} {what}: {listed}")
+            yield Finding(
+                "warning", "patients", None, str(path), f"{path}: {counted(len(missing), 'case')} {what}: {listed}"
+            )
 
 
 class _CaseCheck:
@@ -292,13 +296,8 @@ class _CaseCheck:
             self._add(
                 "warning", "spacing", file.path, "1x1x1 mm without direction: mm, ml and left/right are unreliable"
             )
-        in_plane, between = PLAUSIBLE_SPACING_MM
-        for axis, spacing, (low, high) in zip(
-            ("rows", "columns", "slices"), geometry.spacing_mm, (in_plane, in_plane, between), strict=True
-        ):
-            if not low <= spacing <= high:
-                message = f"{spacing:g} mm between {axis}: expected {low:g} to {high:g}"
-                self._add("warning", "spacing", file.path, message)
+        for message in _doubts_about_spacing(geometry):
+            self._add("warning", "spacing", file.path, message)
         stored = self._read(file)
         if stored is None:
             return None
@@ -306,6 +305,7 @@ class _CaseCheck:
         digest.update(stored.reshape(-1, order="F").view(np.uint8).data)
         self.digest = digest.hexdigest()
         self._check_intensities(file, stored)
+        self._check_padding(file, stored, geometry)
         with np.errstate(all="ignore"):
             thinned = geometry.to_canonical(stored)[::4, :, ::4] * file.slope + file.intercept
             columns = np.count_nonzero(thinned > BODY_HU, axis=(0, 2))
@@ -316,7 +316,12 @@ class _CaseCheck:
         if stored.dtype.kind == "f":
             values = stored[np.isfinite(stored)]
             if bad := stored.size - values.size:
-                self._add("warning", "intensities", file.path, f"{bad} voxels are NaN or infinite, taken as air")
+                self._add(
+                    "warning",
+                    "intensities",
+                    file.path,
+                    f"{counted(bad, 'voxel is', 'voxels are')} NaN or infinite, taken as air",
+                )
             if not values.size:
                 return
         with np.errstate(all="ignore"):
@@ -327,11 +332,20 @@ class _CaseCheck:
         doubt = doubt_about_hu(stored, file.slope, file.intercept)
         if doubt:
             self._add("warning", "intensities", file.path, doubt)
-        lowest = min(ends)
-        if lowest < AIR_HU:
-            with np.errstate(all="ignore"):
-                outside = int(np.count_nonzero(stored * file.slope + file.intercept < AIR_HU))
-            message = f"{outside} voxels lie below {AIR_HU:g} HU (lowest {lowest:g}), taken as air"
+
+    def _check_padding(self, file: VolumeHeader, stored: np.ndarray, geometry: Geometry) -> None:
+        """Doubt HU below air, unless they are one value outside the scanner's circle, as scanners write it."""
+        with np.errstate(all="ignore"):
+            outside = np.isfinite(stored) & (stored * file.slope + file.intercept < AIR_HU)
+            if not (count := int(np.count_nonzero(outside))):
+                return
+            values = stored[outside] * file.slope + file.intercept
+        lowest = float(values.min())
+        within = _scanned_circle(geometry)[..., None] & geometry.to_canonical(outside)
+        if lowest < float(values.max()) or within.any():
+            message = (
+                f"{counted(count, 'voxel lies', 'voxels lie')} below {AIR_HU:g} HU (lowest {lowest:g}), taken as air"
+            )
             self._add("warning", "padding", file.path, message)
 
     def _check_mask(self, file: VolumeHeader, body_column: float | None) -> None:
@@ -373,9 +387,36 @@ class _CaseCheck:
         with_liver[np.unique(pieces[labels == LIVER])] = True
         alone = sizes[1:][~with_liver[1:]]
         if alone.size:
-            what = "tumours" if classes == LIVER_CLASSES else f"pieces of {classes.lesion}"
-            message = f"{alone.size} {what} of {int(alone.sum())} voxels together touch no {classes.organ}"
+            what = counted(alone.size, "piece") + f" of {readable(classes.lesion)}"
+            if classes == LIVER_CLASSES:
+                what = counted(alone.size, "tumour")
+            message = (
+                f"{what} of {counted(int(alone.sum()), 'voxel')} {'touches' if alone.size == 1 else 'together touch'} "
+                f"no {readable(classes.organ)}"
+            )
             self._add("warning", "tumour", file.path, message)
+
+
+def _doubts_about_spacing(geometry: Geometry) -> Iterator[str]:
+    in_plane, between = PLAUSIBLE_SPACING_MM
+    rows, columns, _ = geometry.canonical_shape
+    most = (_WIDEST_BODY_MM / rows, _WIDEST_BODY_MM / columns, _SLICES_TO_PIXELS * min(geometry.spacing_mm[:2]))
+    for axis, spacing, (low, high), reduced in zip(
+        ("rows", "columns", "slices"), geometry.spacing_mm, (in_plane, in_plane, between), most, strict=True
+    ):
+        if not low <= spacing <= max(high, reduced):
+            yield f"{spacing:g} mm between {axis}: expected {low:g} to {high:g}"
+
+
+def _scanned_circle(geometry: Geometry) -> np.ndarray:
+    """(rows, columns) bool: pixels within the circle that a scanner reconstructs, but for its edge."""
+    sides_mm = [count * mm for count, mm in zip(geometry.canonical_shape[:2], geometry.spacing_mm, strict=False)]
+    radius_mm = max(sides_mm) / 2 - max(geometry.spacing_mm[:2])
+    y, x = (
+        (np.arange(count) - (count - 1) / 2) * mm
+        for count, mm in zip(geometry.canonical_shape[:2], geometry.spacing_mm, strict=False)
+    )
+    return y[:, None] ** 2 + x**2 < radius_mm**2
 
 
 def _duplicates(checks: list[_CaseCheck], groups: dict[int, str]) -> Iterator[Finding]:

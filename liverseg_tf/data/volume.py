@@ -17,6 +17,7 @@ from liverseg_tf.data.reading import format_of, is_segmentation_file, read_volum
 from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning, warn
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import LIVER_CLASSES, ClassSet, to_labels
+from liverseg_tf.wording import counted
 
 if TYPE_CHECKING:
     from liverseg_tf.data.dicom.series import DicomSeries
@@ -419,9 +420,10 @@ class CTVolume:
         return hu
 
     def _check_values(self, values: _Values) -> None:
-        if values.not_finite:
+        if bad := values.not_finite:
             warn(
-                f"{self.name}: {values.not_finite} voxels are NaN or infinite; they are taken as air",
+                f"{self.name}: {counted(bad, 'voxel is', 'voxels are')} NaN or infinite; "
+                f"{'it is' if bad == 1 else 'they are'} taken as air",
                 DataWarning,
             )
         self.doubt = _doubt_about_sample(values.sample(), self._slope, self._intercept)

@@ -22,6 +22,7 @@ from liverseg_tf.dicom_objects.findings import Findings
 from liverseg_tf.errors import OutputError
 from liverseg_tf.evaluation.surface import Box, bounding_box, enclosing_box
 from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
+from liverseg_tf.wording import counted
 
 # Positions are decimal strings of 16 characters, pixel spacings often of fewer.
 _VOLUME_TOLERANCE = 1e-3
@@ -84,7 +85,9 @@ def prove(path: Path, findings: Findings) -> dict[str, Any]:
     liver, lesions = found
     _compare(path, "liver", liver, expected_liver)
     if len(lesions) != len(expected_lesions):
-        raise OutputError(f"{path}: expected {len(expected_lesions)} lesions, {len(lesions)} were read again")
+        raise OutputError(
+            f"{path}: expected {counted(len(expected_lesions), 'lesion')}, {len(lesions)} were read again"
+        )
     left = list(lesions)
     matched = []
     for number, expected in enumerate(expected_lesions, 1):

@@ -34,6 +34,7 @@ from liverseg_tf.files import csv_cell
 from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import write_text
 from liverseg_tf.strict_json import to_json
+from liverseg_tf.wording import counted
 
 RULES: dict[str, str] = {
     "classes": "The liver includes its tumours. Lesions are components of tumour voxels connected by faces.",
@@ -175,7 +176,8 @@ class Evaluation:
 
     def __repr__(self) -> str:
         return (
-            f"Evaluation({len(self.cases)} cases, {self.settings['patients']} patients: {', '.join(self._figures())})"
+            f"Evaluation({counted(len(self.cases), 'case')}, {counted(self.settings['patients'], 'patient')}: "
+            f"{', '.join(self._figures())})"
         )
 
 
@@ -286,9 +288,11 @@ def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: di
     identity = [case.row["case"] for case in cases if case.row["identity_affine"]]
     if identity:
         warn(
-            f"{len(identity)} of {len(cases)} cases have an identity affine, so their mm and ml are unreliable (case "
+            f"{len(identity)} of {counted(len(cases), 'case')} {'has' if len(identity) == 1 else 'have'} an identity "
+            "affine: mm and ml are unreliable there (case "
             f"{', '.join(map(str, identity[:10]))}{', ...' if len(identity) > 10 else ''}); "
-            f"they are {'left out of' if settings['exclude_identity'] else 'part of'} means over mm and ml",
+            f"{'it is' if len(identity) == 1 else 'they are'} "
+            f"{'left out of' if settings['exclude_identity'] else 'part of'} means over mm and ml",
             GeometryWarning,
         )
     figures = {name: _values(cases, name, settings["exclude_identity"]) for name in _summary_fields(cases[0])}

@@ -14,6 +14,7 @@ from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, DataWarning, GeometryWarning, InputFileError, warn
 from liverseg_tf.files import is_hidden
 from liverseg_tf.ownership import MAPS, kind_of
+from liverseg_tf.wording import counted
 
 _VOLUME_NAME = re.compile(r"volume-\d+", re.IGNORECASE)
 
@@ -75,7 +76,8 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
         extra = [predictions[case].name for case in predictions if case not in truths]
         if extra:
             warn(
-                f"{prediction}: {len(extra)} predictions have no reference and are left out: {_listed(extra)}",
+                f"{prediction}: {counted(len(extra), 'prediction has', 'predictions have')} no reference and "
+                f"{'is' if len(extra) == 1 else 'are'} left out: {_listed(extra)}",
                 DataWarning,
             )
         matched = [(case, truths[case], predictions[case]) for case in truths]

@@ -15,11 +15,16 @@ from liverseg_tf.evaluation.lesions import measure_lesions, size_class
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import Box, bounding_box
 from liverseg_tf.labels import LIVER, LIVER_CLASSES, TUMOUR, ClassSet
+from liverseg_tf.wording import counted
 
-# Thirds of the liver's bounding box, along (rows, columns, slices) of the canonical view.
-_THIRDS = (("front", "mid-depth", "back"), ("right", "central", "left"), ("lower", "mid-height", "upper"))
+# Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
+_THIRDS = (
+    ("anterior", "mid-depth", "posterior"),
+    ("right", "central", "left"),
+    ("inferior", "mid-height", "superior"),
+)
 # Towards lower and higher indices along them.
-_DIRECTIONS = (("in front of", "behind"), ("right of", "left of"), ("below", "above"))
+_DIRECTIONS = (("anterior to", "posterior to"), ("right of", "left of"), ("inferior to", "superior to"))
 _SLICES_AT_ONCE = 32
 # Names in JSON, which has both slices counted from 1 and voxels counted from 0.
 _KEYS = {
@@ -108,11 +113,11 @@ class MaskStatistics:
 
     def __repr__(self) -> str:
         burden = "" if self.tumour_burden is None else f" ({100 * self.tumour_burden:.1f} %)"
-        lesions = "1 lesion" if self.lesion_count == 1 else f"{self.lesion_count} lesions"
+        lesions = counted(self.lesion_count, "lesion")
         largest = f", the largest {self.lesions[0].diameter_mm:.0f} mm" if self.lesions else ""
         return (
-            f"MaskStatistics({self.classes.named('liver')} {self.liver_volume_ml:.0f} ml, "
-            f"{self.classes.named('tumour')} {self.tumour_volume_ml:.1f} ml{burden}, "
+            f"MaskStatistics({self.classes.words('liver')} {self.liver_volume_ml:.0f} ml, "
+            f"{self.classes.words('tumour')} {self.tumour_volume_ml:.1f} ml{burden}, "
             f"{lesions}{largest}; {grid_in_words(self.shape, self.spacing_mm)})"
         )
 
@@ -277,7 +282,7 @@ def _lesions(
                     nib.affines.apply_affine(mask.geometry.canonical_affine, center + offset).round(3).tolist()
                 ),
                 voxel=tuple(np.rint(nib.affines.apply_affine(to_file, nearest)).astype(int).tolist()),
-                place=mask.classes.named(f"{height} {side}, {front}; {_from_middle(center, numbered.shape, steps_mm)}"),
+                place=mask.classes.words(f"{height} {side}, {front}; {_from_middle(center, numbered.shape, steps_mm)}"),
                 mean_hu=None if hu_sums is None else float(hu_sums[lesion] / measures.voxels[lesion]),
             )
         )
@@ -285,7 +290,7 @@ def _lesions(
 
 
 def _from_middle(center: np.ndarray, shape: tuple[int, ...], steps_mm: np.ndarray) -> str:
-    """Distance of a position from the middle of the liver's box, in words: "62 mm right of, 31 mm above the ..."."""
+    """How far a place lies from the middle of the liver's box, in words: "62 mm right of the liver's middle"."""
     row, column, height = (center - (np.array(shape) - 1) / 2) @ steps_mm.T
     parts = []
     for distance, (negative, positive) in zip((column, height, row), (_DIRECTIONS[i] for i in (1, 2, 0)), strict=True):

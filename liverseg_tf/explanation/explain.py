@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -33,11 +33,13 @@ from liverseg_tf.explanation.methods import Explainer, make_explainer
 from liverseg_tf.explanation.options import RANDOM_MAPS, ExplainChanges, ExplainOptions, Progress
 from liverseg_tf.explanation.regions import Region, check_request, find_regions, targets_of
 from liverseg_tf.inference.predictor import Prediction, Predictor
-from liverseg_tf.inference.runtimes import Runtime, keras_runtime
+from liverseg_tf.inference.runtimes import KerasRuntime, Runtime, keras_runtime
 from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
+from liverseg_tf.models.model import Model
 from liverseg_tf.ownership import claim, is_ours, save_image, sign, write_text
 from liverseg_tf.strict_json import to_json
+from liverseg_tf.wording import readable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +99,7 @@ class RegionExplanation:
         if self.randomized_correlation is not None and self.randomized_correlation >= MOST_RANK_CORRELATION:
             found.append("looks like maps of randomised networks")
         if self.heat_in_liver <= LEAST_IN_LIVER:
-            found.append(self.classes.named("most of the heat is outside the liver"))
+            found.append(self.classes.words("most of the heat is outside the liver"))
         return found
 
     @property
@@ -110,7 +112,7 @@ class RegionExplanation:
     @property
     def words(self) -> str:
         """The verdict, the failed tests and the numbers in one line, the same wherever it is shown."""
-        share = f"{100 * self.heat_in_liver:.0f} % of the heat within the {self.classes.organ}"
+        share = f"{100 * self.heat_in_liver:.0f} % of the heat within the {readable(self.classes.organ)}"
         if self.curves is None:
             return f"{self.verdict}: {share}"
         against = f" ({'; '.join(self.reasons)})" if self.reasons else ""
@@ -316,12 +318,15 @@ def explain(
         one = _explained(explainer, volume, organ, region, options.all_slices)
         explained.append(replace(one, classes=classes))
     if options.faithfulness and explained:
-        make = functools.partial(make_explainer, method=options.method, layer=options.layer)
         seeds = range(options.seed, options.seed + options.randomized_models)
-        drawn = (replace(runtime.model, network=randomized_model(runtime.model.network, seed)) for seed in seeds)
-        explained = _compared(explained, map(make, drawn), volume, organ, report)
+        if isinstance(own, KerasRuntime):  # the caller's network keeps its weights
+            make = functools.partial(make_explainer, method=options.method, layer=options.layer)
+            others = _randomized_copies(runtime.model, seeds, make)
+        else:  # rebuilt from a file for these maps, which are made
+            others = _randomized(runtime.model, seeds, explainer)
+        explained = _compared(explained, others, volume, organ, report)
         # by what made the mask: an int8 file takes a third of the network's time, for the same curves
-        explained = _tested(explained, own, volume, organ, options.random_maps, options.seed, report)
+        explained = _tested(explained, own, volume, organ, options, report)
     settings = {
         "target": target,
         "lesion": lesion,
@@ -418,6 +423,26 @@ def _on_slice(region: Region, index: int) -> np.ndarray:
     return region.mask[..., index - region.first_slice]
 
 
+def _randomized(model: Model, seeds: Iterable[int], explainer: Explainer) -> Iterator[Explainer]:
+    """The explainer itself, while its network gets other weights: no copy, and nothing to be traced."""
+    for seed in seeds:
+        randomized_model(model.network, seed, into=model.network)
+        yield explainer
+
+
+def _randomized_copies(model: Model, seeds: Iterable[int], make: Callable[[Model], Explainer]) -> Iterator[Explainer]:
+    """The explainer of a re-initialised copy, again and again with other weights: one trace, and one copy in memory."""
+    explainer = copy = None
+    for seed in seeds:
+        if copy is None:
+            copy = randomized_model(model.network, seed)
+            explainer = make(replace(model, network=copy))
+        else:
+            randomized_model(model.network, seed, into=copy)
+        if explainer is not None:
+            yield explainer
+
+
 def _compared(
     explained: list[RegionExplanation],
     others: Iterator[Explainer],
@@ -454,8 +479,7 @@ def _tested(
     runtime: Runtime,
     volume: CTVolume,
     labels: np.ndarray,
-    random_maps: int,
-    seed: int,
+    options: ExplainOptions,
     report: Progress,
 ) -> list[RegionExplanation]:
     """Deletion and insertion; regions with the same largest slice share its random maps."""
@@ -468,7 +492,16 @@ def _tested(
         hu, plane = volume.slices(index, index + 1)[0], labels[..., index]
         watched = np.logical_or.reduce(masks)
         filled = without_region(hu, plane, watched, label)
-        test = SliceTest(runtime.probabilities, hu, filled, label, watched, random_maps, seed)
+        test = SliceTest(
+            runtime.probabilities,
+            hu,
+            filled,
+            label,
+            watched,
+            options.random_maps,
+            options.seed,
+            options.whole_curves,
+        )
         for i, mask in zip(own, masks, strict=True):
             curves = test.curves(explained[i].slice_map(index), mask)
             filled_probability, fall_inside = test.counterfactual(mask)

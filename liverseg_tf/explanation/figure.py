@@ -24,6 +24,7 @@ from liverseg_tf.drawing import (
 )
 from liverseg_tf.explanation.faithfulness import DeletionInsertion
 from liverseg_tf.labels import CLASSES, LabelClass
+from liverseg_tf.wording import readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,7 @@ def explanation_figure(
     show_slice(axes[0], hu, window, aspect, f"{window_title(window)}\nslice {index + 1} of {volume.shape[2]}")
     overlay(axes[0], plane, aspect, safe_colors, alpha=0.15, classes=classes)
     scale_bar(axes[0], volume.spacing_mm[1])
-    name = f"{explained.region.name}, class {explained.region.class_name}"
+    name = readable(f"{explained.region.name}, class {explained.region.class_name}")
     show_slice(axes[1], hu, window, aspect, f"what raises the score\n{name}")
     heat = explained.slice_map(index)
     # the weaker, the more transparent, so that the CT stays readable
@@ -78,13 +79,14 @@ def _curves(axis: Axes, curves: DeletionInsertion, kind: str) -> None:
     own, random = getattr(curves, kind), getattr(curves, f"random_{kind}")
     areas = getattr(curves, f"random_{kind}_areas")
     axis.plot(curves.fractions, random.T, color="0.8", linewidth=0.8)
-    axis.plot(curves.fractions, random.mean(axis=0), color="0.4", label=f"random, area {areas.mean():.3f}")
+    if not np.isnan(random).any():
+        axis.plot(curves.fractions, random.mean(axis=0), color="0.4", label=f"random, area {areas.mean():.3f}")
     axis.plot(
         curves.fractions, own, color=CURVE_COLORS[1], marker="o", markersize=3,
         label=f"this map, area {getattr(curves, f'{kind}_area'):.3f}",
     )  # fmt: skip
     better = "lower" if kind == "deletion" else "higher"
     axis.set(title=f"{kind}: {better} is better", xlabel="share of the body", ylabel="probability in the region")
-    axis.set_ylim(-0.02, max(1.02 * float(max(own.max(), random.max())), 0.05))
+    axis.set_ylim(-0.02, max(1.02 * float(max(own.max(), np.nanmax(random))), 0.05))
     axis.legend(fontsize="small", loc="upper right" if kind == "deletion" else "lower right")  # where no curve runs
     axis.grid(alpha=0.3)

@@ -32,6 +32,7 @@ from liverseg_tf.labels import BACKGROUND, LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, versions
 from liverseg_tf.strict_json import to_json
+from liverseg_tf.wording import counted
 
 if TYPE_CHECKING:
     from liverseg_tf.inference.predictor import Predictor
@@ -215,7 +216,8 @@ class Comparison:
     def __repr__(self) -> str:
         last = self.responses[-1]
         return (
-            f"Comparison({len(self.scans)} scans, {len(self.lesions)} lesions, {self.difference_count} differences; "
+            f"Comparison({counted(len(self.scans), 'scan')}, {counted(len(self.lesions), 'lesion')}, "
+            f"{counted(self.difference_count, 'difference')}; "
             f"{last.category}: {last.reason})"
         )
 

@@ -53,7 +53,7 @@ def build_page(found: Comparison, title: str) -> str:
         "scans": scans,
         "slices_a_line": SLICES_A_LINE,
         "lesions": lesions,
-        "organ": found.classes.named("liver").replace("_", " "),
+        "organ": found.classes.words("liver"),
         "start": lesions[0]["place"] if lesions else _middle(found.scans[0]),
         "lowest_hu": AIR_HU,
         "colors": [c.safe_color for c in found.classes.classes],
@@ -79,7 +79,7 @@ def _windows(found: Comparison) -> list[dict[str, Any]]:
 
     first = found.scans[0]
     own = liver_window(first.ct, first.mask.labels) if first.ct is not None else resolve_window("liver")
-    measured = found.classes.named("liver, measured")
+    measured = found.classes.words("liver, measured")
     named = [(measured, *own), *((name, *resolve_window(name)) for name in _WINDOWS)]
     return [{"name": name, "width": width, "level": level} for name, width, level in named]
 
@@ -227,7 +227,7 @@ def _scans(found: Comparison) -> str:
                 html.escape(response.category or ""),
                 html.escape(response.reason),
                 _number(None if fit is None else fit.residual_mm),
-                html.escape(found.classes.named("; ".join(FLAGS[flag] for flag in scan.measurement.flags))),
+                html.escape(found.classes.words("; ".join(FLAGS[flag] for flag in scan.measurement.flags))),
             ]
         )
     heads = [
@@ -333,5 +333,5 @@ def _method(found: Comparison) -> str:
         "Volumes and axes are measured on each scan's own mask. Confidence: share of repetitions with the same link "
         "when lesions are shifted by the registration's residual.",
     ]
-    body = "".join(f"<p>{html.escape(found.classes.named(t))}</p>" for t in text)
+    body = "".join(f"<p>{html.escape(found.classes.words(t))}</p>" for t in text)
     return f'<section aria-labelledby="h-how"><h2 id="h-how">How it was made</h2>{body}</section>'

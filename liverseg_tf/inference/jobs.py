@@ -432,7 +432,11 @@ def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bo
         if left.problem and left not in usable:
             warn(f"{left.folder}: series {left.number} is left out: {left.problem}", DataWarning)
     if derived := sum(s.left_out.startswith("derived") for s in found.series):
-        warn(f"{given}: {derived} series of derived images are left out; series= selects one", DataWarning)
+        warn(
+            f"{given}: {derived} series of derived images {'is' if derived == 1 else 'are'} left out; "
+            "series= selects one",
+            DataWarning,
+        )
     sources = []
     for name, one in named_series(given, usable):
         path = given / Path(one.folder).relative_to(given) if given.is_dir() else given

@@ -348,7 +348,8 @@ def keras_runtime(runtime: Runtime) -> KerasRuntime | None:
 
 def open_keras(path: Path) -> KerasRuntime:
     """Open a run folder, a `.keras` file, or a SavedModel, whose network is rebuilt."""
-    from liverseg_tf.models.saving import open_model
+    with without_log_lines():  # TensorFlow's
+        from liverseg_tf.models.saving import open_model
 
     return KerasRuntime(open_model(path))
 

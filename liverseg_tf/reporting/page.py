@@ -32,6 +32,7 @@ from liverseg_tf.reporting.page_data import (
 from liverseg_tf.reporting.plan import encode_plan
 from liverseg_tf.reporting.surfaces import encode_surfaces, surfaces
 from liverseg_tf.windows import resolve_window
+from liverseg_tf.wording import counted, readable
 
 if TYPE_CHECKING:
     from liverseg_tf.explanation.explain import Explanation, RegionExplanation
@@ -45,8 +46,8 @@ _HEAT_LAYERS = (("heatmap", "Heatmap", "h", True), ("heatmap-unsupported", "Unsu
 # In their order: each uses those before it.
 _SCRIPTS = ("three.min.js", "solid.js", "plan.js", "voxels.js", "viewer.js")
 _VIEWS = (
-    ("axial", "Axial", "from the feet"),
-    ("coronal", "Coronal", "from the front"),
+    ("axial", "Axial", "from inferior"),
+    ("coronal", "Coronal", "from anterior"),
     ("sagittal", "Sagittal", "from the patient's right"),
 )
 # A portal-venous liver measures about 90 to 130 HU, an unenhanced one 50 to 65.
@@ -145,15 +146,15 @@ def build_page(
         "surfaces": solid,
         "plan": resection,
         "start": lesions[0] if lesions else _start(labels),
-        "windows": _windows(liver_window(volume, labels), classes.named("this liver")),
-        "classes": [{"name": c.name, "color": c.color, "safe_color": c.safe_color} for c in classes.classes],
+        "windows": _windows(liver_window(volume, labels), classes.words("this liver")),
+        "classes": [{"name": readable(c.name), "color": c.color, "safe_color": c.safe_color} for c in classes.classes],
         "safe_colors": safe_colors,
     }
     explained = content.explanation is not None and bool(content.explanation.regions)
     return _template().render(
         title=title,
-        named=classes.named,
-        organ=classes.organ,
+        named=classes.words,
+        organ=readable(classes.organ),
         has_lesion=classes.lesion is not None,
         signature=Markup(f'{SIGNATURE} {__version__}">'),
         style=Markup(asset("liverseg_tf.reporting", "style.css")),
@@ -186,7 +187,7 @@ def _quality(content: ReportContent) -> list[str]:
     """What makes the result doubtful, in words."""
     found = content.measured
     classes = found.statistics.classes
-    notes = [_sentence(classes.named(FLAGS[name])) + "." for name in found.flags]
+    notes = [_sentence(classes.words(FLAGS[name])) + "." for name in found.flags]
     doubt = content.prediction.volume.doubt
     if doubt:
         notes.append(f"The intensities don't look like HU: {doubt}.")
@@ -202,7 +203,7 @@ def _quality(content: ReportContent) -> list[str]:
             notes.append(f"The liver measures {hu:.0f} HU, more than in a portal-venous phase: look at the phase.")
     small = sum(one.axes.long_axis_mm < _SMALL_FINDING_MM for one in found.lesions)
     if small:
-        which = "1 finding is" if small == 1 else f"{small} findings are"
+        which = counted(small, "finding is", "findings are")
         notes.append(
             f"{which} shorter than {_SMALL_FINDING_MM:.0f} mm: near the size below which findings are dropped, and "
             "where the model errs most."
@@ -217,16 +218,20 @@ def _sentence(words: str) -> str:
 def _findings(content: ReportContent) -> list[tuple[str, str]]:
     found = content.measured.statistics
     least = "at least " if content.measured.volume_is_lower_bound else ""
-    burden = "" if found.tumour_burden is None else f" ({100 * found.tumour_burden:.1f} % of the {found.classes.organ})"
-    named = found.classes.named
+    burden = (
+        ""
+        if found.tumour_burden is None
+        else f" ({100 * found.tumour_burden:.1f} % of the {readable(found.classes.organ)})"
+    )
+    named = found.classes.words
     if found.classes.lesion is None:
         organ = f"{least}{found.liver_volume_ml:.0f} ml{_over_variations(content, 'liver_range_ml', 0)}"
         return [
-            (_sentence(found.classes.organ), organ),
+            (_sentence(readable(found.classes.organ)), organ),
             ("Mean HU", _number(found.liver_mean_hu, 0)),
-            *((_sentence(name), f"{ml:.1f} ml") for name, ml in found.further_volumes_ml.items()),
+            *((_sentence(readable(name)), f"{ml:.1f} ml") for name, ml in found.further_volumes_ml.items()),
         ]
-    further = [(_sentence(name), f"{ml:.1f} ml") for name, ml in found.further_volumes_ml.items()]
+    further = [(_sentence(readable(name)), f"{ml:.1f} ml") for name, ml in found.further_volumes_ml.items()]
     return [
         (
             _sentence(named("liver with tumours")),
@@ -272,7 +277,7 @@ def _lesion_rows(content: ReportContent) -> list[dict[str, Any]]:
 
 
 def _scores(scores: CaseScores) -> list[tuple[str, str]]:
-    row, named = scores.row, scores.classes.named
+    row, named = scores.row, scores.classes.words
     if scores.classes.lesion is None:
         return [
             ("Dice", f"{row['liver_dice']:.3f}"),
@@ -323,7 +328,7 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
     classes = content.measured.statistics.classes
     spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
     text = [
-        f"The volume has {rows} x {columns} pixels on {slices} slices, {spacing} mm (row, column, slice). "
+        f"The volume has {rows} x {columns} pixels on {counted(slices, 'slice')}, {spacing} mm (row, column, slice). "
         "Slices are in radiological orientation: the patient's right is on the left.",
     ]
     if grid.factor == 1:
@@ -346,7 +351,7 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
     )
     if content.measured.lesions:
         text.append(
-            classes.named("Where a lesion lies: thirds of the liver's extent, then mm from the middle of it.")
+            classes.words("Where a lesion lies: thirds of the liver's extent, then mm from the middle of it.")
             + (
                 " No lobe is named: the border between them runs from the gallbladder to the inferior vena cava, "
                 "which the model doesn't mark."

@@ -19,10 +19,10 @@ from liverseg_tf.drawing import (
     window_title,
 )
 from liverseg_tf.evaluation.statistics import MaskStatistics
-from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
 from liverseg_tf.reporting.montage import body_box, informative_slices
 from liverseg_tf.reporting.surfaces import render_front, surfaces
 from liverseg_tf.windows import window_bounds
+from liverseg_tf.wording import counted, readable
 
 if TYPE_CHECKING:
     from liverseg_tf.data.volume import CTVolume, MaskVolume
@@ -58,10 +58,10 @@ def preview(volume: CTVolume, mask: MaskVolume, found: MaskStatistics, safe_colo
         contours(axis, labels[rows, columns, index], aspect, safe_colors, width=1.3, classes=mask.classes.classes)
         scale_bar(axis, volume.spacing_mm[1])
     solid = figure.add_subplot(grid[0, 3])
-    colors = class_color(CLASSES[LIVER], safe_colors), class_color(CLASSES[TUMOUR], safe_colors)
+    colors = [class_color(c, safe_colors) for c in mask.classes.classes[1:]]
     solid.imshow(render_front(surfaces(mask), 480, 560, colors))
     solid.set(xticks=[], yticks=[])
-    solid.set_title("from the front")
+    solid.set_title("anterior view")
     for letter, x, y in (("R", 0.03, 0.5), ("L", 0.97, 0.5), ("S", 0.5, 0.95), ("I", 0.5, 0.05)):
         halo = [withStroke(linewidth=2, foreground="black")]
         solid.text(x, y, letter, color="white", transform=solid.transAxes, ha="center", va="center", path_effects=halo)
@@ -76,11 +76,12 @@ def preview(volume: CTVolume, mask: MaskVolume, found: MaskStatistics, safe_colo
 
 def _lines(found: MaskStatistics) -> list[str]:
     burden = "" if found.tumour_burden is None else f" ({100 * found.tumour_burden:.1f} %)"
-    lines = [
-        f"{found.classes.organ} {found.liver_volume_ml:.0f} ml",
-        f"tumours {found.tumour_volume_ml:.1f} ml{burden}",
-        "1 lesion" if found.lesion_count == 1 else f"{found.lesion_count} lesions",
-    ]
+    classes = found.classes
+    lines = [f"{readable(classes.organ)} {found.liver_volume_ml:.0f} ml"]
+    if classes.lesion is not None:
+        tumours = "tumours" if classes.is_liver else readable(classes.lesion)
+        lines += [f"{tumours} {found.tumour_volume_ml:.1f} ml{burden}", counted(found.lesion_count, "lesion")]
+    lines += [f"{readable(name)} {ml:.1f} ml" for name, ml in found.further_volumes_ml.items()]
     for lesion in found.lesions[:_MOST_LESIONS_NAMED]:
         lines.append(f"  {lesion.number}: {lesion.volume_ml:.1f} ml, slice {lesion.slice}")
     if found.lesion_count > _MOST_LESIONS_NAMED:

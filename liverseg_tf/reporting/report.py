@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from liverseg_tf.evaluation.measure import measure
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import TUMOUR
+from liverseg_tf.native_logs import without_log_lines
 from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.reporting.options import Progress, ReportChanges, ReportOptions
 from liverseg_tf.reporting.page import ReportContent, build_page
 from liverseg_tf.strict_json import to_json
 from liverseg_tf.windows import window_name
+from liverseg_tf.wording import readable
 
 if TYPE_CHECKING:
     from liverseg_tf.explanation.explain import Explanation
@@ -76,6 +79,9 @@ def report(
     reference = _reference(truth, volume, predictor)
     prediction = source if isinstance(source, Prediction) else predictor.predict(volume, progress=telling("predicting"))
     content = _content(prediction, predictor, reference, options, tell)
+    # networks are gone before the page is put together; Keras's hold on to each other
+    del predictor, model
+    gc.collect()
     page = build_page(content, options.title or _title(volume), options.safe_colors, telling("pictures"), options.plan)
     tell(0, 1, "writing the page")
     write_text(output, page, "page", inputs=inputs, overwrite=options.overwrite)
@@ -133,10 +139,10 @@ def _explained(
     notes: list[str],
     tell: Progress,
 ) -> Explanation | None:
-    from liverseg_tf.explanation.explain import explain
-
     if prediction.classes.lesion is None or not (prediction.canonical_labels == TUMOUR).any():
         return None
+    with without_log_lines():  # TensorFlow's, which only a page with heatmaps loads
+        from liverseg_tf.explanation.explain import explain
     try:
         found = explain(
             prediction,
@@ -145,6 +151,7 @@ def _explained(
             layer=options.layer,
             most_lesions=options.most_lesions,
             randomized_models=2,
+            whole_curves=False,
             progress=tell,
         )
     except ModelError as error:
@@ -162,7 +169,7 @@ def _model_facts(predictor: Predictor) -> list[tuple[str, str]]:
         ("Model", predictor.name),
         ("Network", f"U-Net, {config.backbone}, {config.image_size} x {config.image_size}"),
         ("Channels", ", ".join([*windows, *["histogram"] * config.channels.histogram])),
-        ("Classes", ", ".join(config.class_names)),
+        ("Classes", ", ".join(map(readable, config.class_names))),
     ]
     if len(predictor.runtimes) > 1:
         facts.append(("Ensemble of", str(len(predictor.runtimes))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 from liverseg_tf.data.volume import MaskVolume
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import Box, bounding_box
-from liverseg_tf.labels import BACKGROUND
+from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 from liverseg_tf.reporting.page_data import gzip, to_text
 
 # A liver of 1500 ml then has about 20,000 triangles.
 _LIVER_STEP_MM = 4.0
 _STEPS_ALONG_LESION = 20
+_FURTHER_STEP_MM = 1.5
 # Corners are stored as whole multiples of this.
 _CORNER_STEP_MM = 0.1
 _MOST_LESIONS = 100
@@ -26,18 +28,21 @@ class Surface:
     """A closed surface.
 
     Attributes:
-        lesion: number of the lesion, or 0 for the liver.
+        lesion: number of the lesion, or 0 for the organ and further structures.
         corners_mm: (N, 3) float32, towards the patient's left, back and head from the middle of the volume.
         triangles: (M, 3) int32 indices of corners, counter-clockwise as seen from outside.
+        label: class index.
     """
 
     lesion: int
     corners_mm: np.ndarray
     triangles: np.ndarray
+    label: int = LIVER
 
 
 def surfaces(mask: MaskVolume) -> list[Surface]:
-    """The surface of the liver with its tumours, and of each lesion (the 100 largest), by marching cubes.
+    """Surfaces of the organ with its lesions, of each lesion (the 100 largest), and of each further structure, by
+    marching cubes.
 
     Examples:
         >>> from liverseg_tf.data.volume import Geometry
@@ -47,10 +52,10 @@ def surfaces(mask: MaskVolume) -> list[Surface]:
         >>> liver.lesion, bool(abs(liver.corners_mm).max().round() <= 20)
         (0, True)
     """
+    found = []
     box = bounding_box(mask.organ_labels != BACKGROUND)
-    if box is None:
-        return []
-    found = [_surface(0, mask.organ_labels[box] != BACKGROUND, box, mask, _LIVER_STEP_MM)]
+    if box is not None:
+        found.append(_surface(0, LIVER, mask.organ_labels[box] != BACKGROUND, box, mask, _LIVER_STEP_MM))
     numbered, lesion_box = numbered_lesions(mask.organ_labels)
     if lesion_box is not None:
         from scipy import ndimage
@@ -62,7 +67,12 @@ def surfaces(mask: MaskVolume) -> list[Surface]:
                 for whole, part in zip(lesion_box, own, strict=True)
             )
             longest = max(n * s for n, s in zip(lesion.shape, mask.spacing_mm, strict=True))
-            found.append(_surface(number, lesion, place, mask, longest / _STEPS_ALONG_LESION))
+            found.append(_surface(number, TUMOUR, lesion, place, mask, longest / _STEPS_ALONG_LESION))
+    for structure in mask.classes.further:
+        region = mask.labels == structure.index
+        box = bounding_box(region)
+        if box is not None:
+            found.append(_surface(0, structure.index, region[box], box, mask, _FURTHER_STEP_MM))
     return found
 
 
@@ -74,7 +84,9 @@ def encode_surfaces(found: list[Surface]) -> tuple[list[dict[str, Any]], str]:
     """
     about, parts = [], []
     for one in found:
-        about.append({"lesion": one.lesion, "corners": len(one.corners_mm), "triangles": len(one.triangles)})
+        about.append(
+            {"lesion": one.lesion, "label": one.label, "corners": len(one.corners_mm), "triangles": len(one.triangles)}
+        )
         parts.append(np.rint(one.corners_mm / _CORNER_STEP_MM).clip(-32768, 32767).astype("<i2").tobytes())
         parts.append(one.triangles.astype("<u4").tobytes())
     return about, to_text(gzip(b"".join(parts)))
@@ -87,7 +99,7 @@ def pooled(region: np.ndarray, factors: list[int]) -> np.ndarray:
     return padded.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def _surface(lesion: int, region: np.ndarray, box: Box, mask: MaskVolume, step_mm: float) -> Surface:
+def _surface(lesion: int, label: int, region: np.ndarray, box: Box, mask: MaskVolume, step_mm: float) -> Surface:
     from scipy import ndimage
     from skimage.measure import marching_cubes
 
@@ -100,18 +112,16 @@ def _surface(lesion: int, region: np.ndarray, box: Box, mask: MaskVolume, step_m
     index = (corners - 2) * factors + (np.array(factors) - 1) / 2 + start
     places = (index - (np.array(mask.shape) - 1) / 2) @ mask.geometry.steps_mm.T
     # (rows, columns, slices) run to the back, the left and the head; with two axes changed, triangles look outwards
-    return Surface(lesion, places[:, [1, 0, 2]].astype(np.float32), triangles.astype(np.int32))
+    return Surface(lesion, places[:, [1, 0, 2]].astype(np.float32), triangles.astype(np.int32), label)
 
 
-def render_front(
-    found: list[Surface], height: int, width: int, colors: tuple[tuple[float, ...], tuple[float, ...]]
-) -> np.ndarray:
-    """Draw surfaces as seen from the front, the patient's right on the left: the liver translucent, lesions solid.
+def render_front(found: list[Surface], height: int, width: int, colors: Sequence[tuple[float, ...]]) -> np.ndarray:
+    """Draw surfaces as seen from anterior, the patient's right on the left: the organ translucent, all else solid.
 
     Args:
-        found: of `surfaces`, the liver first.
+        found: of `surfaces`.
         height, width: of the picture in pixels.
-        colors: RGB in [0, 1] of liver and lesions.
+        colors: RGB in [0, 1] by class, from class 1 on.
 
     Returns:
         (height, width, 3) float32 in [0, 1] on black.
@@ -119,17 +129,23 @@ def render_front(
     picture = np.zeros((height, width, 3), np.float32)
     if not found:
         return picture
-    low, high = found[0].corners_mm.min(axis=0), found[0].corners_mm.max(axis=0)
+    whole = np.concatenate([one.corners_mm for one in found if not one.lesion])
+    low, high = whole.min(axis=0), whole.max(axis=0)
     middle, extent = (low + high) / 2, np.maximum(high - low, 1e-3)
     scale = 0.86 * min(width / extent[0], height / extent[2])
-    for group, color, opacity in ((found[1:], colors[1], 1.0), (found[:1], colors[0], 0.45)):
+    organ = [one for one in found if one.label == LIVER]
+    for group, opacity in (([one for one in found if one.label != LIVER], 1.0), (organ, 0.45)):
         shade = np.full((height, width), np.nan, np.float32)
         depth = np.full((height, width), np.inf, np.float32)
+        label = np.zeros((height, width), np.intp)
         for one in group:
+            behind = depth.copy()
             places = (one.corners_mm - middle) * scale
             _rasterise(places[:, 0] + width / 2, height / 2 - places[:, 2], places[:, 1], one, depth, shade)
+            label[depth < behind] = one.label - 1
         seen = ~np.isnan(shade)
-        picture[seen] = (1 - opacity) * picture[seen] + opacity * shade[seen, None] * np.array(color, np.float32)
+        own = shade[seen, None] * np.array(colors, np.float32)[label[seen]]
+        picture[seen] = (1 - opacity) * picture[seen] + opacity * own
     return picture
 
 

@@ -58,6 +58,7 @@ from liverseg_tf.training.options import TrainingChanges, TrainingOptions
 from liverseg_tf.training.recipes import BEST_BY, Recipe, get_recipe
 from liverseg_tf.training.strategies import create_strategy, explain_lost_worker, gather, worker_index
 from liverseg_tf.training.tensorboard import TensorBoardLog
+from liverseg_tf.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Run:
 
     def __repr__(self) -> str:
         return (
-            f"Run({self.output}: {len(self.history)} epochs, the best is {self.best['epoch']}: "
+            f"Run({self.output}: {counted(len(self.history), 'epoch')}, the best is {self.best['epoch']}: "
             f"validation loss {self.best['val_loss']:.4f}, Dice by case: {dice_in_words(self.best)})"
         )
 

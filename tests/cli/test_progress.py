@@ -42,8 +42,9 @@ def test_a_bar_on_a_terminal_without_utf_8(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(shown, encoding="ascii", errors="backslashreplace"))
     with progress_bar(stages=True) as bar:
         tell = bar.show("report")
+        bar.refresh()
         tell(1, 3, "predicting")
         bar.refresh()
     sys.stderr.flush()
     text = shown.getvalue().decode("ascii")
-    assert "predicting" in text and "---" in text and "left" in text and "\\u" not in text
+    assert "0/?" not in text and "predicting" in text and "---" in text and "left" in text and "\\u" not in text

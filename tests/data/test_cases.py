@@ -60,7 +60,7 @@ def test_doubles_are_an_error_that_names_both(tmp_path):
 
 def test_orphan_masks_are_warned_of(tmp_path):
     _touch(tmp_path, "volume-1.nii", "segmentation-1.nii", "segmentation-2.nii")
-    with pytest.warns(DataWarning, match=r"1 masks have no volume.*segmentation-2.nii"):
+    with pytest.warns(DataWarning, match=r"1 mask has no volume.*segmentation-2.nii"):
         assert len(find_cases(tmp_path)) == 1
 
 

@@ -57,8 +57,32 @@ def test_good_data_have_no_findings(data):
     assert repr(found) == "Verification(2 cases, 2 patients: 0 errors, 0 warnings)"
 
 
-def test_phantoms_are_as_real_ct_but_for_these_small_ones_spacing(phantom_folder):
-    assert {f.kind for f in verify(phantom_folder).findings} == {"spacing"}
+@pytest.mark.parametrize("dicom", [False, True])
+@pytest.mark.parametrize("shape", [(32, 32, 8), (64, 48, 16), (128, 128, 40)])
+def test_phantoms_of_any_shape_leave_nothing_to_doubt(tmp_path, shape, dicom):
+    if dicom:
+        pytest.importorskip("pydicom")
+    rows = ls.write_phantoms(tmp_path, cases=5, seed=1, shape=shape, dicom=dicom)
+    assert len({row["padding_hu"] for row in rows}) > 1 and len({row["phase"] for row in rows}) > 1
+    assert verify(tmp_path).findings == []
+
+
+def test_padding_is_doubted_where_a_scanner_has_none(tmp_path, write_nifti):
+    hu = np.full((64, 64, 2), 40, np.int16)
+    place = np.arange(64) - 31.5
+    hu[place[:, None] ** 2 + place**2 > 32**2] = -3024
+
+    def doubted(changed):
+        write_nifti(tmp_path / "volume-1.nii", changed)
+        return [f.message for f in verify(tmp_path).findings if f.kind == "padding"]
+
+    assert doubted(hu) == []
+    within, mixed = hu.copy(), hu.copy()
+    within[32, 3, 1] = -3024  # inside the circle
+    mixed[0, 0, 0] = -2000  # two values
+    for changed in (within, mixed):
+        (message,) = doubted(changed)
+        assert "HU (lowest -3024), taken as air" in message
 
 
 @pytest.mark.parametrize(
@@ -67,9 +91,12 @@ def test_phantoms_are_as_real_ct_but_for_these_small_ones_spacing(phantom_folder
         ((0.21, 3.9, 9.9), []),
         ((0.19, 1, 3), ["rows"]),
         ((1, 0.19, 3), ["columns"]),
-        ((4.1, 4.1, 3), ["rows", "columns"]),
+        ((16.8, 15.1, 3), ["rows", "columns"]),
+        ((16.6, 14.9, 3), []),  # a body in 36 x 40 pixels: reduced
         ((1, 1, 0.19), ["slices"]),
         ((1, 1, 10.1), ["slices"]),
+        ((5, 6, 29.9), []),
+        ((5, 6, 30.1), ["slices"]),
         ((0.9, 1, 0.21), []),
     ],
 )
@@ -139,7 +166,7 @@ def test_every_warning_by_its_name(data, write_nifti):
         said,
         (
             "volume-19.nii: hold the same voxels; keep one, or give them one patient",
-            "1 tumours of 9 voxels together touch no liver",
+            "1 tumour of 9 voxels touches no liver",
             "3 voxels are NaN or infinite",
             "576 voxels lie below -1024 HU (lowest -2048)",
             "1x1x1 mm without direction",

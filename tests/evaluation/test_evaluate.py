@@ -96,7 +96,7 @@ def test_identity_affines_are_marked_and_can_be_left_out(tmp_path, write_mask, l
         write_mask(tmp_path / "truth" / f"segmentation-{case}.nii.gz", truth, affine)
         write_mask(tmp_path / "pred" / f"segmentation-{case}.nii.gz", prediction, affine)
     folders = tmp_path / "truth", tmp_path / "pred"
-    with pytest.warns(GeometryWarning, match=r"1 of 2 cases have an identity affine.*case 28.*part of"):
+    with pytest.warns(GeometryWarning, match=r"1 of 2 cases has an identity affine.*case 28.*part of"):
         kept = ls.evaluate(*folders, resamples=10)
     assert [row["identity_affine"] for row in kept.cases] == [False, True]
     assert kept.settings["identity_affine_cases"] == [28]
@@ -120,7 +120,7 @@ def test_errors_name_the_case_and_nothing_is_half_scored(folders, write_mask, li
     wrong = liver_pair[1].copy()
     wrong[0, 0, 0] = 7
     write_mask(prediction / "volume-10_seg.nii.gz", wrong)
-    with pytest.raises(LabelError, match=r"volume-10_seg.*7 \(1 voxels\)"):
+    with pytest.raises(LabelError, match=r"volume-10_seg.*7 \(1 voxel\)"):
         ls.evaluate(truth, prediction)
     (prediction / "volume-10_seg.nii.gz").write_text("this is no mask")
     with pytest.raises(InputFileError, match="volume-10_seg"):

@@ -41,7 +41,7 @@ def test_a_missing_prediction_is_an_error_that_names_it(tmp_path, write_mask):
     write_mask(tmp_path / "pred" / "segmentation-1.nii.gz", LABELS)
     with pytest.raises(CaseError, match=r"1 of 2 reference masks: segmentation-2\.nii\.gz"):
         find_pairs(tmp_path / "truth", tmp_path / "pred")
-    with pytest.warns(DataWarning, match=r"1 predictions have no reference.*segmentation-2"):
+    with pytest.warns(DataWarning, match=r"1 prediction has no reference.*segmentation-2"):
         assert len(find_pairs(tmp_path / "pred", tmp_path / "truth")) == 1
 
 

@@ -52,9 +52,13 @@ def test_lesions_come_by_size_and_say_where(labels):
     assert large.size == "small"
     assert large.extent_mm == (2.0, 4.0, 12.0)
     assert (large.slice, large.slices, large.side) == (13, (13, 15), "left")
-    assert large.place == "upper left, back; 7 mm left of, 10 mm above, 4 mm behind the liver's middle"
+    assert (
+        large.place == "superior left, posterior; 7 mm left of, 10 mm superior to, 4 mm posterior to the liver's middle"
+    )
     assert (small.slice, small.slices, small.side) == (8, (8, 8), "right")
-    assert small.place == "lower right, front; 8 mm right of, 14 mm below, 4 mm in front of the liver's middle"
+    assert (
+        small.place == "inferior right, anterior; 8 mm right of, 14 mm inferior to, 4 mm anterior to the liver's middle"
+    )
 
 
 def test_mean_hu(labels):

@@ -107,6 +107,41 @@ def test_random_maps_cover_the_body_never_air_and_are_run_once():
     assert len(seen) == 2 + 4 * 6
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_steps_that_decide_nothing_are_left_out_and_the_verdict_stays(seed):
+    rng = np.random.default_rng(seed)
+    hu = np.full((32, 32), 100.0)
+    region = np.zeros((32, 32), bool)
+    region[8:16, 8:16] = True
+    hu[region] = 20
+    weights = rng.random((32, 32)) * (1 + 30 * region)  # the region matters most, and all else a little
+    pictures = []
+
+    def network(batch):
+        pictures.extend(batch)
+        marked = np.abs(batch - 100) * weights
+        tumour = np.broadcast_to((marked.sum((1, 2)) / (80 * weights[region].sum()))[:, None, None], batch.shape)
+        return np.stack([1 - tumour, tumour.clip(0, 1)], -1)
+
+    filled = np.where(region, 100.0, 100 + 20 * rng.standard_normal((32, 32)))
+    heatmaps = [region * 1.0, region + 3 * rng.random((32, 32)), rng.random((32, 32)), np.zeros((32, 32))]
+    for heatmap in heatmaps:
+        found, runs = [], []
+        for whole in (True, False):
+            pictures.clear()
+            found.append(SliceTest(network, hu, filled, 1, region, 20, seed, whole).curves(heatmap, region))
+            runs.append(len(pictures))
+        whole, short = found
+        assert not np.isnan(whole.random_deletion).any() and runs[0] == 2 + 21 * 6
+        assert whole.deletion_beats == short.deletion_beats and whole.insertion_beats == short.insertion_beats
+        assert whole.deletion_area == short.deletion_area
+        known = ~np.isnan(short.random_insertion)
+        np.testing.assert_array_equal(short.random_insertion[known], whole.random_insertion[known])
+        assert runs[1] <= runs[0]
+        if heatmap is heatmaps[0]:
+            assert runs[1] < 0.6 * runs[0] and None in short.to_dict()["deletion_areas_random"]
+
+
 def test_same_seed_same_curves(dark_is_tumour, lesions):
     plane, heat = lesions[1][..., 3], np.random.default_rng(0).random((64, 64))
     runtime, hu = KerasRuntime(dark_is_tumour), lesions[0].slices(3, 4)[0]
@@ -152,6 +187,22 @@ def test_a_randomized_model_keeps_the_encoder_and_draws_the_rest_anew():
         assert np.array_equal(weights(first, name), weights(again, name))
         assert not np.array_equal(weights(first, name), weights(other, name))
     assert weights(first, "final_conv").std() == pytest.approx(np.sqrt(2 / (9 * 16)), rel=0.2)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0", "tiny"])
+def test_a_network_that_is_randomised_in_place_is_the_copy(backbone):
+    model = build_unet(32, backbone)
+    rng = np.random.default_rng(0)
+    model.set_weights([w + rng.random(w.shape).astype(w.dtype) for w in model.get_weights()])  # as if trained
+    copies = [[w.copy() for w in randomized_model(model, seed).get_weights()] for seed in (3, 4)]
+    into = randomized_model(model, 3)
+    again = randomized_model(model, 4, into=into).get_weights()
+    for seed, copy in zip((3, 4), copies, strict=True):
+        assert randomized_model(model, seed, into=model) is model
+        for own, expected in zip(model.get_weights(), copy, strict=True):
+            np.testing.assert_array_equal(own, expected)
+    for own, expected in zip(again, copies[1], strict=True):
+        np.testing.assert_array_equal(own, expected)
 
 
 def test_the_decoder_is_found_whatever_its_layers_are_called():

@@ -323,6 +323,25 @@ def test_every_class_has_an_outline_of_its_own_colour(browser, scan, tmp_path):
     kidney, tumour, vessel = (c.safe_color for c in classes.classes[1:])
     counts = [int((drawn == color).all(-1).sum()) for color in (kidney, tumour, vessel)]
     assert min(counts) > 20 and counts[0] > max(counts[1:])  # 40 x 34 pixels around; 10 x 10; 6 x 8
+    solid = picture(opened, "solid")[..., :3].astype(int)
+    green = (solid[..., 1] > solid[..., 0] + 30) & (solid[..., 1] > solid[..., 2] + 10)  # the vessel's hue, lit
+    assert green.sum() > 20
+
+
+def test_readers_see_names_of_classes_as_words(scan):
+    volume, labels = scan
+    classes = ClassSet.of("left_kidney", "kidney_tumour", "renal_vein")
+    labels = labels.copy()
+    labels[14:20, 28:36, 14:16] = 3
+    prediction = Prediction(volume, labels, classes.names)
+    measured = measure(MaskVolume(prediction.labels, volume.geometry, classes=classes), volume)
+    text = page_module.build_page(ReportContent(prediction, measured), "x")
+    for name in classes.names[1:]:
+        assert name not in text and name.replace("_", " ") in text.lower()
+    assert [
+        (one["lesion"], one["label"])
+        for one in json.loads(re.search(r'id="page-data">(.*?)</script>', text, re.DOTALL)[1])["surfaces"]
+    ] == [(0, 1), (1, 2), (0, 3)]
 
 
 def test_it_loads_without_errors_and_asks_the_network_for_nothing(browser, page):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from liverseg_tf.data.volume import Geometry, MaskVolume
-from liverseg_tf.reporting.surfaces import encode_surfaces, surfaces
+from liverseg_tf.labels import LIVER_CLASSES, ClassSet
+from liverseg_tf.reporting.surfaces import encode_surfaces, render_front, surfaces
 
 
-def mask_of(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> MaskVolume:
+def mask_of(labels: np.ndarray, spacing_mm: tuple[float, float, float], classes=LIVER_CLASSES) -> MaskVolume:
     geometry = Geometry.from_spacing(labels.shape, spacing_mm)
-    return MaskVolume(geometry.to_file(labels), geometry)
+    return MaskVolume(geometry.to_file(labels), geometry, classes=classes)
 
 
 def volume_ml(surface) -> float:
@@ -55,6 +56,26 @@ def test_what_is_one_voxel_small_has_a_surface_too():
     liver, lesion = surfaces(mask_of(labels, (0.7, 0.7, 5.0)))
     assert len(lesion.triangles) > 7 and volume_ml(lesion) > 0
     assert surfaces(mask_of(np.zeros_like(labels), (1, 1, 1))) == []
+
+
+def test_further_structures_are_drawn_with_the_organ_or_without():
+    classes = ClassSet.of("kidney", "kidney_tumour", "ureter")
+    labels = np.zeros((60, 60, 40), np.uint8)
+    labels[20:40, 10:40, 10:30] = 1
+    labels[24:30, 14:20, 14:20] = 2
+    labels[28:32, 44:48, 2:30] = 3  # left of the kidney
+    whole = mask_of(labels, (1.5, 1.5, 1.5), classes)
+    found = surfaces(whole)
+    assert [(one.lesion, one.label) for one in found] == [(0, 1), (1, 2), (0, 3)]
+    assert volume_ml(found[2]) == pytest.approx((labels == 3).sum() * whole.voxel_volume_ml, rel=0.25)
+    blue, orange, green = (0.0, 0.0, 1.0), (1.0, 0.5, 0.0), (0.0, 1.0, 0.0)
+    picture = render_front(found, 200, 200, (blue, orange, green))
+    pure = (picture[..., 1] > 0.3) & (picture[..., 0] < 0.05) & (picture[..., 2] < 0.05)
+    kidney = picture[..., 2] > 0.1
+    assert pure.any() and np.nonzero(pure)[1].min() > np.nonzero(kidney)[1].max()
+    alone = surfaces(mask_of(np.where(labels == 3, labels, 0), (1.5, 1.5, 1.5), classes))
+    assert [(one.lesion, one.label) for one in alone] == [(0, 3)]
+    assert render_front(alone, 50, 50, (blue, orange, green)).any()
 
 
 def test_encoded_surfaces_come_back(mask):

@@ -17,6 +17,7 @@ from liverseg_tf.data.dicom.files import DicomFile, files_of
 from liverseg_tf.data.dicom.headers import DicomHeader, DicomImage, HeaderError, read_header
 from liverseg_tf.data.nifti import stem
 from liverseg_tf.errors import InputFileError
+from liverseg_tf.wording import counted
 
 # Steps between slices may differ by this much: a share of the step, or the rounding of positions to 0.01 mm.
 STEP_TOLERANCE = 0.01
@@ -239,7 +240,8 @@ def pick_series(found: Found, uid: str | None = None, *, allow_gaps: bool = Fals
         return usable[0]
     if usable:
         listed = "; ".join(
-            f"{s.uid or f'without UID in {s.folder}'} ({s.description or 'no description'}, {len(s.places)} slices)"
+            f"{s.uid or f'without UID in {s.folder}'} ({s.description or 'no description'}, "
+            f"{counted(len(s.places), 'slice')})"
             for s in usable[:5]
         )
         raise InputFileError(
@@ -252,7 +254,8 @@ def doubts_about_series(series: DicomSeries) -> list[tuple[str, str]]:
     """What deserves a look in a usable series: `duplicate` or `orientation`, and a text; no pixels are read."""
     doubts = []
     if doubles := len(series.images) - len(series.places):
-        text = f"{doubles} slices are there twice; one of each is used if their pixels are equal"
+        twice = counted(doubles, "slice is", "slices are")
+        text = f"{twice} there twice; one of each is used if their pixels are equal"
         doubts.append(("duplicate", text))
     if not series.is_uneven and series.tilt_degrees > _TILT_DEGREES:
         text = f"the gantry was tilted by {series.tilt_degrees:.1f} degrees; its sheared grid is kept"

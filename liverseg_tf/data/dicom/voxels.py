@@ -11,6 +11,7 @@ from liverseg_tf.data.dicom.series import STEP_TOLERANCE, DicomSeries
 from liverseg_tf.data.nifti import max_bytes_limit
 from liverseg_tf.errors import DataWarning, InputFileError, require, warn
 from liverseg_tf.hounsfield import AIR_HU
+from liverseg_tf.wording import counted
 
 _NEVER_LESS = np.iinfo(np.int16)
 
@@ -41,7 +42,9 @@ def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.n
     try:
         hu = np.empty((len(series.places), rows, columns), np.int16 if whole else np.float32)
     except MemoryError:
-        raise InputFileError(f"{series.path}: {len(series.places)} slices need more memory than there is") from None
+        raise InputFileError(
+            f"{series.path}: {counted(len(series.places), 'slice')}: more memory needed than there is"
+        ) from None
     place_of = {id(image): index for index, images in enumerate(series.places) for image in images}
     is_filled = np.zeros(len(hu), bool)
     for image, pixels in _decoded(series):

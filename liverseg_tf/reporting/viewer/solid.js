@@ -1,6 +1,6 @@
 "use strict";
-/* Liver and lesions as surfaces, drawn by three.js when something changes. x runs to the patient's left, y to the head,
-   z to the front: seen from the front, the patient's right is on the left, as on the slices. */
+/* The organ, its lesions and further structures as surfaces, drawn by three.js when something changes. x runs to the patient's left, y to the head,
+   z to anterior: seen from there, the patient's right is on the left, as on the slices. */
 function solidView(canvas, labels, about, packed, colorOf, onLesion) {
   let renderer;
   try {
@@ -32,22 +32,26 @@ function solidView(canvas, labels, about, packed, colorOf, onLesion) {
     shape.setIndex(new THREE.BufferAttribute(triangles, 1));
     shape.computeVertexNormals();
     const material = new THREE.MeshPhongMaterial(
-      one.lesion ? { shininess: 20 } : { shininess: 8, transparent: true, opacity: 0.38, depthWrite: false });
+      one.label !== 1 ? { shininess: 20 } : { shininess: 8, transparent: true, opacity: 0.38, depthWrite: false });
     const mesh = new THREE.Mesh(shape, material);
-    mesh.userData = { lesion: one.lesion };
-    mesh.renderOrder = one.lesion ? 0 : 1;
+    mesh.userData = { lesion: one.lesion, label: one.label };
+    mesh.renderOrder = one.label !== 1 ? 0 : 1;
     body.add(mesh);
     meshes.push(mesh);
   }
   const middle = low.map((v, i) => (v + high[i]) / 2);
   for (const mesh of meshes) mesh.geometry.translate(-middle[0], -middle[1], -middle[2]);
-  meshes[0].geometry.computeBoundingSphere();
-  radius = meshes[0].geometry.boundingSphere.radius;
-  for (const mesh of meshes) mesh.geometry.computeBoundingBox();
+  for (const mesh of meshes) {
+    mesh.geometry.computeBoundingBox();
+    mesh.geometry.computeBoundingSphere();
+    if (!mesh.userData.lesion)
+      radius = Math.max(radius, mesh.geometry.boundingSphere.center.length() + mesh.geometry.boundingSphere.radius);
+  }
+  const ofLesions = meshes.filter((mesh) => mesh.userData.lesion);
 
   const marks = [["R", [-1, 0, 0]], ["L", [1, 0, 0]], ["S", [0, 1, 0]], ["I", [0, -1, 0]], ["A", [0, 0, 1]], ["P", [0, 0, -1]]]
     .map(([text, at]) => ({ text, at: new THREE.Vector3(...at).multiplyScalar(radius * 1.03), name: "side" }));
-  for (const mesh of meshes.slice(1, 11)) {
+  for (const mesh of ofLesions.slice(0, 10)) {
     const at = mesh.geometry.boundingBox.getCenter(new THREE.Vector3());
     marks.push({ text: String(mesh.userData.lesion), at, name: "lesion-number" });
   }
@@ -91,7 +95,7 @@ function solidView(canvas, labels, about, packed, colorOf, onLesion) {
     camera.position.z = 8 * radius;
     camera.updateProjectionMatrix();
     for (const mesh of meshes) {
-      mesh.material.color.setRGB(...colorOf(mesh.userData.lesion ? 2 : 1).map((v) => (v / 255) ** 2.2));
+      mesh.material.color.setRGB(...colorOf(mesh.userData.label).map((v) => (v / 255) ** 2.2));
       mesh.material.emissive.setScalar(mesh.userData.lesion && mesh.userData.lesion === current ? 0.06 : 0);
     }
     renderer.render(scene, camera);
@@ -134,7 +138,7 @@ function solidView(canvas, labels, about, packed, colorOf, onLesion) {
     const box = canvas.getBoundingClientRect(), ray = new THREE.Raycaster();
     ray.setFromCamera(new THREE.Vector2((2 * (event.clientX - box.left)) / box.width - 1,
       1 - (2 * (event.clientY - box.top)) / box.height), camera);
-    const [hit] = ray.intersectObjects(meshes.slice(1));
+    const [hit] = ray.intersectObjects(ofLesions);
     if (hit) onLesion(hit.object.userData.lesion);
   });
   canvas.addEventListener("pointercancel", () => { last = null; });

@@ -386,7 +386,7 @@
         $(view + "-label").textContent = at[view] + 1 + " of " + lengths[view];
       }
       const sharp = full.has(at.axial) || grid.factor === 1;
-      $("status").textContent = "Slice " + (at.axial + 1) + " of " + slices + " from the feet, "
+      $("status").textContent = "Slice " + (at.axial + 1) + " of " + slices + " from inferior, "
         + (sharp ? columns + " x " + rows + " (full resolution)" : coarse.columns + " x " + coarse.rows + " (reduced to keep the file small)")
         + "; width " + windowing.width + ", level " + windowing.level + " HU"
         + (loaded.size < stacks[0].parts ? "; " + Math.round((100 * loaded.size) / stacks[0].parts) + " % of slices loaded" : "");

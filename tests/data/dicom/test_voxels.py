@@ -149,7 +149,7 @@ def test_a_range_of_padding(make_series):
 def test_equal_doubles_are_dropped_and_differing_ones_refused(make_series, hu):
     folder = make_series()
     make_series(names="again{}", change=lambda data, index: index == 2)
-    with pytest.warns(DataWarning, match="1 slices are there twice"):
+    with pytest.warns(DataWarning, match="1 slice is there twice"):
         np.testing.assert_array_equal(loaded(folder).geometry.to_file(loaded(folder).hu), hu)
 
     def other(data, index):
