@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import json
 import logging
@@ -317,6 +318,7 @@ def explain(
         report(done, len(chosen), region.name)
         one = _explained(explainer, volume, organ, region, options.all_slices)
         explained.append(replace(one, classes=classes))
+    layer, network = explainer.layer, runtime.model.network.name
     if options.faithfulness and explained:
         seeds = range(options.seed, options.seed + options.randomized_models)
         if isinstance(own, KerasRuntime):  # the caller's network keeps its weights
@@ -325,6 +327,8 @@ def explain(
         else:  # rebuilt from a file for these maps, which are made
             others = _randomized(runtime.model, seeds, explainer)
         explained = _compared(explained, others, volume, organ, report)
+        del explainer, runtime, others  # the curves take memory of their own
+        gc.collect()
         # by what made the mask: an int8 file takes a third of the network's time, for the same curves
         explained = _tested(explained, own, volume, organ, options, report)
     settings = {
@@ -333,8 +337,8 @@ def explain(
         "point": None if point is None else [float(v) for v in point],
         "radius_mm": options.radius_mm if point is not None else None,
         "regions_from": "mask" if mask is not None else "prediction",
-        "layer": explainer.layer,
-        "network": runtime.model.network.name,
+        "layer": layer,
+        "network": network,
         **_settings_of(options),
     }
     mask_path = Path(mask) if isinstance(mask, (str, Path)) else getattr(mask, "path", None)

@@ -105,7 +105,8 @@ def montage(
 
 
 def informative_slices(labels: np.ndarray | None, slices: int, count: int) -> list[int]:
-    """Choose slices: each lesion's largest, the biggest lesions first, for up to half; then evenly over the liver.
+    """Choose slices: each lesion's largest, the biggest lesions first, for up to half; then where the gaps between
+    them are widest. Without lesions they are spread evenly over the liver.
 
     Without a mask, or with an empty one, they are spread evenly over the volume.
 
@@ -137,9 +138,14 @@ def informative_slices(labels: np.ndarray | None, slices: int, count: int) -> li
             if not shown and len(chosen) < max(1, count // 2):
                 chosen.append(int(voxels[lesion].argmax()))
     extent = np.flatnonzero((labels >= LIVER).any(axis=(0, 1)))
-    candidates = [i for i in range(extent[0], extent[-1] + 1) if i not in chosen]
-    wanted = min(count - len(chosen), len(candidates))
-    chosen += [candidates[i] for i in _spread(0, len(candidates), wanted)]
+    first, last = int(extent[0]), int(extent[-1])
+    if not chosen:
+        return _spread(first, last + 1, min(count, last + 1 - first))
+    while len(chosen) < min(count, last + 1 - first):
+        # as far as possible from what is shown: neighbours look alike
+        shown = np.array([first - 1, last + 1, *chosen])
+        away = np.abs(np.arange(first, last + 1)[:, None] - shown).min(axis=1)
+        chosen.append(first + int(away.argmax()))
     return sorted(chosen)
 
 
@@ -148,7 +154,7 @@ def _why_these(labels: np.ndarray | None) -> str:
         return "slices spread evenly over the CT"
     if not (labels == TUMOUR).any():
         return "slices spread evenly over the liver"
-    return "where the largest lesions are largest, then slices spread evenly over the liver"
+    return "where the largest lesions are largest, then slices between them over the liver"
 
 
 def _spread(start: int, stop: int, count: int) -> list[int]:

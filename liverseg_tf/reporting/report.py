@@ -26,6 +26,7 @@ from liverseg_tf.wording import readable
 
 if TYPE_CHECKING:
     from liverseg_tf.explanation.explain import Explanation
+    from liverseg_tf.explanation.uncertainty import Uncertainty
 
 
 @takes_options(ReportOptions)
@@ -78,10 +79,19 @@ def report(
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
     reference = _reference(truth, volume, predictor)
     prediction = source if isinstance(source, Prediction) else predictor.predict(volume, progress=telling("predicting"))
-    content = _content(prediction, predictor, reference, options, tell)
-    # networks are gone before the page is put together; Keras's hold on to each other
+    notes: list[str] = []
+    explanation = _explained(prediction, predictor, options, notes, tell) if options.explanations else None
+    uncertain = _varied(prediction, predictor, telling("uncertainty")) if options.uncertainty else None
+    about_model = _model_facts(predictor), _model_card(predictor)
+    # networks are gone before anything is measured or drawn; Keras's hold on to each other
     del predictor, model
     gc.collect()
+    tell(0, 1, "measuring")
+    mask = MaskVolume(prediction.labels, volume.geometry, classes=prediction.classes)
+    scores = score_case(reference, mask) if reference is not None else None
+    content = ReportContent(
+        prediction, measure(mask, volume), reference, scores, explanation, uncertain, *about_model, notes
+    )
     page = build_page(content, options.title or _title(volume), options.safe_colors, telling("pictures"), options.plan)
     tell(0, 1, "writing the page")
     write_text(output, page, "page", inputs=inputs, overwrite=options.overwrite)
@@ -99,37 +109,10 @@ def _reference(truth: str | Path | MaskVolume | None, volume: CTVolume, predicto
     return reference
 
 
-def _content(
-    prediction: Prediction,
-    predictor: Predictor,
-    reference: MaskVolume | None,
-    options: ReportOptions,
-    tell: Progress,
-) -> ReportContent:
-    """All that the page tells of a prediction."""
-    notes: list[str] = []
-    explanation = uncertain = None
-    if options.explanations:
-        explanation = _explained(prediction, predictor, options, notes, tell)
-    if options.uncertainty:
-        from liverseg_tf.explanation.uncertainty import measure_uncertainty
+def _varied(prediction: Prediction, predictor: Predictor, progress: Callable[[int, int], None]) -> Uncertainty:
+    from liverseg_tf.explanation.uncertainty import measure_uncertainty
 
-        uncertain = measure_uncertainty(
-            prediction, predictor, progress=lambda done, total: tell(done, total, "uncertainty")
-        )
-    tell(0, 1, "measuring")
-    mask = MaskVolume(prediction.labels, prediction.volume.geometry, classes=predictor.config.classes)
-    return ReportContent(
-        prediction,
-        measure(mask, prediction.volume),
-        reference,
-        score_case(reference, mask) if reference is not None else None,
-        explanation,
-        uncertain,
-        _model_facts(predictor),
-        _model_card(predictor),
-        notes,
-    )
+    return measure_uncertainty(prediction, predictor, progress=progress)
 
 
 def _explained(

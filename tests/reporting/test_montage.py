@@ -26,6 +26,8 @@ def test_every_lesions_largest_slice_is_shown_and_nothing_outside_the_liver(labe
     assert {12, 31} <= set(chosen)
     assert len(chosen) == 8 == len(set(chosen)) and chosen == sorted(chosen)
     assert min(chosen) >= 10 and max(chosen) <= 34
+    assert np.diff(chosen).min() >= 2  # no two neighbours, which look alike
+    assert informative_slices(labels, 40, 40) == list(range(10, 35))
 
 
 def test_a_single_slice_is_the_largest_lesions(labels):

@@ -193,7 +193,7 @@ def test_what_is_wrong_with_a_series_is_found(copied, capsys):
     errors = " ".join(f.message for f in found.errors)
     assert [f.kind for f in found.errors] == ["series", "series"]
     assert "IM0003.dcm and IM0005.dcm" in errors and "IM0002.dcm is truncated" in errors
-    assert [(f.kind, "are there twice" in f.message) for f in found.warnings if f.kind == "duplicate"] == [
+    assert [(f.kind, "twice; one of each" in f.message) for f in found.warnings if f.kind == "duplicate"] == [
         ("duplicate", True)
     ]
     data = pydicom.dcmread(cts / "export 1" / "again.dcm")
