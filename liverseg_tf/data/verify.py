@@ -387,7 +387,7 @@ class _CaseCheck:
         with_liver[np.unique(pieces[labels == LIVER])] = True
         alone = sizes[1:][~with_liver[1:]]
         if alone.size:
-            what = counted(alone.size, "piece") + f" of {readable(classes.lesion)}"
+            what = counted(alone.size, "piece") + f" of {readable(classes.lesion or 'lesion')}"
             if classes == LIVER_CLASSES:
                 what = counted(alone.size, "tumour")
             message = (

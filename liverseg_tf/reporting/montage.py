@@ -143,8 +143,8 @@ def informative_slices(labels: np.ndarray | None, slices: int, count: int) -> li
         return _spread(first, last + 1, min(count, last + 1 - first))
     while len(chosen) < min(count, last + 1 - first):
         # as far as possible from what is shown: neighbours look alike
-        shown = np.array([first - 1, last + 1, *chosen])
-        away = np.abs(np.arange(first, last + 1)[:, None] - shown).min(axis=1)
+        taken = np.array([first - 1, last + 1, *chosen])
+        away = np.abs(np.arange(first, last + 1)[:, None] - taken).min(axis=1)
         chosen.append(first + int(away.argmax()))
     return sorted(chosen)
 
