@@ -145,6 +145,10 @@ class ChannelsConfig(Config):
         windows: names in `WINDOWS` or (width, level) in HU; kept as (width, level).
         histogram: add the histogram-scaled channel.
         histogram_steps, histogram_tails: its break points, see `HistogramScale`.
+
+    Examples:
+        >>> ChannelsConfig(("liver", (100, 50))).windows
+        ((150, 30), (100, 50))
     """
 
     windows: tuple[str | tuple[float, float], ...] = ("liver", "custom")
@@ -186,6 +190,10 @@ class ModelConfig(Config):
         channels: how HU become channels.
         hu_range: lowest and highest HU that the loader clips to, or None for no clipping.
         format: of this configuration; older files are read as the newest.
+
+    Examples:
+        >>> ModelConfig(image_size=128, backbone="resnet34").class_names
+        ('background', 'liver', 'tumour')
     """
 
     image_size: int = 128

@@ -19,6 +19,14 @@ class LiverSegError(_WithoutSecrets):
     """Base of all errors that this library raises on purpose.
 
     Users, passwords and signatures in URLs are left out of its message, even if another library wrote it.
+
+    Examples:
+        >>> import liverseg_tf as ls
+        >>> try:
+        ...     ls.CTVolume.load("missing.nii.gz")
+        ... except LiverSegError as error:
+        ...     type(error).__name__
+        'InputFileError'
     """
 
 

@@ -55,6 +55,10 @@ class PredictOptions:
 
     Raises:
         ConfigError: for an unknown segmentation type.
+
+    Examples:
+        >>> PredictOptions(formats="nifti,seg", resume=True).engine
+        'embedded'
     """
 
     formats: str | Sequence[str] | None = None

@@ -42,6 +42,10 @@ class Case:
         volume: the CT.
         segmentation: its mask, or None for a case to predict.
         series: the DICOM series, if the CT is one, in the folder or archive `volume`; else None.
+
+    Examples:
+        >>> Case(7, "7", Path("volume-7.nii.gz")).segmentation is None
+        True
     """
 
     id: int
@@ -107,7 +111,10 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
             codes say neither CT nor mask.
 
     Examples:
-        >>> find_cases("LiTS/vol_1", "LiTS/vol_2", "LiTS/segmentations")  # doctest: +SKIP
+        >>> from liverseg_tf.data.phantom import write_phantoms
+        >>> _ = write_phantoms("LiTS", cases=2, seed=5, shape=(64, 64, 12))
+        >>> [(case.id, case.volume.name, case.segmentation.name) for case in find_cases("LiTS")]
+        [(0, 'volume-0.nii.gz', 'segmentation-0.nii.gz'), (1, 'volume-1.nii.gz', 'segmentation-1.nii.gz')]
     """
     found = find_files(*folders)
     for kind, number, paths in found.doubles():
@@ -371,6 +378,12 @@ def split_by_patient(
     Raises:
         CaseError: for fewer than two patients.
         ConfigError: for a fraction outside (0, 1).
+
+    Examples:
+        >>> cases = [Case(number, f"patient {number // 2}", Path(f"volume-{number}.nii")) for number in range(6)]
+        >>> training, validation = split_by_patient(cases, validation_fraction=0.3)
+        >>> len(training), len(validation)
+        (4, 2)
     """
     if not 0 < validation_fraction < 1:
         raise ConfigError(f"validation fraction: expected above 0 and below 1. Received: {validation_fraction}")
@@ -384,9 +397,22 @@ def split_by_patient(
 def folds_by_patient(cases: Sequence[Case], folds: int, seed: int = 0) -> list[tuple[list[Case], list[Case]]]:
     """Split cases into `folds` pairs of training and validation, with each patient in exactly one validation part.
 
+    Args:
+        cases: at least `folds` patients.
+        folds: number of pairs, at least 2.
+        seed: any integer of at least 0; the same seed gives the same folds.
+
+    Returns:
+        (training cases, validation cases) of each fold, in the order of `cases`.
+
     Raises:
         CaseError: if there are fewer patients than folds.
         ConfigError: for fewer than two folds.
+
+    Examples:
+        >>> cases = [Case(number, f"patient {number // 2}", Path(f"volume-{number}.nii")) for number in range(6)]
+        >>> [len(validation) for _, validation in folds_by_patient(cases, folds=3)]
+        [2, 2, 2]
     """
     if folds < 2:
         raise ConfigError(f"folds: expected at least 2. Received: {folds}")

@@ -54,6 +54,10 @@ class SliceSelection:
         order: `"number"` counts cases by number, `"name"` by their file names as strings (the original's way).
         only_liver: leave out slices whose mask is empty.
         part: one part of a split by single slices, or None.
+
+    Examples:
+        >>> SliceSelection(every_volume=3, every_slice=2, order="name").only_liver
+        False
     """
 
     every_volume: int = 1
@@ -99,6 +103,10 @@ class SliceOptions:
         hu_range: (lowest, highest) HU to clip to, or None for none.
         deterministic: keep the order independent of parallelism; False may be faster.
         shuffle_buffer: size of the shuffle buffer in slices, at least 1.
+
+    Examples:
+        >>> SliceOptions(shuffle=True, selection=SliceSelection(every_slice=2)).epoch
+        0
     """
 
     classes: int = len(CLASS_NAMES)

@@ -130,8 +130,9 @@ def verify(
         ConfigError: for fewer than one thread.
 
     Examples:
-        >>> verification = verify("LiTS/")  # doctest: +SKIP
-        >>> verification.errors  # doctest: +SKIP
+        >>> from liverseg_tf.data.phantom import write_phantoms
+        >>> _ = write_phantoms("LiTS", cases=2, seed=5, shape=(64, 64, 12))
+        >>> verify("LiTS").errors
         []
     """
     if threads is not None and threads < 1:

@@ -469,6 +469,11 @@ class MaskVolume:
         path: the file, or None.
         classes: the classes of the values; by default liver and tumour.
         is_cropped: True for a DICOM SEG read without its CT: its grid ends with its frames, not with the CT.
+
+    Examples:
+        >>> labels = np.zeros((4, 5, 6), np.uint8)
+        >>> MaskVolume(labels, Geometry(labels.shape, np.diag([-0.7, -0.7, 2.0, 1.0]))).labels.shape
+        (5, 4, 6)
     """
 
     def __init__(

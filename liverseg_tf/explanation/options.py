@@ -40,6 +40,10 @@ class ExplainOptions:
 
     Raises:
         ConfigError: for a number below the least.
+
+    Examples:
+        >>> ExplainOptions(method="occlusion").random_maps
+        20
     """
 
     method: str = DEFAULT_METHOD

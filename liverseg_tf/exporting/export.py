@@ -80,6 +80,9 @@ def export(
         progress: called with the name of each step.
         overwrite: also replace a TFLite file or JSON file that this library did not write, or that was changed since.
 
+    Returns:
+        Paths and size of the exported model, and the comparison if `check` was given.
+
     Raises:
         ModelError: if the model can't be read or converted.
         ConfigError: for an unknown format or precision, or a precision that the format does not have.

@@ -42,6 +42,10 @@ class PostProcessing(Config):
 
     Raises:
         ConfigError: for a negative number, or a share above 1.
+
+    Examples:
+        >>> PostProcessing(bridge_mm=0).smoothing_mm  # switches one rule off
+        2.0
     """
 
     smoothing_mm: float = 2.0

@@ -31,6 +31,10 @@ class TestTimeAugmentation(Config):
 
     Raises:
         ConfigError: for too few variations or a negative amount.
+
+    Examples:
+        >>> TestTimeAugmentation(count=4).shift_mm
+        5.0
     """
 
     count: int = 8

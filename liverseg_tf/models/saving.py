@@ -36,6 +36,12 @@ def save_model(model: keras.Model, config: ModelConfig, path: str | Path, overwr
 
     Raises:
         OutputError: if the file can't be written, or must not be replaced.
+
+    Examples:
+        >>> config = ModelConfig(image_size=32, backbone="tiny")
+        >>> save_model(build_model(config), config, "model.keras")
+        >>> load_model("model.keras").output_shape
+        (None, 32, 32, 3)
     """
     with owned_write(path, "model", overwrite=overwrite) as temporary:
         model.save(temporary)
@@ -56,6 +62,10 @@ def load_model(path: str | Path, precision: str = "float32") -> keras.Model:
 
     Raises:
         ModelError: as `open_model`.
+
+    Examples:
+        >>> load_model("liverseg-lite0").input_shape
+        (None, 256, 256, 3)
     """
     return open_model(path, precision).to_keras()
 

@@ -50,6 +50,9 @@ def montage(
         window: preset's name, (width, level) in HU, or "measured": centred on the liver of the masks (`liver_window`).
         safe_colors: use the colour-blind-safe colours.
 
+    Returns:
+        A matplotlib figure; it needs no display.
+
     Raises:
         GeometryError: for a mask of another shape.
         ConfigError: for an unknown window, or a count below 1.

@@ -27,6 +27,10 @@ class ReportOptions:
         plan: let the reader try a resection: a plane, or a ball around a lesion. Not for planning treatment.
         overwrite: replace a file that this library did not make.
         progress: called with steps done, their number, and what is being done.
+
+    Examples:
+        >>> ReportOptions(title="Phantom", plan=True).most_lesions
+        3
     """
 
     title: str | None = None

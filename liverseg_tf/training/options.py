@@ -57,6 +57,10 @@ class TrainingOptions:
 
     Raises:
         ConfigError: for an unknown split or precision, or an encoder together with a model to start from.
+
+    Examples:
+        >>> TrainingOptions(epochs=3, backbone="tiny").validation_fraction
+        0.2
     """
 
     epochs: int | None = None

@@ -42,6 +42,10 @@ class Recipe(Config):
         proportions: shares of slices with tumour, with liver only, with neither; None takes them as they come.
         every_volume, every_slice, order, only_liver: see `SliceSelection`.
         best_by: history column that chooses the kept epoch.
+
+    Examples:
+        >>> replace(RECIPES["default"], epochs=5).epochs
+        5
     """
 
     name: str
