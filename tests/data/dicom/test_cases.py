@@ -89,7 +89,7 @@ def test_segs_of_other_organs_or_series_are_no_masks(copied):
         assert sum(case.segmentation is not None for case in ls.find_cases(copied)) == 1
     said = " | ".join(str(one.message) for one in told)
     assert f"1 file is skipped, no CT or mask by name or codes: {segs[0]}" in said
-    assert f"1 masks have no volume and are left out: {segs[1]}" in said
+    assert f"1 mask has no volume and is left out: {segs[1]}" in said
 
 
 def test_two_segs_of_one_series_are_named_and_one_can_be_chosen(copied):
