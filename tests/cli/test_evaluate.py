@@ -86,7 +86,7 @@ def test_outputs_of_another_kind_are_refused_first(folders, tmp_path, capsys):
         ("--csv-slices", "c.csv"),
         ("--csv-lesions", "c.csv"),
         ("--figure", "f.png"),
-        ("--figure", "f.pdf"),
+        pytest.param("--figure", "f.pdf", marks=pytest.mark.slow),
     ],
 )
 def test_files_of_others_are_kept(folders, tmp_path, option, name):

@@ -100,6 +100,7 @@ def test_slices_of_a_batch_vary_independently():
     assert new_hu.shape == (2, 72, 96)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_it_runs_in_a_dataset_with_sizes_known_or_not(known):
     hu, labels = (np.stack([a] * 3) for a in disks())

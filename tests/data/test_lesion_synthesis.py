@@ -155,6 +155,7 @@ def test_the_same_seed_gives_the_same_lesions_and_another_gives_others():
     assert not np.array_equal(first[1][0], first[1][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_it_runs_in_a_dataset_with_sizes_known_or_not(known):
     hu, labels = livers(3, side=64, noise=5.0)

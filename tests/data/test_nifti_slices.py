@@ -130,6 +130,7 @@ def test_warnings_are_those_of_a_volume_in_memory(tmp_path):
     assert told[0] == told[1] and any(category is NotHounsfieldWarning for category, _ in told[0])
 
 
+@pytest.mark.slow
 def test_prediction_of_a_folder_takes_slices_and_gives_the_same_masks(tmp_path, small_model_file, phantom_folder):
     options = {"second_look": None}
     for name in ("slices", "memory"):
