@@ -11,8 +11,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "summarize",
-        help="summarize a cohort on one page",
-        description="Summarize the output folder of 'predict', or any folder of masks: FILE.html has distributions, "
+        help="summarise a cohort on one page",
+        description="Summarise the output folder of 'predict', or any folder of masks: FILE.html has distributions, "
         "outliers, flags, failed cases and links to reports, FILE.csv a row for each case.",
     )
     parser.add_argument("folder", metavar="DIR", help="folder of masks, with manifest.jsonl if 'predict' wrote it")

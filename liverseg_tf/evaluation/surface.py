@@ -93,7 +93,7 @@ class SurfaceDistances:
         return float(max(np.percentile(self.truth_mm, 95), np.percentile(self.prediction_mm, 95)))
 
     def surface_dice(self, tolerance_mm: float) -> float:
-        """Normalized surface Dice, 0 to 1: the part of both surfaces' voxels within the tolerance (Nikolov 2021).
+        """Normalised surface Dice, 0 to 1: the part of both surfaces' voxels within the tolerance (Nikolov 2021).
 
         Each voxel counts as one; the `surface-distance` package weights surface elements by area instead, so its
         figures differ slightly.
