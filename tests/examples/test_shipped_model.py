@@ -42,7 +42,7 @@ def module(monkeypatch):
 def test_tables_hold_scores_with_their_intervals(module):
     tables = module("tables")
     header, _, row = tables.score_table(QUALITY).splitlines()
-    assert header.startswith("| model | liver Dice | tumour Dice | a patient | precision | recall |")
+    assert header.startswith("| model | liver Dice | tumour Dice | mean per patient | precision | recall |")
     assert row.startswith("| net | 0.950 (0.940 to 0.960) | 0.413 (0.100 to 0.700) |")
     assert row.endswith("| 12.3 (1.0 to 30.0) | 0.0 (0.0 to 0.0) |")
     assert tables.sensitivity_table(QUALITY).splitlines()[2] == "| net | 0.5 | 1 of 18 | 6 of 26 | 9 of 13 |"
