@@ -100,6 +100,8 @@ def test_imports_run_one_way():
 def test_an_old_name_works_and_tells_the_new_one():
     from liverseg_tf.deprecation import LiverSegDeprecationWarning
 
-    with pytest.warns(LiverSegDeprecationWarning, match="liverseg_tf.Variations goes in .* use TestTimeAugmentation"):
+    with pytest.warns(
+        LiverSegDeprecationWarning, match="liverseg_tf.Variations will be removed in .* use TestTimeAugmentation"
+    ):
         assert ls.Variations is ls.TestTimeAugmentation
     assert "Variations" not in dir(ls)

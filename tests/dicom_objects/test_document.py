@@ -110,8 +110,10 @@ posix = pytest.mark.skipif(os.name == "nt", reason="pages are printed on Linux a
 )
 def test_a_browser_that_does_not_print_is_ended_and_says_why(browser, tmp_path, script, words):
     program = browser(f"echo $$ > {tmp_path}/pid\n{script}")
+    started = time.monotonic()
     with pytest.raises(printing.NotPrintedError, match=words):
         printing.print_page("<p>", program, timeout_s=3)
+    assert time.monotonic() - started < 30
     pid = int((tmp_path / "pid").read_text())
     until = time.monotonic() + 5
     while time.monotonic() < until:

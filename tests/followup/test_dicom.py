@@ -71,7 +71,7 @@ def test_what_lies_in_slices_that_a_lone_seg_leaves_out_went_with_the_liver(stud
     rest = mask.labels.copy()
     rest[..., : int((-25 + 115) / SPACING[2])] = 0  # cut out, with the lesion at -35 mm
     ls.write_dicom_objects(rest, ct, tmp_path, name="rest")
-    lesion = min(_clouds(scan(ls.MaskVolume.load(seg))), key=lambda cloud: cloud.points_mm[:, 2].min())
+    lesion = min(_clouds(scan(ls.MaskVolume.load(seg)))[0].values(), key=lambda cloud: cloud.points_mm[:, 2].min())
     track = Track(1, "", True, _clouds=[lesion])
     alone = ls.MaskVolume.load(tmp_path / "rest.dcm")
     assert _lost(track, scan(alone)).event == "resected"
