@@ -120,7 +120,11 @@ def _print(found) -> None:
             if row["event"] == "absent":
                 continue
             change, limit = row["volume_change_from_previous"], row["volume_change_limit_from_previous"]
-            text = "" if change is None else f"{100 * change:+.0f}" + (f" ± {100 * limit:.0f} %" if limit else " %")
+            text = (
+                ""
+                if change is None
+                else f"{100 * change:+.0f}" + (f" ± {100 * limit:.{0 if limit >= 0.01 else 1}f} %" if limit else " %")
+            )
             rows.append(
                 (
                     f"{lesion.id}{'*' if lesion.is_target else ''}",

@@ -29,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Summarize; failed cases are results, not a failure of this command."""
     from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.cli.tables import counted
     from liverseg_tf.cohorts.summarize import summarize
     from liverseg_tf.labels import ClassSet
     from liverseg_tf.strict_json import to_json
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(to_json(content | {"files": [str(page), str(table)]}))
         return 0
-    print(f"{content['cases']} cases, {content['failed']} failed, {content['outliers']} outliers")
+    outliers = counted(content["outliers"], "outlier")
+    print(f"{counted(content['cases'], 'case')}, {content['failed']} failed, {outliers}")
     for flag, count in content["flags"].items():
         print(f"  {flag}: {count}")
     print(page)

@@ -305,7 +305,8 @@ def build_page(found: Summary, beside: Path) -> str:
         "title": html.escape(counted(len(found.rows), "case")),
         "style": asset("liverseg_tf.reporting", "style.css") + "\n" + asset("liverseg_tf.cohorts", "summary.css"),
         "overview": _overview(found),
-        "distributions": "".join(_histogram(found.rows, *figure) for figure in figures),
+        "distributions": "".join(_histogram(found.rows, *figure) for figure in figures)
+        or '<p class="note">No figure has two different values.</p>',
         "footer": html.escape(SOFTWARE),
         "data": script_data(data),
         "script": asset("liverseg_tf.cohorts", "summary.js"),

@@ -73,6 +73,11 @@ class Scan:
     model_sha256: str | None = None
     liver_tracking_uid: str | None = None
 
+    @property
+    def specks(self) -> dict[int, int]:
+        """Its lesions that count as a part of another, by their numbers (`find_fragments`)."""
+        return find_fragments(numbered_lesions(self.mask.organ_labels)[0])
+
     def to_first(self, places_mm: np.ndarray) -> np.ndarray:
         """Places (N, 3) in RAS+ mm -> where they lie in the first scan."""
         return np.asarray(places_mm, np.float64) if self.registration is None else self.registration(places_mm)
@@ -91,6 +96,7 @@ class Scan:
             named("liver_volume_ml"): found.liver_volume_ml,
             named("tumour_volume_ml"): found.tumour_volume_ml,
             "lesion_count": found.lesion_count,
+            "speck_count": len(self.specks),
             "volume_is_lower_bound": self.measurement.volume_is_lower_bound,
             "flags": {named(name): named(FLAGS[name]) for name in self.measurement.flags},
             "registration": fit and {named(k): named(v) if isinstance(v, str) else v for k, v in fit.items()},

@@ -78,6 +78,8 @@ def find_fragments(numbered: np.ndarray) -> dict[int, int]:
         >>> find_fragments(lesions)
         {2: 1}
     """
+    if not numbered.size:
+        return {}
     sizes = np.bincount(numbered.ravel())
     found = {}
     for number, box in enumerate(ndimage.find_objects(numbered), start=1):

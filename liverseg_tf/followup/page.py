@@ -206,8 +206,13 @@ def _change(row: dict[str, Any], since: str) -> str:
     change, limit = row[f"volume_change_from_{since}"], row[f"volume_change_limit_from_{since}"]
     if change is None or not limit:
         return _percent(change)
-    text = f"{100 * change:+.0f} &plusmn; {100 * limit:.0f} %"
+    text = f"{100 * change:+.0f} &plusmn; {100 * limit:.{0 if limit >= 0.01 else 1}f} %"
     return f" ({text}: within limit)" if row[f"volume_trend_from_{since}"] == "within limit" else f" ({text})"
+
+
+def _count(lesions: int, specks: int) -> str:
+    plural = "speck" if specks == 1 else "specks"
+    return f"{lesions - specks} and {specks} {plural}" if specks else str(lesions)
 
 
 def _scans(found: Comparison) -> str:
@@ -222,7 +227,7 @@ def _scans(found: Comparison) -> str:
                 "" if scan.day is None else f"{scan.day:g}",
                 f"{at_least}{statistics.liver_volume_ml:.0f}",
                 f"{at_least}{statistics.tumour_volume_ml:.1f}",
-                str(statistics.lesion_count),
+                _count(statistics.lesion_count, len(scan.specks)),
                 _number(response.sum_mm) + _percent(response.change_from_baseline),
                 html.escape(response.category or ""),
                 html.escape(response.reason),
@@ -244,7 +249,8 @@ def _scans(found: Comparison) -> str:
     return (
         f'<section aria-labelledby="h-scans"><h2 id="h-scans">Scans</h2>{_table("Scans", heads, rows)}'
         '<p class="note">Sum: long axes of at most two targets (*) of 10 mm or more, as RECIST 1.1 counts in one '
-        "organ; in brackets from the first scan.</p></section>"
+        "organ; in brackets from the first scan. Specks: fewer than 8 voxels beside a lesion, counted with it.</p>"
+        "</section>"
     )
 
 

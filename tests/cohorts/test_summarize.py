@@ -54,6 +54,16 @@ def test_masks_without_a_row_are_measured(tmp_path, write_nifti):
     assert found.rows[1]["status"] == "error" and "segmentation-8" in found.rows[1]["error"]
 
 
+def test_one_case_is_no_distribution(tmp_path, write_nifti, capsys):
+    from liverseg_tf.cli.main import main
+
+    write_nifti(tmp_path / "segmentation-7.nii.gz", np.ones((9, 9, 9), np.uint8), np.diag([-3, -3, 3, 1]))
+    page = tmp_path / "out" / "archive.html"
+    assert main(["summarize", str(tmp_path), "-o", str(page)]) == 0
+    assert "1 case, 0 failed, 0 outliers" in capsys.readouterr().out
+    assert "<h1>1 case</h1>" in page.read_text() and "No figure has two different values." in page.read_text()
+
+
 def test_the_command_writes_both_and_keeps_others_files(folder, capsys):
     from liverseg_tf.cli.main import main
 

@@ -9,6 +9,7 @@ import pytest
 import liverseg_tf as ls
 from liverseg_tf.data.volume import MaskVolume
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.followup.page import build_page
 
 from .conftest import BALLS, LOBES, breathing
 
@@ -75,6 +76,7 @@ def test_a_speck_at_the_edge_of_a_lesion_is_not_new(scene):
             assert longest == pytest.approx([o.axes.long_axis_mm for o in found.scans[scan].measurement.lesions[:4]])
     (speck,) = [lesion for lesion in found.lesions if len(lesion.sightings[1].numbers) == 2]
     assert found.tracking(1)[5][0] == f"Lesion {speck.id} part 2"
+    assert found.scans[1].to_dict()["speck_count"] == 1 and "<td>4 and 1 speck</td>" in build_page(found, "specks")
 
 
 def test_a_change_that_voxels_alone_make_is_not_called_growth(scene):

@@ -55,6 +55,7 @@ def test_specks_beside_a_lesion_are_its_own_but_lesions_are_not():
     numbered[15, 8, 5] = 5  # beside a speck, but not beside the lesion
     numbered[14:16, 3:5, 4:6] = 6  # of 8 voxels
     assert find_fragments(numbered) == {2: 1, 3: 1}
+    assert find_fragments(np.zeros((0, 0, 0), np.int32)) == {}
     numbered[12:19, 14:20, 5] = 7
     numbered[13, 8, 5] = 0
     assert find_fragments(numbered) == {3: 1}

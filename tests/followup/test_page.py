@@ -3,8 +3,10 @@
 import base64
 import gzip
 import json
+import shutil
 
 import numpy as np
+import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.followup.page import build_page
@@ -40,3 +42,31 @@ def test_masks_alone_give_figures_without_a_viewer(scene):
     mask = scene.mask()
     text = build_page(ls.compare(mask, mask), "two masks")
     assert 'id="viewer"' not in text and 'id="changes"' in text and data_of(text)["scans"] == []
+
+
+@pytest.fixture
+def browser(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'p'}"):
+        options.add_argument(argument)
+    opened = webdriver.Chrome(options=options, service=Service(driver))
+    yield opened
+    opened.quit()
+
+
+def test_tables_of_a_phone_scroll_within_themselves(scene, tmp_path, browser):
+    mask = scene.mask()
+    page = tmp_path / "page.html"
+    page.write_text(build_page(ls.compare(mask, mask), "two masks"))
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    browser.get(page.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390

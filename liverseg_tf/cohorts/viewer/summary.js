@@ -28,7 +28,7 @@
         return sign * (typeof x === "number" ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true }));
       });
     }
-    $("count").textContent = order.length + " of " + columns.case.length + " cases";
+    $("count").textContent = order.length + " of " + columns.case.length + (columns.case.length === 1 ? " case" : " cases");
     scroller.scrollTop = 0;
     draw();
   }
