@@ -142,6 +142,6 @@ def _print(found) -> None:
             ("lesion", "scan", "what", "ml", "change", "long mm", "short mm", "sure"),
             rows,
             names=("what",),
-            caption="*: target; ±: what voxels alone can change, and in brackets a change within it; sure: share of "
-            "repeated links when the registration is perturbed by its residual",
+            caption="*: target; ±: change that voxels alone can make (95 %), a smaller change is in brackets; sure: "
+            "share of repetitions with the same link when lesions are shifted by the registration's residual",
         )

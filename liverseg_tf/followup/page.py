@@ -282,8 +282,8 @@ def _lesions(found: Comparison) -> str:
     return (
         '<section aria-labelledby="h-lesions"><h2 id="h-lesions">Lesions</h2>'
         '<p class="note">A click shows the lesion in both scans. *: target. In brackets: since the previous scan; '
-        "&plusmn;: what the size of voxels alone can change (95 %). A change within it shows no growth. How well the "
-        "lesions were segmented is not in it.</p>"
+        "&plusmn;: change that voxels alone can make (95 %); a smaller change shows no growth. Errors of the "
+        "segmentation are not included.</p>"
         f"{_table('Changes', heads, rows, attributes)}</section>"
     )
 
