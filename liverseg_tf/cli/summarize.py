@@ -29,10 +29,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Summarize; failed cases are results, not a failure of this command."""
     from liverseg_tf.cli.progress import progress_bar
-    from liverseg_tf.cli.tables import counted
     from liverseg_tf.cohorts.summarize import summarize
     from liverseg_tf.labels import ClassSet
     from liverseg_tf.strict_json import to_json
+    from liverseg_tf.wording import counted
 
     with progress_bar() as bar:
         found = summarize(
