@@ -26,7 +26,7 @@ class NiftiSlices:
     """The voxels of a NIfTI file, as stored and unscaled.
 
     The whole file is read once at the start, so that a damaged one is known before it is used. Of a compressed file the
-        state of the decompressor at each block, 40 kB, is kept, and decompressing continues from there. The file stays
+    state of the decompressor at each block, 40 kB, is kept, and decompressing continues from there. The file stays
         open, and must not be written to.
 
     Args:
