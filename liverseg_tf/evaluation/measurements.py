@@ -85,7 +85,7 @@ def volume_sd(lesion: np.ndarray, steps_mm: np.ndarray) -> float:
         >>> round(volume_sd(near < 10, np.eye(3)), 3)
         0.002
         >>> round(volume_sd(near[..., 1::5] < 10, np.diag([1, 1, 5])), 3)
-        0.02
+        0.026
     """
     coarsest = int(np.linalg.norm(steps_mm, axis=0).argmax())
     slices = np.moveaxis(lesion, coarsest, 2)

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from liverseg_tf.strict_json import to_json
+
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _OPTIONS = (
     "--headless=new",
@@ -135,7 +137,7 @@ class _Pipe:
         if session:
             command["sessionId"] = session
         try:
-            self._to.write(json.dumps(command).encode() + b"\0")
+            self._to.write(to_json(command).encode() + b"\0")
         except OSError:
             raise NotPrintedError("the browser ended") from None
         while True:

@@ -1,8 +1,10 @@
 """DICOM objects of a mask: right in any orientation, and refused when they are not."""
 
 import itertools
+import os
 import shutil
 import subprocess
+import sysconfig
 
 import numpy as np
 import pytest
@@ -215,7 +217,11 @@ def test_dciodvfy_knows_of_a_labelmap_no_more_than_that_it_is_new(findings, tmp_
     assert all("Information Object Not found" in line or "with SegmentNumber of 0" in line for line in errors), errors
 
 
-@pytest.mark.skipif(shutil.which("segimage2itkimage") is None, reason="dcmqi (PyPI) is not installed")
+# of this environment, whose programs need not be on the PATH
+DCMQI = shutil.which("segimage2itkimage", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
+
+
+@pytest.mark.skipif(DCMQI is None, reason="dcmqi (PyPI) is not installed")
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 @pytest.mark.parametrize("turn", [TURNS[i] for i in (0, 9, 18)], ids=range(3))
 def test_dcmqi_reads_the_same_voxels(make_findings, tmp_path, turn, kind):
@@ -225,7 +231,7 @@ def test_dcmqi_reads_the_same_voxels(make_findings, tmp_path, turn, kind):
     affine[:3, :3] = turn @ np.diag([-1.5, -2.0, 3.0])
     found = make_findings(affine)
     write_objects(found, paths(tmp_path, "seg"), segmentation_type=kind, lesion_segments=True)
-    command = ["segimage2itkimage", "--inputDICOM", "x_seg.dcm", "--outputDirectory", ".", "--outputType", "nii"]
+    command = [DCMQI, "--inputDICOM", "x_seg.dcm", "--outputDirectory", ".", "--outputType", "nii"]
     read = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert read.returncode == 0, read.stderr
     seen = np.zeros(found.volume.geometry.shape, np.uint8)
