@@ -357,7 +357,7 @@ def _histogram(rows: Sequence[dict[str, Any]], name: str, words: str, is_log: bo
         for x, end, anchor in zip((left, wide / 2, wide - left), ends, ("start", "middle", "end"), strict=True)
     )
     zeros = len(values) - len(shown)
-    note = f", {zeros} of 0" if zeros else ""
+    note = f", {counted(zeros, 'case')} at 0" if zeros else ""
     median = float(np.median(values))
     return (
         f"<figure><figcaption>{html.escape(words)}: median {_short(median)}{note}{', logarithmic' if is_log else ''}"

@@ -105,6 +105,18 @@ def test_counts_have_a_bar_for_each_number(folder):
     (figure,) = [
         part for part in build_page(Summary(rows, folder), folder).split("<figure>") if "Lesions: median" in part
     ]
-    assert figure.count("<rect") == 3 and "logarithmic" not in figure and " of 0" not in figure
+    assert figure.count("<rect") == 3 and "logarithmic" not in figure and "at 0" not in figure
     heights = [float(bar.split('height="')[1].split('"')[0]) for bar in figure.split("<rect")[1:]]
     assert heights[0] == pytest.approx(3 * heights[1], abs=0.2) and heights[2] == pytest.approx(2 * heights[1], abs=0.2)
+
+
+def test_zeros_are_told_in_words(folder):
+    base = ls.summarize(folder).rows[0]
+    (tumours,) = [
+        part
+        for part in build_page(
+            Summary(tuple({**base, "tumour_volume_ml": ml} for ml in (0.0, 0.0, 3.0, 4.0)), folder), folder
+        ).split("<figure>")
+        if "Tumours (ml): median" in part
+    ]
+    assert "2 cases at 0, logarithmic" in tumours

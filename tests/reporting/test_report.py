@@ -546,7 +546,7 @@ def test_everything_is_reached_with_the_tab_key(opened):
     } <= set(reached)
 
 
-@pytest.mark.parametrize("width", [1920, 1280, 390])
+@pytest.mark.parametrize("width", [1920, 1280, 485, 390])
 def test_nothing_is_wider_than_the_screen(browser, page, width):
     open_page(browser, page, width, 844)
     settle(browser)
