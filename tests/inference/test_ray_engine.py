@@ -152,7 +152,7 @@ def test_every_volume_ends_once_whatever_dies(ray, cluster, data, tmp_path, tfli
     status = {Path(row["input"]).name: row for row in told}
     crashed, broken = status.pop("volume-13.nii.gz"), status.pop("volume-7.nii.gz")
     assert "volume-13.nii.gz: crashed the worker 3 times" in crashed["error"] and crashed["attempts"] == 3
-    assert "is no gzip file" in broken["error"] and "attempts" not in broken
+    assert "is no gzip file" in broken["error"]  # its own error, also if its worker died of what it read ahead
     assert {row["status"] for row in status.values()} == {"done"}
     assert any(row.get("attempts") for row in status.values())  # what the dead worker and the dead node had in hand
     names = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
