@@ -65,6 +65,12 @@ def _row(action: argparse.Action) -> str:
 def python_page() -> str:
     """The public names, room by room."""
     text = ["# Python", "", "`import liverseg_tf as ls`; every name below is `ls.NAME`, loaded on first use.", ""]
+    text += [
+        "The examples are tested. They run after `from liverseg_tf import *` and `import numpy as np`, in a folder "
+        "with `LiTS` (two small phantoms), `run` (an untrained model), `study` (a phantom as a DICOM series) and "
+        "`site` (twenty masks, in `references`, and predictions of them).",
+        "",
+    ]
     room = None
     for module, name in re.findall(r"^from \.([\w.]+) import (\w+) as", STUB.read_text("utf-8"), re.M):
         if module.split(".")[0] != room:

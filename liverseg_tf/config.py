@@ -146,6 +146,9 @@ class ChannelsConfig(Config):
         histogram: add the histogram-scaled channel.
         histogram_steps, histogram_tails: its break points, see `HistogramScale`.
 
+    Raises:
+        ConfigError: for an unknown window, or break points that are out of range.
+
     Examples:
         >>> ChannelsConfig(("liver", (100, 50))).windows
         ((150, 30), (100, 50))
@@ -190,6 +193,9 @@ class ModelConfig(Config):
         channels: how HU become channels.
         hu_range: lowest and highest HU that the loader clips to, or None for no clipping.
         format: of this configuration; older files are read as the newest.
+
+    Raises:
+        ConfigError: for a size that is no multiple of 32, impossible classes or HU range, or a newer format.
 
     Examples:
         >>> ModelConfig(image_size=128, backbone="resnet34").class_names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -51,28 +50,6 @@ def pytest_collection_modifyitems(items):
                 item.add_marker("no_cover")
 
 
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory):
-    """Function of a name and a function that fills a folder: the folder, filled by one of the tests' processes."""
-    from filelock import FileLock
-
-    base = tmp_path_factory.getbasetemp()
-    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
-    base.mkdir(exist_ok=True)
-
-    def folder(name, fill):
-        path, done = base / name, base / f"{name}.done"
-        with FileLock(base / f"{name}.lock"):
-            if not done.exists():
-                shutil.rmtree(path, ignore_errors=True)
-                path.mkdir()
-                fill(path)
-                done.touch()
-        return path
-
-    return folder
-
-
 @pytest.fixture
 def write_nifti():
     """Write an array as NIfTI; the affine defaults to LPS with 1.5 x 1.5 x 3 mm, as most of LiTS is stored."""
@@ -87,41 +64,6 @@ def write_nifti():
         return path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def phantom_folder(made_once):
-    """Six phantom patients of 64 x 64 x 12 voxels, in LiTS layout."""
-    from liverseg_tf.data.phantom import write_phantoms
-
-    return made_once("phantoms", lambda folder: write_phantoms(folder, cases=6, seed=5, shape=(64, 64, 12)))
-
-
-@pytest.fixture(scope="session")
-def small_config():
-    from liverseg_tf.config import ModelConfig
-
-    return ModelConfig(image_size=32, backbone="tiny")
-
-
-@pytest.fixture(scope="session")
-def small_model(small_config):
-    """An untrained network whose output varies with its input."""
-    import keras
-
-    from liverseg_tf.models.saving import build_model
-
-    keras.utils.set_random_seed(3)
-    return build_model(small_config)
-
-
-@pytest.fixture(scope="session")
-def small_model_file(small_model, small_config, made_once):
-    from liverseg_tf.models.saving import save_model
-
-    return (
-        made_once("model", lambda folder: save_model(small_model, small_config, folder / "small.keras")) / "small.keras"
-    )
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,15 @@ class Calibration(Config):
         format: of the file.
         class_names, lesion_is_2: of the masks, as `ClassSet` has them; of another organ, "liver" and "tumour" stand for
             it and its lesions.
+
+    Raises:
+        ConfigError: for a file of another format, or figures that don't fit together.
+
+    Examples:
+        >>> found = calibrate("site/references", predictions="site/predictions")
+        >>> low, high = found.judge(measure("site/predictions/segmentation-3.nii.gz"))["liver_interval_ml"]
+        >>> round(low), round(high)
+        (424, 440)
     """
 
     model: str | None
@@ -227,15 +236,18 @@ def calibrate(
         overwrite: replace a file that this library did not make.
         progress: called with the number of cases done, their total, and the current step.
 
+    Returns:
+        A `Calibration`.
+
     Raises:
         ConfigError: with neither CTs nor predictions, or another coverage.
         CaseError: with fewer than 20 cases, or cases that can't be paired.
         LiverSegError: for files that can't be used.
 
     Examples:
-        >>> found = calibrate("references/", "scans/", output="calibration.json")  # doctest: +SKIP
-        >>> found.quality.tumour_coverage  # doctest: +SKIP
-        0.91
+        >>> found = calibrate("site/references", predictions="site/predictions", output="calibration.json")
+        >>> found.case_count, found.quality.liver_coverage
+        (20, 1.0)
     """
     if cts is None and predictions is None:
         raise ConfigError("cts, predictions: expected one of them at least, got none")

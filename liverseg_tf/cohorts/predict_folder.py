@@ -69,11 +69,11 @@ def predict_folder(
         ModelError, ServerError, MissingDependencyError: if the model, its server or a package can't be used.
 
     Examples:
-        >>> rows = predict_folder("scans/", "masks/", resume=True, uncertainty=True)  # doctest: +SKIP
-        >>> [row["error"] for row in rows if row["status"] == "error"]  # doctest: +SKIP
-        []
-        >>> rows[0]["statistics"]["liver_volume_ml"], rows[0]["uncertainty"]["liver_range_ml"]  # doctest: +SKIP
-        (1544.0, [1522.3, 1571.9])
+        >>> rows = predict_folder("LiTS", "masks", model="run", resume=True)
+        >>> [(row["output"], row["status"]) for row in rows]
+        [('masks/segmentation-0.nii.gz', 'done'), ('masks/segmentation-1.nii.gz', 'done')]
+        >>> rows[0]["statistics"]["liver_volume_ml"] > 0
+        True
     """
     options = with_changes(options, PredictOptions, changes, "predict_folder")
     if isinstance(model, Predictor):

@@ -52,6 +52,10 @@ class Summary:
         folder: where they lie.
         classes: of the masks; of another organ, "liver" and "tumour" in rows stand for it and its lesions, and what is
             written has its names.
+
+    Examples:
+        >>> summarize("site/references").save("cohort.html")
+        (PosixPath('cohort.html'), PosixPath('cohort.csv'))
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -151,14 +155,17 @@ def summarize(
         classes: what the values of masks without a row are, where they don't tell it; by default liver and tumour.
         progress: called with masks done, their number, and the mask's name.
 
+    Returns:
+        A `Summary`, whose `save` writes the page.
+
     Raises:
         InputFileError: if there is no such folder.
         CaseError: if it holds neither a manifest nor a mask, or masks of several organs.
 
     Examples:
-        >>> found = summarize("masks/")  # doctest: +SKIP
-        >>> found.distribution("liver_volume_ml")["median"], len(found.failed)  # doctest: +SKIP
-        (1544.0, 2)
+        >>> found = summarize("site/references", flags=True)
+        >>> round(found.distribution("liver_volume_ml")["median"]), len(found.failed)
+        (432, 0)
     """
     folder = Path(folder)
     if not folder.is_dir():

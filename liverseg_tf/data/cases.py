@@ -111,8 +111,6 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
             codes say neither CT nor mask.
 
     Examples:
-        >>> from liverseg_tf.data.phantom import write_phantoms
-        >>> _ = write_phantoms("LiTS", cases=2, seed=5, shape=(64, 64, 12))
         >>> [(case.id, case.volume.name, case.segmentation.name) for case in find_cases("LiTS")]
         [(0, 'volume-0.nii.gz', 'segmentation-0.nii.gz'), (1, 'volume-1.nii.gz', 'segmentation-1.nii.gz')]
     """

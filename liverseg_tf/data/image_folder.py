@@ -122,7 +122,9 @@ def write_image_folder(
         OutputError: if `output` holds anything but an image folder, or can't be written.
 
     Examples:
-        >>> slices = write_image_folder(find_cases("LiTS"), "LiTS_jpg")  # doctest: +SKIP
+        >>> slices = write_image_folder(find_cases("LiTS"), "LiTS_jpg")
+        >>> slices[0].image
+        PosixPath('LiTS_jpg/images/volume-0_slice_0.jpg')
     """
     output = Path(output)
     config = _Index(format, channels or ChannelsConfig(), hu_range, (), classes.names)
@@ -177,7 +179,8 @@ def read_image_folder(folder: str | Path) -> list[ImageSlice]:
         ConfigError: if the index has other content.
 
     Examples:
-        >>> training, validation = split_by_patient(read_image_folder("LiTS_jpg"))  # doctest: +SKIP
+        >>> _ = write_image_folder(find_cases("LiTS"), "LiTS_jpg", selection=SliceSelection(every_slice=4))
+        >>> training, validation = split_by_patient(read_image_folder("LiTS_jpg"))
     """
     folder = Path(folder)
     if not (folder / INDEX).is_file():
@@ -219,7 +222,10 @@ def image_folder_dataset(
         InputFileError, ConfigError: as `read_image_folder`, or if there are no slices.
 
     Examples:
-        >>> dataset = image_folder_dataset("LiTS_jpg", image_size=128, shuffle=True).batch(16)  # doctest: +SKIP
+        >>> _ = write_image_folder(find_cases("LiTS"), "LiTS_jpg")
+        >>> channels, labels = next(iter(image_folder_dataset("LiTS_jpg", image_size=32, shuffle=True).batch(4)))
+        >>> channels.shape, labels.dtype
+        (TensorShape([4, 32, 32, 3]), tf.uint8)
     """
     slices = read_image_folder(source) if isinstance(source, (str, Path)) else list(source)
     if not slices:

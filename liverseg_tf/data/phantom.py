@@ -44,6 +44,11 @@ class Phantom:
         geometry: grid of the file. For some patients its affine is the identity, as in LiTS 28 to 47, and the file
             lacks the spacing.
         description: JSON-able facts: phase, noise, padding, orientation, spacing, liver HU and volume, tumours.
+
+    Examples:
+        >>> phantom = make_phantom(0, shape=(64, 64, 20))
+        >>> phantom.description["phase"], phantom.affine.shape
+        ('arterial', (4, 4))
     """
 
     hu: np.ndarray

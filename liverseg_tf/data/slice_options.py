@@ -55,6 +55,9 @@ class SliceSelection:
         only_liver: leave out slices whose mask is empty.
         part: one part of a split by single slices, or None.
 
+    Raises:
+        ConfigError: for a step below 1 or another order.
+
     Examples:
         >>> SliceSelection(every_volume=3, every_slice=2, order="name").only_liver
         False

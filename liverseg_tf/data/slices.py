@@ -67,7 +67,9 @@ def slice_dataset(
         OutputError: if the cache's record can't be written.
 
     Examples:
-        >>> dataset = slice_dataset(find_cases("LiTS"), image_size=128).batch(16)  # doctest: +SKIP
+        >>> channels, labels = next(iter(slice_dataset(find_cases("LiTS"), image_size=32).batch(4)))
+        >>> channels.shape, labels.dtype
+        (TensorShape([4, 32, 32, 3]), tf.uint8)
     """
     options = with_changes(options, SliceOptions, changes, "slice_dataset")
     pipeline = _Pipeline(cases, image_size, options)

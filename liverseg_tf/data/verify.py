@@ -130,8 +130,6 @@ def verify(
         ConfigError: for fewer than one thread.
 
     Examples:
-        >>> from liverseg_tf.data.phantom import write_phantoms
-        >>> _ = write_phantoms("LiTS", cases=2, seed=5, shape=(64, 64, 12))
         >>> verify("LiTS").errors
         []
     """

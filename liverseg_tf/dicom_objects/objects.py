@@ -56,8 +56,9 @@ def write_dicom_objects(
         MissingDependencyError: if highdicom is missing.
 
     Examples:
-        >>> write_dicom_objects("mask.nii.gz", "CT/", "out/", ("seg", "sr"))  # doctest: +SKIP
-        [{'format': 'seg', 'output': 'out/CT_seg.dcm', ...
+        >>> rows = write_dicom_objects("study/segmentation-0.nii.gz", "study/volume-0", "out", ("seg",))
+        >>> rows[0]["output"], len(rows[0]["read_again"]["lesions"])
+        ('out/volume-0_seg.dcm', 0)
     """
     wanted = parse_formats(",".join(formats), tuple(PRODUCTS))
     volume = ct if isinstance(ct, CTVolume) else CTVolume.load(ct)

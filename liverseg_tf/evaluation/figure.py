@@ -34,7 +34,9 @@ def plot_evaluation(evaluation: Evaluation) -> Figure:
         A matplotlib figure; it needs no display and does not change pyplot's state.
 
     Examples:
-        >>> plot_evaluation(evaluate("truth/", "pred/")).savefig("scores.pdf")  # doctest: +SKIP
+        >>> figure = plot_evaluation(evaluate("site/references", "site/predictions", resamples=10))
+        >>> len(figure.axes)
+        6
     """
     from matplotlib.figure import Figure
 

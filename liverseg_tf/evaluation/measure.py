@@ -92,6 +92,11 @@ class Measurement:
         flags: what makes it doubtful, by the names of `FLAGS`; `FLAGS` has the words.
         volume_is_lower_bound: the CT holds a part of the liver alone.
         lesions: the largest first, numbered as in `statistics`.
+
+    Examples:
+        >>> found = measure("site/references/segmentation-0.nii.gz")
+        >>> round(found.statistics.liver_volume_ml, 1), len(found.lesions), found.flags
+        (345.6, 1, ())
     """
 
     case: str
@@ -129,6 +134,9 @@ def measure(
         spacing_mm: of an array, (row, column, slice) in mm; a file brings its own.
         classes: what the values are; by default what the mask says of itself, else liver and tumour.
         radiomics: also IBSI's first-order and shape features of each lesion.
+
+    Returns:
+        A `Measurement`.
 
     Raises:
         InputFileError, GeometryError, LabelError: as `MaskVolume.load`; also for a CT on another grid, and for an array

@@ -283,7 +283,9 @@ def explain(
         DataWarning: if there is nothing to explain.
 
     Examples:
-        >>> explanation = explain("volume-7.nii.gz", "explained/", model="run/")  # doctest: +SKIP
+        >>> found = explain("LiTS/volume-0.nii.gz", model="run", target="liver", faithfulness=False)
+        >>> [one.region.name for one in found.regions]
+        ['liver']
     """
     options = with_changes(options, ExplainOptions, changes, "explain")
     predictor = model if isinstance(model, Predictor) else Predictor(model)

@@ -89,8 +89,8 @@ def export(
         OutputError: if a file can't be written, or must not be replaced.
 
     Examples:
-        >>> export("run/", "serving/liverseg").path  # doctest: +SKIP
-        PosixPath('serving/liverseg/1')
+        >>> export("run", "liver.tflite", format="tflite").path
+        PosixPath('liver.tflite')
     """
     say = progress or _log.info
     _check_options(format, precision, calibration)

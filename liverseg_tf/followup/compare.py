@@ -199,6 +199,13 @@ class Comparison:
         scans: in time.
         lesions: over time.
         responses: RECIST 1.1's arithmetic, one for each scan.
+
+    Examples:
+        >>> found = compare("LiTS/segmentation-0.nii.gz", "LiTS/segmentation-0.nii.gz", days=(0, 90))
+        >>> found.difference_count, [scan.day for scan in found.scans]
+        (0, [0.0, 90.0])
+        >>> [path.name for path in found.save("followed")]
+        ['comparison.json', 'lesions.csv', 'scans.csv', 'comparison.html']
     """
 
     scans: tuple[Scan, ...]
@@ -367,6 +374,9 @@ def compare(
         model: as `Predictor` takes it, for CTs without masks.
         classes: what the values of mask files are; by default what they say of themselves, else liver and tumour.
         progress: called with steps done, their number, and what is being done.
+
+    Returns:
+        A `Comparison`, whose `save` writes the page and tables.
 
     Raises:
         RegistrationError: if the livers of two scans can't be registered: different patients, or a flipped scan.

@@ -61,6 +61,12 @@ class Prediction:
         seconds: time taken, reading included.
         model_name: the `Predictor`'s model, as text; None if unknown.
         lesion_is_2: see `ClassSet`.
+
+    Examples:
+        >>> volume = CTVolume.from_array(np.zeros((20, 20, 10)), spacing_mm=(2.0, 2.0, 5.0))
+        >>> prediction = Prediction(volume, np.ones((20, 20, 10), np.uint8), ("background", "liver", "tumour"))
+        >>> prediction.statistics().liver_volume_ml
+        80.0
     """
 
     volume: CTVolume
@@ -172,8 +178,10 @@ class Predictor:
         ModelError: if the model does not exist, or models that work together have different classes.
 
     Examples:
-        >>> prediction = Predictor("run/").predict("volume-7.nii.gz")  # doctest: +SKIP
-        >>> prediction.save("segmentation-7.nii.gz")  # doctest: +SKIP
+        >>> prediction = Predictor("run").predict("LiTS/volume-0.nii.gz")
+        >>> prediction.labels.shape, prediction.labels.dtype
+        ((64, 64, 12), dtype('uint8'))
+        >>> prediction.save("segmentation-0.nii.gz")
     """
 
     def __init__(

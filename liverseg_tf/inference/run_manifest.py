@@ -45,10 +45,11 @@ class RunManifest:
         overwrite: replace a manifest that this library did not write.
 
     Examples:
-        >>> with RunManifest("masks/manifest.jsonl", "shipped", {}) as manifest:  # doctest: +SKIP
-        ...     finished = manifest.finished(jobs)
-        ...     manifest.write(finished.values())
-        ...     manifest.write(predict_files(predictor, jobs, finished=finished, on_done=manifest.add))
+        >>> with RunManifest("manifest.jsonl", "shipped", settings={}) as manifest:
+        ...     manifest.write()
+        ...     manifest.add({"input": "volume-7.nii.gz", "status": "done"})
+        >>> read_rows(Path("manifest.jsonl"))
+        [{'input': 'volume-7.nii.gz', 'status': 'done'}]
     """
 
     def __init__(

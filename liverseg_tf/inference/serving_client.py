@@ -59,7 +59,7 @@ class ServingClient:
         MissingDependencyError: for gRPC without the package `tensorflow-serving-api`.
 
     Examples:
-        >>> client = ServingClient("grpc://localhost:8500/liverseg")  # doctest: +SKIP
+        >>> client = ServingClient("http://localhost:8501/liverseg/labels/stable", timeout_s=30)
         >>> Predictor(client).predict("volume-7.nii.gz").save("segmentation-7.nii.gz")  # doctest: +SKIP
     """
 

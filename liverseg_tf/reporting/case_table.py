@@ -28,7 +28,9 @@ def describe_cases(cases: Iterable[Case], progress: Callable[[Case, int], None] 
         LiverSegError: for a file that can't be used, or a mask on another grid.
 
     Examples:
-        >>> print(format_cases(describe_cases(find_cases("LiTS"))))  # doctest: +SKIP
+        >>> row = describe_cases(find_cases("LiTS"))[0]
+        >>> row["shape"], row["spacing_mm"], row["hu_max"]
+        ((64, 64, 12), (6.357, 6.357, 21.244), 443.0)
     """
     rows = []
     for done, case in enumerate(cases, 1):

@@ -60,7 +60,8 @@ def report(
         LiverSegError: for a volume, mask, model or output that can't be used.
 
     Examples:
-        >>> report("volume-7.nii.gz", "volume-7.html", truth="segmentation-7.nii.gz")  # doctest: +SKIP
+        >>> report("LiTS/volume-0.nii.gz", "page.html", model="run", explanations=False)
+        PosixPath('page.html')
     """
     options = with_changes(options, ReportOptions, changes, "report")
     output = Path(output)

@@ -84,6 +84,11 @@ def find_learning_rate(
     Raises:
         ConfigError: for a range or a number of steps that can't be used.
         TrainingError: if the loss never falls.
+
+    Examples:
+        >>> curve = find_learning_rate(find_cases("LiTS"), steps=50)  # doctest: +SKIP
+        >>> recipe = replace(RECIPES["default"], learning_rate=curve.suggestion)  # doctest: +SKIP
+        >>> run = train(find_cases("LiTS"), "run", recipe)  # doctest: +SKIP
     """
     recipe = get_recipe(recipe)
     if not 0 < lowest < highest or steps < 10:

@@ -43,6 +43,9 @@ class Recipe(Config):
         every_volume, every_slice, order, only_liver: see `SliceSelection`.
         best_by: history column that chooses the kept epoch.
 
+    Raises:
+        ConfigError: for values out of range, or an unknown column.
+
     Examples:
         >>> replace(RECIPES["default"], epochs=5).epochs
         5

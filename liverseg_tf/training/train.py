@@ -76,6 +76,11 @@ class Run:
         output: the run folder.
         history: one row per epoch.
         best: the row of the kept epoch.
+
+    Examples:
+        >>> row = {"epoch": 1, "val_loss": 0.5, "val_case_liver_dice": 0.9, "val_case_tumour_dice": 0.4}
+        >>> Run(Path("run"), [row], row).model().name
+        'unet_tiny'
     """
 
     output: Path

@@ -253,7 +253,7 @@ def _clean(description: str, patient_name: str) -> str:
     for part in re.split(r"[\^=\s]+", patient_name):
         if len(part) > 2:
             text = re.sub(re.escape(part), "", text, flags=re.IGNORECASE)
-    return " ".join(text.split())
+    return " ".join(text.split()).strip(" ,;")
 
 
 def _kind(data: Any) -> str:

@@ -180,13 +180,16 @@ def find_series(path: str | Path, max_bytes: int | None = None, progress: Callab
         max_bytes: most bytes that an archive may expand to; see `max_bytes_limit`.
         progress: called with the number of files seen.
 
+    Returns:
+        The series, usable or not, and the files that could not be read.
+
     Raises:
         InputFileError: if the path is missing, or an archive can't be read.
         MissingDependencyError: if pydicom is missing.
 
     Examples:
-        >>> [series.description for series in find_series("study/").usable]  # doctest: +SKIP
-        ['Abdomen portal venous 2.5']
+        >>> [(series.description, series.shape, len(series.images)) for series in find_series("study").usable]
+        [('Abdomen', (64, 64), 12)]
     """
     path = Path(path)
     groups: dict[str, list[DicomHeader]] = {}
