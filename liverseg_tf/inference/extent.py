@@ -1,4 +1,4 @@
-"""Finds the liver along the body from every n-th slice, so that the other slices need not be segmented."""
+"""Which slices are segmented: those that can hold the liver, and of thin slices some only."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# The network segments slices at most this far apart; docs/scaling.md has what other distances did to masks.
+_MOST_APART_MM = 3.25
 # An adult's liver is 10 to 20 cm high, so several of these slices show it.
 _STEP_MM = 20.0
 # If findings elsewhere are larger than this share of the liver, the result of the first pass is uncertain.
 _MOST_ELSEWHERE = 0.25
 
 
-def coarse_slices(count: int, spacing_mm: float) -> range:
-    """The slices to look at first: one every 20 mm."""
-    step = max(1, round(_STEP_MM / spacing_mm))
-    return range(step // 2, count, step)
+def slice_step(spacing_mm: float) -> int:
+    """Every how many slices the network segments one, for slices `spacing_mm` apart.
+
+    Examples:
+        >>> [slice_step(spacing_mm) for spacing_mm in (0.8, 1.0, 1.5, 2.0, 5.0)]
+        [4, 3, 2, 1, 1]
+    """
+    return max(1, int(_MOST_APART_MM / spacing_mm))
+
+
+def coarse_slices(count: int, spacing_mm: float, step: int = 1) -> range:
+    """The slices to look at first: one every 20 mm, among each `step`-th from the first on."""
+    coarse_step = step * max(1, round(_STEP_MM / spacing_mm / step))
+    return range(coarse_step // 2 // step * step, count, coarse_step)
 
 
 def likely_extent(areas: Sequence[int]) -> tuple[int, int] | None:

@@ -22,6 +22,7 @@ from liverseg_tf.errors import ConfigError, DataWarning, GeometryError, LiverSeg
 from liverseg_tf.evaluation.measure import SMALLEST_LIVER_ML
 from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.choice import choose
+from liverseg_tf.inference.extent import slice_step
 from liverseg_tf.inference.postprocessing import DEFAULT, OTHER_ORGANS, PostProcessing, SliceSmoother
 from liverseg_tf.inference.runtimes import Runtime, TFLiteRuntime, keras_runtime, open_keras, open_runtime
 from liverseg_tf.inference.second_look import look_again
@@ -164,9 +165,11 @@ class Predictor:
             smoothing and hole filling for other organs.
         runtime: the runtime for a model that was exported in several formats: `auto`, `tflite`, `savedmodel` or
             `keras`; see `choose`.
-        extent: locate the liver first, and segment only the slices that can hold it (`Segmenter`); False for all
-            slices. All slices are always segmented for probabilities and test-time augmentation, without the
-            post-processing that keeps the largest component, and with servers and SavedModels.
+        extent: locate the liver first, and segment only slices that can hold it, about 3 mm apart; the probabilities of
+            thinner slices between them are interpolated (`Segmenter`). False for all slices. All slices are always
+            segmented for probabilities and test-time augmentation, and with servers and SavedModels; the liver is
+            not located first without the post-processing that keeps the largest component, and no probabilities are
+            interpolated without smoothing.
         variations: test-time augmentation: the number of slightly shifted, rotated, scaled and brightened copies, the
             unchanged one included, whose probabilities are averaged; or a `TestTimeAugmentation`. Inference takes that
             many times as long. By default none.
@@ -367,7 +370,9 @@ class Predictor:
         kept = {name: np.zeros(volume.shape, np.uint8) for name in names[1:]} if probabilities else {}
         sigma = self._smoothing_slices(volume)
         scoring = self._scoring(volume, needs_probabilities=probabilities or bool(sigma))
-        segmenter = Segmenter(volume, scoring, batch, partial(SliceSmoother, sigma) if sigma else None)
+        selects = self.extent and not kept and isinstance(scoring, NetworkScoring)
+        step = slice_step(volume.spacing_mm[2]) if selects and sigma else 1
+        segmenter = Segmenter(volume, scoring, batch, partial(SliceSmoother, sigma) if sigma else None, step)
 
         def keep(index: int, scores: np.ndarray) -> None:
             for name, values in zip(names[1:], scoring.probabilities(scores)[1:], strict=True):
@@ -378,7 +383,7 @@ class Predictor:
                 progress(done, count)
 
         keeps_one_piece = self.postprocessing is not None and self.postprocessing.largest_liver
-        if self.extent and keeps_one_piece and not kept and isinstance(scoring, NetworkScoring):
+        if selects and keeps_one_piece:
             labels = segmenter.liver_slices(tell)
         else:
             labels = segmenter.all_slices(tell, keep if kept else None)

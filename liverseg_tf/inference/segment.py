@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,12 +83,19 @@ class Segmenter:
         scoring: how its slices are scored.
         batch: number of slices in a batch.
         smoother: makes a `SliceSmoother`; None for no smoothing.
+        step: score each `step`-th slice only, and the last; the scores of the others are interpolated linearly.
     """
 
     def __init__(
-        self, volume: CTVolume, scoring: Scoring, batch: int, smoother: Callable[[], SliceSmoother] | None = None
+        self,
+        volume: CTVolume,
+        scoring: Scoring,
+        batch: int,
+        smoother: Callable[[], SliceSmoother] | None = None,
+        step: int = 1,
     ):
         self._volume, self._scoring, self._batch, self._smoother = volume, scoring, batch, smoother
+        self._step = step
         self._known: dict[int, np.ndarray] = {}
 
     def all_slices(
@@ -119,7 +125,7 @@ class Segmenter:
         """
         scoring, count = self._scoring, self._volume.shape[2]
         assert isinstance(scoring, NetworkScoring)
-        coarse, areas = coarse_slices(count, self._volume.spacing_mm[2]), []
+        coarse, areas = coarse_slices(count, self._volume.spacing_mm[2], self._step), []
         whole, self._batch = self._batch, min(self._batch, _BATCH_OF_A_WALK)
         for index, scores in self._scores(coarse):
             areas.append(scoring.found(scores))
@@ -132,14 +138,15 @@ class Segmenter:
         lowest, highest = coarse[extent[0]], coarse[extent[1]]
         self._known = {index: scores for index, scores in self._known.items() if lowest <= index <= highest}
         empty, radius = -1, self._smoother().radius if self._smoother else 0
-        keep = partial(_keep_some, self._known)  # they are needed again on the way up
-        for index, scores in self._smoothed(range(lowest, -1, -1), lambda _: None, keep):
+        for index, scores in self._smoothed(range(lowest, -1, -1), lambda _: None, again=True):
             # the first slices are smoothed without the slices above them
             if lowest - index > radius and not scoring.found(scores):
                 empty = index
                 break
         labels, voxels = _no_labels(self._volume), 0
-        for index, scores in self._smoothed(range(max(empty - radius, 0), count), progress):
+        # from a scored slice on, so that the same slices are scored as without this selection
+        first = max(empty - radius, 0) // self._step * self._step
+        for index, scores in self._smoothed(range(first, count), progress):
             if index > empty:
                 voxels += _put(labels, index, scoring.labels(scores))
             if index > highest and not scoring.found(scores):
@@ -155,10 +162,11 @@ class Segmenter:
         indices: range,
         progress: Callable[[int], None],
         each: Callable[[int, np.ndarray], None] | None = None,
+        again: bool = False,
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Indices and smoothed scores of slices, in order."""
+        """Indices and smoothed scores of slices, in order; with `again` some are kept for a second time."""
         smoother, places = self._smoother() if self._smoother else None, iter(indices)
-        for index, scores in self._scores(indices):
+        for index, scores in self._interpolated(indices, again):
             if each:
                 each(index, scores)
             for smoothed in smoother.add(scores[None]) if smoother else scores[None]:
@@ -166,6 +174,22 @@ class Segmenter:
             progress(index + 1)
         if smoother:
             yield from zip(places, smoother.rest(), strict=True)
+
+    def _interpolated(self, indices: range, again: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """Indices and scores of slices, in order, upwards or downwards."""
+        ends = (indices[0], indices[-1])
+        scored = [index for index in indices if index % self._step == 0 or index in ends]
+        before: tuple[int, np.ndarray] | None = None
+        for index, scores in self._scores(scored):
+            if again and len(self._known) < _MOST_KEPT:
+                self._known[index] = scores
+            if before is not None:
+                (low, below), (high, above) = sorted((before, (index, scores)), key=lambda pair: pair[0])
+                for between in range(before[0] + indices.step, index, indices.step):
+                    share = np.float32((between - low) / (high - low))
+                    yield between, (1 - share) * below + share * above
+            yield index, scores
+            before = index, scores
 
     def _scores(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Indices and scores of slices, in order; the next batch is computed while this one is used."""
@@ -199,11 +223,6 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
                 return
             coming = pool.submit(next, iterator, end)
             yield found.pop()  # it may be large, so no reference to it is kept here
-
-
-def _keep_some(known: dict[int, np.ndarray], index: int, scores: np.ndarray) -> None:
-    if len(known) < _MOST_KEPT:
-        known[index] = scores
 
 
 def _no_labels(volume: CTVolume) -> np.ndarray:

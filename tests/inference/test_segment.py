@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liverseg_tf as ls
-from liverseg_tf.inference.extent import coarse_slices, likely_extent
-from liverseg_tf.inference.postprocessing import PostProcessing
-from liverseg_tf.inference.segment import read_ahead
+from liverseg_tf.data.volume import CTVolume
+from liverseg_tf.inference.extent import coarse_slices, likely_extent, slice_step
+from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
+from liverseg_tf.inference.segment import NetworkScoring, Segmenter, read_ahead
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 SPACING = (2.0, 2.0, 4.0)
@@ -78,6 +79,55 @@ def test_masks_are_those_of_all_slices(pieces, liver, place, above, smoothing_mm
     np.testing.assert_array_equal(found, expected)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    pieces=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(1, 39)), min_size=1, max_size=3),
+    above=st.integers(0, 40),
+    step=st.integers(1, 5),
+    sigma=st.sampled_from([None, 1.5]),
+    seed=st.integers(0, 99),
+)
+def test_the_same_slices_are_scored_with_and_without_locating_the_liver(pieces, above, step, sigma, seed):
+    heights = [h for gap, slices, height in pieces for h in [0] * gap + [height] * slices] + [0] * above
+    hu = volume(heights)
+    hu[8:40, 8:40] += np.random.default_rng(seed).integers(-40, 41, len(heights))  # no finding by itself
+    ct = CTVolume.from_array(hu, spacing_mm=(2.0, 2.0, 1.0))
+    found = []
+    for name in ("liver_slices", "all_slices"):
+        scoring = NetworkScoring(Bright().at_network_size, (64, 64))
+        smoother = (lambda: SliceSmoother(sigma)) if sigma else None
+        labels = getattr(Segmenter(ct, scoring, 3, smoother, step), name)(lambda done: None)
+        found.append(PostProcessing()(labels, ct.spacing_mm))
+    np.testing.assert_array_equal(*found)
+
+
+def test_thin_slices_are_interpolated():
+    heights = [0] * 30 + [*range(12, 40)] * 2 + [*range(40, 0, -1)] + [0] * 30
+    heights = np.repeat(heights, 2)
+    runtimes = Bright(), Bright()
+    fast, full = (
+        ls.Predictor(runtime, extent=extent).predict(volume(heights), spacing_mm=(2.0, 2.0, 1.0)).canonical_labels
+        for runtime, extent in zip(runtimes, (True, False), strict=True)
+    )
+    seen, every = (len(set(runtime.seen)) for runtime in runtimes)
+    assert every == len(heights)
+    assert seen < 0.34 * every
+    assert 2 * ((fast > 0) & (full > 0)).sum() > 0.99 * ((fast > 0).sum() + (full > 0).sum())
+
+
+def test_no_slice_is_interpolated_where_thick_or_unsmoothed():
+    heights = [0] * 40 + [30] * 40 + [0] * 40
+    for spacing, options in ((1.7, {}), (1.0, {"postprocessing": PostProcessing(smoothing_mm=0, largest_liver=False)})):
+        runtime = Bright()
+        ls.Predictor(runtime, **options).predict(volume(heights), spacing_mm=(2.0, 2.0, spacing))
+        middle = {round(10 * number) for number in runtime.seen if 4.5 < number < 7.5}
+        assert middle == set(range(46, 75))
+
+
+def test_every_how_many_slices():
+    assert [slice_step(spacing_mm) for spacing_mm in (0.5, 1.6, 1.625, 1.63, 3.25, 10.0)] == [6, 2, 2, 1, 1, 1]
+
+
 def test_all_slices_where_pieces_are_kept_or_probabilities_wanted():
     heights = [0] * 20 + [30] * 12 + [0] * 20
     for options in ({"postprocessing": None}, {"postprocessing": PostProcessing(largest_liver=False)}):
@@ -92,6 +142,7 @@ def test_all_slices_where_pieces_are_kept_or_probabilities_wanted():
 def test_coarse_slices_lie_20_mm_apart():
     assert list(coarse_slices(20, 4.0)) == [2, 7, 12, 17]
     assert list(coarse_slices(3, 30.0)) == [0, 1, 2]
+    assert list(coarse_slices(60, 1.0, step=3)) == [9, 30, 51]
 
 
 @pytest.mark.parametrize(
