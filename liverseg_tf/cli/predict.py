@@ -73,7 +73,9 @@ def _add_model(group: argparse._ActionsContainer) -> None:
         "shipped model, else none)",
     )
     group.add_argument(
-        "--all-slices", action="store_true", help="segment every slice, not only those that can hold the liver"
+        "--all-slices",
+        action="store_true",
+        help="segment every slice (default: those that can hold the liver, at most 3.25 mm apart)",
     )
     group.add_argument("--no-postprocessing", action="store_true", help="keep the network's labels unchanged")
     group.add_argument("--batch-size", type=int, metavar="B", help="slices per batch (default: depends on their size)")

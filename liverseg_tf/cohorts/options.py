@@ -49,7 +49,7 @@ class PredictOptions:
         postprocessing: 3-D post-processing; None for none.
         variations: test-time augmentation: average this many copies.
         runtime: runtime of a model that was exported in several formats; "auto" takes the fastest.
-        extent: segment only the slices that can hold the liver.
+        extent: segment only slices that can hold the liver, at most 3.25 mm apart.
         second_look: a second model that must confirm each tumour; None for none; see `Predictor`.
         max_bytes: memory limit of a volume in bytes; None: LIVERSEG_MAX_BYTES, else 8 GiB.
 
