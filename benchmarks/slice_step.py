@@ -1,4 +1,4 @@
-"""What interpolated slices do to masks: the network on slices at several distances, against the network on all slices.
+"""What interpolated slices do to masks: the network on slices some mm apart, against the network on all slices.
 
     python benchmarks/slice_step.py [CT...] [--phantoms N] [--distances MM...] [--model M] [-o FILE.json]
 
@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cts", nargs="*", metavar="CT")
     parser.add_argument("--phantoms", type=int, default=0, metavar="N")
-    parser.add_argument("--distances", type=float, nargs="+", default=[3.25, 5.0], metavar="MM")
+    parser.add_argument("--distances", type=float, nargs="+", default=[3.25], metavar="MM")
     parser.add_argument("--model", help="default: the shipped one")
     parser.add_argument("-o", "--output", help="JSON file to write")
     args = parser.parse_args()

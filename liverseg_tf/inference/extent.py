@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 # The network segments slices at most this far apart; docs/scaling.md has what other distances did to masks.
 _MOST_APART_MM = 3.25
+# Thinner slices are noisier; so what is segmented is their average over this thickness.
+_LEAST_THICKNESS_MM = 1.6
 # An adult's liver is 10 to 20 cm high, so several of these slices show it.
 _STEP_MM = 20.0
 # If findings elsewhere are larger than this share of the liver, the result of the first pass is uncertain.
@@ -22,6 +25,24 @@ def slice_step(spacing_mm: float) -> int:
         [4, 3, 2, 1, 1]
     """
     return max(1, int(_MOST_APART_MM / spacing_mm))
+
+
+def slab_weights(spacing_mm: float) -> np.ndarray:
+    """Weights of a slice and its neighbours, for the average over a thickness of at least 1.6 mm.
+
+    Returns:
+        (n,) float32 with n odd and the slice itself in the middle; their sum is 1.
+
+    Examples:
+        >>> [slab_weights(spacing_mm).tolist() for spacing_mm in (0.8, 1.6)]
+        [[0.25, 0.5, 0.25], [1.0]]
+    """
+    half_mm = max(_LEAST_THICKNESS_MM, spacing_mm) / 2
+    beside = max(0, math.ceil(half_mm / spacing_mm - 0.5 - 1e-6))
+    positions_mm = np.arange(-beside, beside + 1) * spacing_mm
+    ends_mm = np.minimum(positions_mm + spacing_mm / 2, half_mm), np.maximum(positions_mm - spacing_mm / 2, -half_mm)
+    overlaps_mm = ends_mm[0] - ends_mm[1]
+    return (overlaps_mm / overlaps_mm.sum()).astype(np.float32)
 
 
 def coarse_slices(count: int, spacing_mm: float, step: int = 1) -> range:

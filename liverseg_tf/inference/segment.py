@@ -11,7 +11,7 @@ import numpy as np
 from liverseg_tf.channels_numpy import restore, restore_labels
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.evaluation.measure import SMALLEST_LIVER_ML
-from liverseg_tf.inference.extent import coarse_slices, likely_extent
+from liverseg_tf.inference.extent import coarse_slices, likely_extent, slab_weights
 from liverseg_tf.inference.postprocessing import SliceSmoother
 from liverseg_tf.labels import BACKGROUND
 
@@ -83,7 +83,8 @@ class Segmenter:
         scoring: how its slices are scored.
         batch: number of slices in a batch.
         smoother: makes a `SliceSmoother`; None for no smoothing.
-        step: score each `step`-th slice only, and the last; the scores of the others are interpolated linearly.
+        step: score each `step`-th slice only, and the last, averaged with their neighbours if slices are thin; the
+            others' scores are interpolated linearly. With 1 all slices are scored as they are.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Segmenter:
         step: int = 1,
     ):
         self._volume, self._scoring, self._batch, self._smoother = volume, scoring, batch, smoother
-        self._step = step
+        self._step, self._weights = step, slab_weights(volume.spacing_mm[2]) if step > 1 else np.ones(1, np.float32)
         self._known: dict[int, np.ndarray] = {}
 
     def all_slices(
@@ -199,12 +200,22 @@ class Segmenter:
                 chunk = indices[first : first + self._batch]
                 unknown = [index for index in chunk if index not in self._known]
                 if unknown:
-                    hu = np.concatenate([self._volume.slices(index, index + 1) for index in unknown])
+                    hu = np.stack([self._slab(index) for index in unknown])
                     found = dict(zip(unknown, self._scoring.score(hu), strict=True))
                 yield [(index, found[index] if index in unknown else self._known.pop(index)) for index in chunk]
 
         for batch in read_ahead(batches()):
             yield from batch
+
+    def _slab(self, index: int) -> np.ndarray:
+        """(rows, columns) float32 HU of a slice, averaged with its neighbours."""
+        beside, count = len(self._weights) // 2, self._volume.shape[2]
+        first, last = max(index - beside, 0), min(index + beside, count - 1)
+        hu = self._volume.slices(first, last + 1)
+        if len(hu) == 1:
+            return hu[0]
+        weights = self._weights[first - index + beside : last - index + beside + 1]
+        return np.tensordot(weights / weights.sum(), hu, 1)
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import liverseg_tf as ls
 from liverseg_tf.data.volume import CTVolume
-from liverseg_tf.inference.extent import coarse_slices, likely_extent, slice_step
+from liverseg_tf.inference.extent import coarse_slices, likely_extent, slab_weights, slice_step
 from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
 from liverseg_tf.inference.segment import NetworkScoring, Segmenter, read_ahead
 
@@ -122,6 +122,24 @@ def test_no_slice_is_interpolated_where_thick_or_unsmoothed():
         ls.Predictor(runtime, **options).predict(volume(heights), spacing_mm=(2.0, 2.0, spacing))
         middle = {round(10 * number) for number in runtime.seen if 4.5 < number < 7.5}
         assert middle == set(range(46, 75))
+
+
+def test_thin_slices_are_averaged_before_they_are_segmented():
+    for spacing, weights in ((1.6, [1.0]), (0.8, [0.25, 0.5, 0.25]), (1.0, [0.1875, 0.625, 0.1875])):
+        np.testing.assert_allclose(slab_weights(spacing), weights, atol=1e-6)
+    assert len(slab_weights(0.5)) == 5
+    seen = []
+
+    class Kept(Bright):
+        def at_network_size(self, hu):
+            seen.extend(hu[:, 0, 0].tolist())
+            return super().at_network_size(hu)
+
+    hu = np.zeros((64, 64, 9), np.float32)
+    hu[0, 0] = [8, 0, 0, 4, 0, 0, 0, 0, 6]
+    ls.Predictor(Kept()).predict(hu, spacing_mm=(2.0, 2.0, 0.8))
+    # slices 0, 4 and 8 are segmented; the first and the last have one neighbour
+    assert sorted(set(np.round(seen, 3))) == [1.0, 4.0, 5.333]
 
 
 def test_every_how_many_slices():
