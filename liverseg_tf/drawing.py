@@ -68,7 +68,7 @@ def liver_window(volume: CTVolume, labels: np.ndarray | None) -> tuple[int, int]
     """
     if labels is None:
         return _UNMEASURED
-    inside = np.flatnonzero((labels == LIVER).any(axis=(0, 1)))
+    inside = np.flatnonzero(areas_of(labels, LIVER))
     chosen = inside[np.linspace(0, len(inside) - 1, min(len(inside), _MOST_SLICES_MEASURED)).astype(int)]
     parts = [volume.slices(i, i + 1)[0][labels[..., i] == LIVER] for i in chosen.tolist()]
     return _window_around(np.concatenate(parts) if parts else np.zeros(0))
@@ -283,8 +283,14 @@ def window_title(window: str | tuple[float, float] | None) -> str:
 
 def best_slice(labels: np.ndarray | None, slices: int) -> int:
     """The slice with most tumour, else most liver, else the middle one."""
-    for region in () if labels is None else (labels == TUMOUR, labels == LIVER):
-        areas = np.count_nonzero(region, axis=(0, 1))
-        if areas.any():
-            return int(areas.argmax())
+    if labels is not None:
+        for label in (TUMOUR, LIVER):
+            areas = areas_of(labels, label)
+            if areas.any():
+                return int(areas.argmax())
     return slices // 2
+
+
+def areas_of(labels: np.ndarray, label: int) -> np.ndarray:
+    """A class's pixels in each slice of (rows, columns, slices): (slices,) int; needs no array of that size."""
+    return np.array([np.count_nonzero(labels[..., i] == label) for i in range(labels.shape[2])])

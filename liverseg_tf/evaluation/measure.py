@@ -22,7 +22,7 @@ from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbere
 from liverseg_tf.evaluation.pairs import masks_in
 from liverseg_tf.evaluation.radiomics import load_radiomics, radiomics_of
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, as_mask, check_fits, statistics
-from liverseg_tf.evaluation.surface import Box, bounding_box, distances_mm, surface_voxels
+from liverseg_tf.evaluation.surface import Box, bounding_box, distances_mm, surface_voxels, within
 from liverseg_tf.files import csv_cell
 from liverseg_tf.labels import BACKGROUND, LIVER, ClassSet
 
@@ -33,6 +33,7 @@ _LARGEST_RIM = 0.05
 # Liver tissue this near a lesion is what it is compared with.
 _AROUND_MM = 10.0
 _PERCENTILES = (5, 25, 50, 75, 95)
+_SLICES_AT_ONCE = 8
 
 FLAGS = {
     "ct_extent_unknown": "a DICOM SEG without its CT: whether the liver goes on beyond the CT can't be told",
@@ -161,8 +162,7 @@ def measure(
     found = statistics(mask, ct)
     flags = list(_flags(mask, found))
     lesions = tuple(_measure_lesions(mask, ct, found, radiomics))
-    organ = mask.organ_labels != BACKGROUND
-    if organ.any() and any(_is_beside(lesion, mask) for lesion in _crops(mask)):
+    if found.liver_slices is not None and any(_is_beside(lesion, mask) for lesion in _crops(mask)):
         flags.append("tumour_beside_liver")
     name = Path(mask.path).name if mask.path else "mask"
     return Measurement(name, found, tuple(flags), "cut_by_field_of_view" in flags, lesions)
@@ -226,8 +226,9 @@ def _dicom_volumes(folder: Path) -> tuple[dict[int | str, tuple[Path, str]], dic
 
 
 def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:
-    organ = mask.organ_labels != BACKGROUND
-    if not organ.any():
+    box = bounding_box(mask.organ_labels)
+    organ = mask.organ_labels[box or (slice(0, 0),) * 3] != BACKGROUND
+    if box is None:
         yield "no_liver"
     elif mask.classes.is_liver and found.liver_volume_ml < SMALLEST_LIVER_ML:
         yield "small_liver"
@@ -236,13 +237,15 @@ def _flags(mask: MaskVolume, found: MaskStatistics) -> Iterable[str]:
         yield "ct_extent_unknown"
         axes.remove(int(mask.geometry.transform[2, 0]))
     for axis in axes:
-        # cross-sections along each axis: the first and the last slice, and the picture's borders
+        if box is None:
+            break
+        # cross-sections along each axis: in the first and the last slice, and at the picture's borders, they may be cut
         areas = np.count_nonzero(organ, axis=tuple(a for a in range(3) if a != axis))
-        if areas.max() and len(areas) > 1 and max(areas[0], areas[-1]) > _LARGEST_RIM * areas.max():
+        at_border = areas[0] * (box[axis].start == 0), areas[-1] * (box[axis].stop == mask.shape[axis])
+        if mask.shape[axis] > 1 and max(at_border) > _LARGEST_RIM * areas.max():
             yield "cut_by_field_of_view"
             break
-    inside = np.flatnonzero(organ.any(axis=(0, 1)))
-    if len(inside) and len(inside) < inside[-1] - inside[0] + 1:
+    if not organ.any(axis=(0, 1)).all():
         yield "gap_in_liver"
     if mask.geometry.is_identity_affine:
         yield "identity_affine"
@@ -257,19 +260,28 @@ def _crops(mask: MaskVolume) -> Iterable[tuple[np.ndarray, Box]]:
         return
     from scipy import ndimage
 
-    # a step along an axis is at least this long in a sheared grid too
-    margin = [math.ceil(_AROUND_MM / s) + 1 for s in np.diag(mask.geometry.steps_mm)]
+    whole = tuple(slice(0, n) for n in mask.shape)
     for number, own in enumerate(ndimage.find_objects(numbered), start=1):
-        start = [whole.start + part.start for whole, part in zip(box, own, strict=True)]
-        stop = [whole.start + part.stop for whole, part in zip(box, own, strict=True)]
-        wide = tuple(
-            slice(max(a - m, 0), min(b + m, n)) for a, b, m, n in zip(start, stop, margin, mask.shape, strict=True)
-        )
-        lesion = np.zeros([s.stop - s.start for s in wide], bool)
-        lesion[tuple(slice(a - s.start, b - s.start) for a, b, s in zip(start, stop, wide, strict=True))] = (
-            numbered[own] == number
-        )
-        yield lesion, wide
+        place = within(box, own)
+        wide = _grown(place, _AROUND_MM, mask.geometry.steps_mm, whole)
+        yield _put(numbered[own] == number, place, wide), wide
+
+
+def _grown(box: Box, by_mm: float, steps_mm: np.ndarray, most: Box) -> Box:
+    """A box with all that lies within `by_mm` of it, and one voxel more, cut by the box `most`."""
+    # in a sheared grid an index may go further for the same distance
+    per_mm = np.linalg.norm(np.linalg.inv(steps_mm), axis=1)
+    margin = [math.ceil(by_mm * n) + 1 for n in per_mm]
+    return tuple(
+        slice(max(b.start - m, o.start), min(b.stop + m, o.stop)) for b, m, o in zip(box, margin, most, strict=True)
+    )
+
+
+def _put(region: np.ndarray, place: Box, wide: Box) -> np.ndarray:
+    """A region that lies at `place`, in an array for the larger box `wide`."""
+    found = np.zeros([s.stop - s.start for s in wide], bool)
+    found[tuple(slice(p.start - w.start, p.stop - w.start) for p, w in zip(place, wide, strict=True))] = region
+    return found
 
 
 def _is_beside(crop: tuple[np.ndarray, Box], mask: MaskVolume) -> bool:
@@ -311,23 +323,47 @@ def _measure_lesions(
 
 def _depths_mm(mask: MaskVolume, steps_mm: np.ndarray) -> list[float]:
     """For each lesion, the largest first, the least distance of its voxels to the liver's surface."""
+    from scipy import ndimage
+
     numbered, box = numbered_lesions(mask.organ_labels)
-    organ_box = bounding_box(mask.organ_labels != BACKGROUND)
+    organ_box = bounding_box(mask.organ_labels)
     if box is None or organ_box is None:
         return []
-    organ = mask.organ_labels[organ_box] != BACKGROUND
-    number = np.zeros(organ.shape, np.int32)
-    number[tuple(slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, organ_box, strict=True))] = numbered
-    least = np.full(int(numbered.max()) + 1, np.inf)
-    inside = number > 0
-    np.minimum.at(least, number[inside], distances_mm(inside, surface_voxels(organ), steps_mm))
-    return least[1:].tolist()
+    return [
+        _depth_mm(numbered[own] == number, within(box, own), organ_box, mask, steps_mm)
+        for number, own in enumerate(ndimage.find_objects(numbered), start=1)
+    ]
+
+
+def _depth_mm(lesion: np.ndarray, place: Box, organ_box: Box, mask: MaskVolume, steps_mm: np.ndarray) -> float:
+    """The least distance of a lesion's voxels to the liver's surface, sought further and further around the lesion."""
+    around_mm = _AROUND_MM
+    while True:
+        wide = _grown(place, around_mm, steps_mm, organ_box)
+        # the outermost voxels tell only which of the others are surface, unless the liver ends with them
+        inner = tuple(
+            slice(int(w.start > o.start), w.stop - w.start - int(w.stop < o.stop))
+            for w, o in zip(wide, organ_box, strict=True)
+        )
+        surface = surface_voxels(mask.organ_labels[wide] != BACKGROUND)[inner]
+        if surface.any():
+            least = distances_mm(_put(lesion, place, wide)[inner], surface, steps_mm).min()
+            if least <= around_mm or wide == organ_box:
+                return float(least)
+        around_mm *= 2
 
 
 def _hu(ct: CTVolume | np.ndarray, box: Box) -> np.ndarray:
-    if isinstance(ct, CTVolume):
-        return np.moveaxis(ct.slices(box[2].start, box[2].stop), 0, 2)[box[:2]]
-    return np.asarray(ct)[box]
+    """HU of a box of voxels; reads only a few slices at a time."""
+    if not isinstance(ct, CTVolume):
+        return np.asarray(ct)[box]
+    rows, columns, slices = box
+    found = np.empty([s.stop - s.start for s in box], np.float32)
+    for first in range(slices.start, slices.stop, _SLICES_AT_ONCE):
+        last = min(first + _SLICES_AT_ONCE, slices.stop)
+        hu = ct.slices(first, last)[:, rows, columns]
+        found[..., first - slices.start : last - slices.start] = np.moveaxis(hu, 0, 2)
+    return found
 
 
 def _hu_names() -> list[str]:

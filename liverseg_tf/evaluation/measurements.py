@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.evaluation.lesions import label_lesions
-from liverseg_tf.evaluation.surface import Box, bounding_box
+from liverseg_tf.evaluation.surface import Box, class_box
 from liverseg_tf.labels import TUMOUR
 
 # Variance of a count of pixels for each pixel's length of outline (Matheron 1971).
@@ -56,11 +56,10 @@ def numbered_lesions(labels: np.ndarray) -> tuple[np.ndarray, Box | None]:
         >>> numbered_lesions(np.array([[[2, 0, 2, 2]]]))[0]
         array([[[2, 0, 1, 1]]], dtype=int32)
     """
-    tumour = labels == TUMOUR
-    box = bounding_box(tumour)
+    box = class_box(labels, TUMOUR)
     if box is None:
         return np.zeros((0, 0, 0), np.int32), None
-    found, count = label_lesions(tumour[box])
+    found, count = label_lesions(labels[box] == TUMOUR)
     order = np.argsort(-np.bincount(found.ravel(), minlength=count + 1)[1:], kind="stable")
     rank = np.zeros(count + 1, np.int32)
     rank[order + 1] = np.arange(1, count + 1)

@@ -14,7 +14,7 @@ from liverseg_tf.errors import GeometryError
 from liverseg_tf.evaluation.lesions import measure_lesions, size_class
 from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import Box, bounding_box
-from liverseg_tf.labels import LIVER, LIVER_CLASSES, TUMOUR, ClassSet
+from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 from liverseg_tf.wording import counted
 
 # Thirds of the liver's bounding box along (rows, columns, slices) of the canonical view.
@@ -25,7 +25,7 @@ _THIRDS = (
 )
 # Towards lower and higher indices along them.
 _DIRECTIONS = (("anterior to", "posterior to"), ("right of", "left of"), ("inferior to", "superior to"))
-_SLICES_AT_ONCE = 32
+_SLICES_AT_ONCE = 8
 # Names in JSON, which has both slices counted from 1 and voxels counted from 0.
 _KEYS = {
     "slice": "slice_from_1",
@@ -170,19 +170,14 @@ def statistics(
     box = bounding_box(mask.organ_labels)  # all voxels except background (0)
     voxel_ml = mask.voxel_volume_ml
     labels = mask.organ_labels[box or (slice(0, 1),) * 3]
-    tissue, tumour = labels == LIVER, labels == TUMOUR
-    tissue_voxels, tumour_voxels = int(np.count_nonzero(tissue)), int(np.count_nonzero(tumour))
+    tissue = labels == LIVER
+    numbered, tumour_box = numbered_lesions(labels)
+    tissue_voxels, tumour_voxels = int(np.count_nonzero(tissue)), int(np.count_nonzero(numbered))
     liver_voxels = tissue_voxels + tumour_voxels
-    numbered = None
-    if tumour_voxels:
-        found, tumour_box = numbered_lesions(labels)
-        numbered = np.zeros(labels.shape, np.int32)
-        numbered[tumour_box] = found
-        del found
     tissue_hu = lesion_hu = None
     if volume is not None and box is not None:
-        tissue_hu, lesion_hu = _hu_sums(volume, box, tissue, numbered)
-    lesions = () if box is None or numbered is None else _lesions(numbered, lesion_hu, box, mask)
+        tissue_hu, lesion_hu = _hu_sums(volume, box, tissue, numbered, tumour_box)
+    lesions = () if box is None or tumour_box is None else _lesions(numbered, tumour_box, lesion_hu, box, mask)
     return MaskStatistics(
         shape=mask.shape,
         spacing_mm=mask.spacing_mm,
@@ -230,10 +225,13 @@ def check_fits(volume: CTVolume | np.ndarray | None, mask: MaskVolume) -> None:
 
 
 def _hu_sums(
-    volume: CTVolume | np.ndarray, box: Box, tissue: np.ndarray, numbered: np.ndarray | None
+    volume: CTVolume | np.ndarray, box: Box, tissue: np.ndarray, numbered: np.ndarray, tumour_box: Box | None
 ) -> tuple[float, np.ndarray | None]:
-    """Sum of HU over the tissue and over each lesion of a box; reads only a few slices of HU at a time."""
-    tissue_hu, lesion_hu = 0.0, np.zeros(1 if numbered is None else int(numbered.max()) + 1)
+    """Sum of HU over the tissue of a box, and over each lesion, numbered in a box within it; None without lesions.
+
+    Reads only a few slices of HU at a time.
+    """
+    tissue_hu, lesion_hu = 0.0, np.zeros(int(numbered.max(initial=0)) + 1)
     depth = tissue.shape[2]
     for first in range(0, depth, _SLICES_AT_ONCE):
         there = slice(first, min(first + _SLICES_AT_ONCE, depth))
@@ -243,17 +241,25 @@ def _hu_sums(
         else:
             hu = np.asarray(volume)[(*box[:2], slice(start, stop))]
         tissue_hu += float(hu[tissue[..., there]].sum(dtype=np.float64))
-        if numbered is not None:
-            inside = numbered[..., there] > 0
-            lesion_hu += np.bincount(numbered[..., there][inside], hu[inside], len(lesion_hu))
-    return tissue_hu, None if numbered is None else lesion_hu[1:]
+        if tumour_box is None:
+            continue
+        rows, columns, slices = tumour_box
+        low, high = max(there.start, slices.start), min(there.stop, slices.stop)
+        if low < high:
+            own = numbered[..., low - slices.start : high - slices.start]
+            values = hu[rows, columns, low - there.start : high - there.start]
+            lesion_hu += np.bincount(own[own > 0], values[own > 0], len(lesion_hu))
+    return tissue_hu, None if tumour_box is None else lesion_hu[1:]
 
 
 def _lesions(
-    numbered: np.ndarray, hu_sums: np.ndarray | None, box: Box, mask: MaskVolume
+    numbered: np.ndarray, tumour_box: Box, hu_sums: np.ndarray | None, box: Box, mask: MaskVolume
 ) -> tuple[LesionStatistics, ...]:
+    """Statistics of lesions that are numbered in a box within the liver's box."""
     measures = measure_lesions(numbered, mask.voxel_volume_ml)
-    offset = np.array([s.start for s in box])
+    within_liver = np.array([s.start for s in tumour_box])
+    offset = within_liver + [s.start for s in box]
+    liver_shape = tuple(s.stop - s.start for s in box)
     steps_mm = mask.geometry.steps_mm
     to_file = np.linalg.inv(mask.affine) @ mask.geometry.canonical_affine
     found = []
@@ -264,9 +270,9 @@ def _lesions(
         voxels = np.argwhere(inside) + [s.start for s in own]
         nearest = voxels[np.square((voxels - center) @ steps_mm.T).sum(axis=1).argmin()] + offset
         at = int(measures.largest_slice[lesion] + offset[2] + 1)
-        # the liver's box has the shape of the crop, because tumour counts as liver
+        in_liver = center + within_liver
         front, side, height = (
-            names[min(2, int(3 * (center[axis] + 0.5) / numbered.shape[axis]))] for axis, names in enumerate(_THIRDS)
+            names[min(2, int(3 * (in_liver[axis] + 0.5) / liver_shape[axis]))] for axis, names in enumerate(_THIRDS)
         )
         found.append(
             LesionStatistics(
@@ -282,7 +288,7 @@ def _lesions(
                     nib.affines.apply_affine(mask.geometry.canonical_affine, center + offset).round(3).tolist()
                 ),
                 voxel=tuple(np.rint(nib.affines.apply_affine(to_file, nearest)).astype(int).tolist()),
-                place=mask.classes.words(f"{height} {side}, {front}; {_from_middle(center, numbered.shape, steps_mm)}"),
+                place=mask.classes.words(f"{height} {side}, {front}; {_from_middle(in_liver, liver_shape, steps_mm)}"),
                 mean_hu=None if hu_sums is None else float(hu_sums[lesion] / measures.voxels[lesion]),
             )
         )

@@ -36,6 +36,32 @@ def bounding_box(mask: np.ndarray) -> Box | None:
     return tuple(box)
 
 
+def class_box(labels: np.ndarray, label: int) -> Box | None:
+    """Smallest box around one class, found without an array of the labels' size.
+
+    Args:
+        labels: any number of axes, class indices, 0 for background.
+        label: above 0.
+
+    Examples:
+        >>> class_box(np.array([[0, 1, 2]]), 2)
+        (slice(0, 1, None), slice(2, 3, None))
+    """
+    around = bounding_box(labels)
+    own = None if around is None else bounding_box(labels[around] == label)
+    return None if around is None or own is None else within(around, own)
+
+
+def within(outer: Box, inner: Box) -> Box:
+    """The box `inner`, given in a crop by `outer`, in the whole array.
+
+    Examples:
+        >>> within((slice(5, 9),), (slice(1, 2),))
+        (slice(6, 7, None),)
+    """
+    return tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
+
+
 def enclosing_box(boxes: Sequence[Box]) -> Box:
     """Smallest box around at least one box.
 

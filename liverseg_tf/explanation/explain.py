@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import itertools
 import json
 import logging
@@ -38,6 +37,7 @@ from liverseg_tf.inference.runtimes import KerasRuntime, Runtime, keras_runtime
 from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 from liverseg_tf.models.model import Model
+from liverseg_tf.native_memory import give_back_memory
 from liverseg_tf.ownership import claim, is_ours, save_image, sign, write_text
 from liverseg_tf.strict_json import to_json
 from liverseg_tf.wording import readable
@@ -300,7 +300,7 @@ def explain(
         _claim_all(Path(output), overwrite=options.overwrite)
     report = options.progress or (lambda done, total, what: None)
     if not isinstance(source, Prediction):
-        source = predictor.read(source)
+        source = predictor.read(source, in_memory=False)
     volume = source.volume if isinstance(source, Prediction) else source
     classes = runtime.config.classes
     target = targets_of(classes)[0] if target is None else target
@@ -314,6 +314,8 @@ def explain(
             DataWarning,
         )
     chosen = found[: options.most_lesions]
+    predictor.release()  # until the curves
+    give_back_memory()
     organ = classes.organ_part(labels)
     explained = []
     for done, region in enumerate(chosen):
@@ -322,6 +324,7 @@ def explain(
         explained.append(replace(one, classes=classes))
     layer, network = explainer.layer, runtime.model.network.name
     if options.faithfulness and explained:
+        give_back_memory()  # what the maps took
         seeds = range(options.seed, options.seed + options.randomized_models)
         if isinstance(own, KerasRuntime):  # the caller's network keeps its weights
             make = functools.partial(make_explainer, method=options.method, layer=options.layer)
@@ -330,7 +333,7 @@ def explain(
             others = _randomized(runtime.model, seeds, explainer)
         explained = _compared(explained, others, volume, organ, report)
         del explainer, runtime, others  # the curves take memory of their own
-        gc.collect()
+        give_back_memory()
         # by what made the mask: an int8 file takes a third of the network's time, for the same curves
         explained = _tested(explained, own, volume, organ, options, report)
     settings = {

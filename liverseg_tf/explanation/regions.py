@@ -12,6 +12,7 @@ from scipy import ndimage
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.errors import ConfigError, GeometryError
 from liverseg_tf.evaluation.measurements import numbered_lesions
+from liverseg_tf.evaluation.surface import bounding_box
 from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 
 
@@ -86,21 +87,26 @@ def find_regions(
     label = classes.names.index(name)
     if point is not None:
         return [_cut("point", label, _ball(point, radius_mm, geometry), name)]
-    mask = np.isin(labels, classes.organ_indices) if label == LIVER else labels == label
-    if not mask.any() and lesion is None:
-        return []
     if name != classes.lesion or target != name:
-        return [_cut(name, label, mask, name)]
+        held = bounding_box(labels)
+        if held is None:
+            return []
+        among = labels[..., held[2]]
+        own = np.isin(among, classes.organ_indices) if label == LIVER else among == label
+        return [_cut(name, label, own, name, held[2].start)] if own.any() else []
     numbered, box = numbered_lesions(classes.organ_part(labels))
-    boxes = ndimage.find_objects(numbered)
+    boxes = ndimage.find_objects(numbered) if box else []
     count = len(boxes)
+    if lesion is None and not count:
+        return []
     if box is None or (lesion is not None and lesion > count):
         there = f"expected a lesion from 1 to {count}, the mask's last" if count else "the mask has no lesion"
         raise ConfigError(f"explanation: {there}. Received: {lesion}")
 
     def region(number: int) -> Region:
         slices = boxes[number - 1][2]
-        mask = np.zeros((*labels.shape[:2], slices.stop - slices.start), bool)
+        # column by column: those without the lesion take no memory
+        mask = np.zeros((*labels.shape[:2], slices.stop - slices.start), bool, order="F")
         mask[box[:2]] = numbered[..., slices] == number
         return Region(f"lesion-{number}", label, box[2].start + slices.start, mask, number, name)
 
@@ -155,9 +161,11 @@ def targets_of(classes: ClassSet) -> list[str]:
     return [*lesions, classes.organ, *(c.name for c in classes.further)]
 
 
-def _cut(name: str, label: int, mask: np.ndarray, class_name: str) -> Region:
+def _cut(name: str, label: int, mask: np.ndarray, class_name: str, first_slice: int = 0) -> Region:
+    """The region of a mask whose first slice is `first_slice` of the volume."""
     held = np.flatnonzero(mask.any(axis=(0, 1)))
-    return Region(name, label, int(held[0]), np.ascontiguousarray(mask[..., held[0] : held[-1] + 1]), None, class_name)
+    cut = np.ascontiguousarray(mask[..., held[0] : held[-1] + 1])
+    return Region(name, label, first_slice + int(held[0]), cut, None, class_name)
 
 
 def _ball(point: Sequence[float], radius_mm: float, geometry: Geometry) -> np.ndarray:

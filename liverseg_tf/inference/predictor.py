@@ -438,6 +438,12 @@ class Predictor:
         pixels = max(rows * columns, *(runtime.config.image_size**2 for runtime in self.runtimes))
         return min(slices, self.batch_size or max(at_once, _PIXELS_A_BATCH // pixels))
 
+    def release(self) -> None:
+        """Give back memory that the models can do without until the next slice, which takes a little longer then."""
+        for runtime in [*self.runtimes, *([self._second_runtime] if self._second_runtime else [])]:
+            if isinstance(runtime, TFLiteRuntime):
+                runtime.release()
+
     def read(
         self,
         source: Any,

@@ -7,6 +7,7 @@ import queue
 import struct
 import sys
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -233,9 +234,16 @@ class TFLiteRuntime(_LocalRuntime):
             interpreters = [self._interpreter(content) for _ in range(self._workers)]
             for interpreter in interpreters:
                 interpreter.allocate_tensors()
-        self._idle: queue.SimpleQueue = queue.SimpleQueue()
-        for interpreter in interpreters:
-            self._idle.put(interpreter)
+        self._content, self._idle, self._closed = content, interpreters, 0
+        self._change = threading.Condition()
+
+    def release(self) -> None:
+        """Close the interpreters that nobody uses, tens of megabytes each; the next slices open them again."""
+        with self._change:
+            self._closed += len(self._idle)
+            self._idle.clear()
+            self._change.notify_all()
+        self.__dict__.pop("_whole_runners", None)
 
     def at_network_size(self, hu: np.ndarray) -> np.ndarray:
         """(B, H, W) HU -> (B, classes, S, S) float32 probabilities of the padded square, at the network's size.
@@ -252,19 +260,39 @@ class TFLiteRuntime(_LocalRuntime):
     def _probabilities_of(self, hu: np.ndarray) -> np.ndarray:
         if hu.shape[1:] == self.slice_shape:
             return self._run_whole(hu, "probabilities")
-        found = [channels_numpy.restore(found, *hu.shape[1:]) for found in self.at_network_size(hu)]
-        return np.ascontiguousarray(np.moveaxis(np.stack(found), 1, -1))
+        probabilities = np.empty((*hu.shape, len(self.config.class_names)), np.float32)
+        for own, found in zip(probabilities, self.at_network_size(hu), strict=True):
+            own[...] = np.moveaxis(channels_numpy.restore(found, *hu.shape[1:]), 0, -1)
+        return probabilities
 
     def _network(self, hu: np.ndarray) -> np.ndarray:
         channels = channels_numpy.network_input(hu, self.config.channels, self.config.image_size)
-        interpreter = self._idle.get()
-        try:
+        with self._one_interpreter() as interpreter:
             interpreter.set_tensor(self._ends[0], channels[None])
             interpreter.invoke()
             logits = interpreter.get_tensor(self._ends[1])[0]
-        finally:
-            self._idle.put(interpreter)
         return channels_numpy.softmax(logits)
+
+    @contextmanager
+    def _one_interpreter(self) -> Iterator[Any]:
+        """An interpreter that is idle, or one that is opened again; waits if all are in use."""
+        with self._change:
+            self._change.wait_for(lambda: self._idle or self._closed)
+            interpreter = self._idle.pop() if self._idle else None
+            self._closed -= interpreter is None
+        try:
+            if interpreter is None:
+                with _told_as(self.path):
+                    interpreter = self._interpreter(self._content)
+                    interpreter.allocate_tensors()
+            yield interpreter
+        finally:
+            with self._change:
+                if interpreter is None:
+                    self._closed += 1
+                else:
+                    self._idle.append(interpreter)
+                self._change.notify()
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

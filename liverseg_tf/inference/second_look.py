@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume
-from liverseg_tf.evaluation.surface import Box, bounding_box
+from liverseg_tf.evaluation.surface import class_box
 from liverseg_tf.inference.pieces import Pieces
 from liverseg_tf.labels import TUMOUR, ClassSet
 
@@ -38,7 +38,7 @@ def look_again(
     Returns:
         `labels`.
     """
-    box = None if classes.lesion is None else _tumour_box(labels)
+    box = None if classes.lesion is None else class_box(labels, TUMOUR)
     if box is None:
         return labels
     there = labels[box]
@@ -56,12 +56,3 @@ def look_again(
     lesions.relabel(doubtful, 0)
     np.copyto(there, instead, where=(before == TUMOUR) & (there != TUMOUR))
     return labels
-
-
-def _tumour_box(labels: np.ndarray) -> Box | None:
-    """The smallest box with all tumour, found without an array of the volume's size."""
-    organ = bounding_box(labels)
-    tumour = None if organ is None else bounding_box(labels[organ] == TUMOUR)
-    if organ is None or tumour is None:
-        return None
-    return tuple(slice(o.start + t.start, o.start + t.stop) for o, t in zip(organ, tumour, strict=True))

@@ -353,7 +353,7 @@ def learning_rate_figure(rates: Sequence[float], losses: Sequence[float], sugges
         at = int(np.abs(np.log(np.asarray(rates, float) / suggestion)).argmin())
         axis.plot(suggestion, losses[at], "o", color=CURVE_COLORS[1])
         axis.annotate(
-            f"suggested {suggestion:.1e}", (suggestion, losses[at]), (8, 12), textcoords="offset points",
+            f"suggested {suggestion:.2g}", (suggestion, losses[at]), (8, 12), textcoords="offset points",
             color="#8f3f00", bbox={"fc": "white", "ec": "none", "pad": 1.5},
         )  # fmt: skip
     axis.grid(alpha=0.3)

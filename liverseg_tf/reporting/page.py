@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
-from liverseg_tf.drawing import liver_window
+from liverseg_tf.drawing import areas_of, liver_window
 from liverseg_tf.evaluation.case_scores import CaseScores
 from liverseg_tf.evaluation.measure import FLAGS, LesionMeasurement, Measurement
 from liverseg_tf.evaluation.measurements import numbered_lesions
@@ -430,17 +430,18 @@ def _lesion_place(volume: CTVolume, labels: np.ndarray, lesion: LesionMeasuremen
 
 def _slices_with_lesions(masks: list[np.ndarray]) -> list[int]:
     """Slices that show tumour in any mask, those with most of it first."""
-    area = sum(np.count_nonzero(mask == TUMOUR, axis=(0, 1)) for mask in masks)
+    area = np.sum([areas_of(mask, TUMOUR) for mask in masks], axis=0)
     order = np.argsort(-area, kind="stable")
     return [int(i) for i in order if area[i]]
 
 
 def _heat(shape: tuple[int, int, int], regions: Sequence[RegionExplanation]) -> np.ndarray:
     """(rows, columns, slices) float16: the highest of these regions' maps."""
-    heat = np.zeros(shape, np.float16)
+    heat = np.zeros(shape, np.float16, order="F")  # slices without heat take no memory
     for one in regions:
-        part = heat[..., one.region.slices.start : one.region.slices.stop]
-        np.maximum(part, np.moveaxis(one.maps, 0, 2), out=part)
+        for index, found in zip(one.region.slices, one.maps, strict=True):
+            if found.any():
+                heat[..., index] = np.maximum(heat[..., index], found)
     return heat
 
 

@@ -142,7 +142,7 @@ def encode_labels(labels: np.ndarray, factor: int, slices_a_line: int = SLICES_A
 
 def encode_numbers(numbered: np.ndarray, box: Box | None, shape: tuple[int, ...], factor: int) -> str:
     """Encode lesions' numbers, given in a box of the volume; the highest of a block, and none above 255."""
-    whole = np.zeros(shape, np.uint8)
+    whole = np.zeros(shape, np.uint8, order="F")  # slices without lesions take no memory
     if box is not None:
         whole[box] = np.where(numbered <= 255, numbered, 0)
     return _encode_bytes(whole, lambda planes: planes if factor == 1 else _blocks(planes, factor).max(axis=(2, 4)))

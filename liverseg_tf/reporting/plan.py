@@ -24,7 +24,7 @@ def encode_plan(mask: MaskVolume) -> tuple[dict[str, Any] | None, str]:
         cells, both towards the patient's left, back and head from the middle of the volume; `cell_ml`; `middle_mm` of
         the liver's box. And base64 of gzip of the shares, uint8, C order. None and an empty text without a liver.
     """
-    box = bounding_box(mask.organ_labels != BACKGROUND)
+    box = bounding_box(mask.organ_labels)
     if box is None:
         return None, ""
     factors = [max(1, round(_CELL_MM / s)) for s in mask.spacing_mm]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 from collections.abc import Callable
@@ -13,10 +12,12 @@ from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.errors import ConfigError, ModelError, OutputError
 from liverseg_tf.evaluation.case_scores import score_case
 from liverseg_tf.evaluation.measure import measure
+from liverseg_tf.evaluation.surface import class_box
 from liverseg_tf.inference.predictor import Prediction, Predictor
 from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import TUMOUR
 from liverseg_tf.native_logs import without_log_lines
+from liverseg_tf.native_memory import give_back_memory
 from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.reporting.options import Progress, ReportChanges, ReportOptions
 from liverseg_tf.reporting.page import ReportContent, build_page
@@ -77,22 +78,22 @@ def report(
     def telling(what: str) -> Callable[[int, int], None]:
         return lambda done, total: tell(done, total, what)
 
-    volume = source.volume if isinstance(source, Prediction) else predictor.read(source)
+    volume = source.volume if isinstance(source, Prediction) else predictor.read(source, in_memory=False)
     reference = _reference(truth, volume, predictor)
     prediction = source if isinstance(source, Prediction) else predictor.predict(volume, progress=telling("predicting"))
     notes: list[str] = []
     explanation = _explained(prediction, predictor, options, notes, tell) if options.explanations else None
     uncertain = _varied(prediction, predictor, telling("uncertainty")) if options.uncertainty else None
     about_model = _model_facts(predictor), _model_card(predictor)
-    # networks are gone before anything is measured or drawn; Keras's hold on to each other
+    # networks are gone before anything is measured or drawn
     del predictor, model
-    gc.collect()
+    give_back_memory()
     tell(0, 1, "measuring")
     mask = MaskVolume(prediction.labels, volume.geometry, classes=prediction.classes)
     scores = score_case(reference, mask) if reference is not None else None
-    content = ReportContent(
-        prediction, measure(mask, volume), reference, scores, explanation, uncertain, *about_model, notes
-    )
+    measured = measure(mask, volume)
+    content = ReportContent(prediction, measured, reference, scores, explanation, uncertain, *about_model, notes)
+    give_back_memory()
     page = build_page(content, options.title or _title(volume), options.safe_colors, telling("pictures"), options.plan)
     tell(0, 1, "writing the page")
     write_text(output, page, "page", inputs=inputs, overwrite=options.overwrite)
@@ -123,7 +124,7 @@ def _explained(
     notes: list[str],
     tell: Progress,
 ) -> Explanation | None:
-    if prediction.classes.lesion is None or not (prediction.canonical_labels == TUMOUR).any():
+    if prediction.classes.lesion is None or class_box(prediction.canonical_labels, TUMOUR) is None:
         return None
     with without_log_lines():  # TensorFlow's, which only a page with heatmaps loads
         from liverseg_tf.explanation.explain import explain

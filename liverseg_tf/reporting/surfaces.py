@@ -10,7 +10,7 @@ import numpy as np
 
 from liverseg_tf.data.volume import MaskVolume
 from liverseg_tf.evaluation.measurements import numbered_lesions
-from liverseg_tf.evaluation.surface import Box, bounding_box
+from liverseg_tf.evaluation.surface import Box, bounding_box, class_box, within
 from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 from liverseg_tf.reporting.page_data import gzip, to_text
 
@@ -53,7 +53,7 @@ def surfaces(mask: MaskVolume) -> list[Surface]:
         (0, True)
     """
     found = []
-    box = bounding_box(mask.organ_labels != BACKGROUND)
+    box = bounding_box(mask.organ_labels)
     if box is not None:
         found.append(_surface(0, LIVER, mask.organ_labels[box] != BACKGROUND, box, mask, _LIVER_STEP_MM))
     numbered, lesion_box = numbered_lesions(mask.organ_labels)
@@ -62,17 +62,13 @@ def surfaces(mask: MaskVolume) -> list[Surface]:
 
         for number, own in enumerate(ndimage.find_objects(numbered)[:_MOST_LESIONS], start=1):
             lesion = numbered[own] == number
-            place = tuple(
-                slice(whole.start + part.start, whole.start + part.stop)
-                for whole, part in zip(lesion_box, own, strict=True)
-            )
             longest = max(n * s for n, s in zip(lesion.shape, mask.spacing_mm, strict=True))
-            found.append(_surface(number, TUMOUR, lesion, place, mask, longest / _STEPS_ALONG_LESION))
+            found.append(_surface(number, TUMOUR, lesion, within(lesion_box, own), mask, longest / _STEPS_ALONG_LESION))
     for structure in mask.classes.further:
-        region = mask.labels == structure.index
-        box = bounding_box(region)
+        box = class_box(mask.labels, structure.index)
         if box is not None:
-            found.append(_surface(0, structure.index, region[box], box, mask, _FURTHER_STEP_MM))
+            region = mask.labels[box] == structure.index
+            found.append(_surface(0, structure.index, region, box, mask, _FURTHER_STEP_MM))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import liverseg_tf as ls
 from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume
 from liverseg_tf.errors import GeometryError
 from liverseg_tf.evaluation.measure import FLAGS, measure, measurement_tables
+from liverseg_tf.evaluation.measurements import numbered_lesions
+from liverseg_tf.evaluation.surface import distances_mm, surface_voxels
 
 SPACING = (2.0, 2.0, 2.0)
 
@@ -37,6 +40,49 @@ def test_a_box_has_its_own_edges_depth_and_place():
     assert lesion.distance_to_surface_mm == pytest.approx(2 * 15)  # from row 20 to the liver's first row, 5
     assert lesion.statistics.volume_ml == pytest.approx(10 * 4 * 2 * 8 / 1000)
     assert found.flags == () and not found.volume_is_lower_bound
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.8])
+def test_depth_is_the_least_distance_to_the_whole_surface(tilt):
+    geometry = Geometry((60, 60, 30), np.array([[-1, 0, 0, 0], [0, -1, -tilt, 0], [0, 0, 3.0, 0], [0, 0, 0, 1]]))
+    labels = np.zeros((60, 60, 30), np.uint8)
+    labels[ball(28, (30, 30, 15), labels.shape)] = 1
+    labels[27:33, 27:33, 13:17] = labels[30:34, 52:55, 14:16] = 2
+    labels[10, 30, 15] = 2
+    mask = MaskVolume(geometry.to_file(labels), geometry)
+    organ = labels > 0
+    numbered, box = numbered_lesions(labels)
+    whole = np.zeros(labels.shape, int)
+    whole[box] = numbered
+    expected = [
+        distances_mm(whole == number, surface_voxels(organ), geometry.steps_mm).min()
+        for number in range(1, numbered.max() + 1)
+    ]
+    assert len(expected) == 3 and min(expected) < 10 < 20 < max(expected)
+    found = [lesion.distance_to_surface_mm for lesion in measure(mask).lesions]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_surface_beyond_the_first_one_found_may_be_nearer():
+    labels = np.ones((120, 120, 11), np.uint8)
+    labels[60, 60, 5] = 2
+    labels[77, 77, 5] = labels[60, 83, 5] = 0  # holes, the second one nearer but less diagonal
+    (lesion,) = measure(labels, spacing_mm=(1, 1, 10)).lesions
+    assert lesion.distance_to_surface_mm == pytest.approx(22)
+
+
+def test_measuring_takes_memory_for_the_liver_not_for_the_ct():
+    labels = np.zeros((256, 256, 256), np.uint8)
+    labels[100:160, 100:160, 40:80] = 1
+    labels[120:130, 120:130, 50:60] = 2
+    volume = CTVolume.from_array(np.zeros(labels.shape, np.int16), SPACING)
+    volume.slices(0, 1), measure(labels[90:170, 90:170, 30:90], spacing_mm=SPACING)  # loads what is loaded once
+    tracemalloc.start()
+    try:
+        measure(labels, volume, spacing_mm=SPACING)
+        assert tracemalloc.get_traced_memory()[1] < labels.size  # no array of the CT's size, not even of bools
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_ball_is_rounder_than_a_rod():

@@ -62,6 +62,21 @@ def test_a_tflite_file_serves_several_threads(artefacts):
         assert all(map(np.array_equal, pool.map(runtime.labels, batches), expected))
 
 
+def test_a_tflite_file_whose_memory_was_given_back_serves_on(artefacts):
+    runtime = open_runtime(artefacts["tflite"])
+    hu = np.random.default_rng(0).normal(0, 300, (2, 40, 30)).astype(np.float32)
+    expected, interpreters = runtime.labels(hu), len(runtime._idle)
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(runtime.labels, hu) for _ in range(12)]
+        for _ in range(20):
+            runtime.release()
+        assert all(np.array_equal(one.result(timeout=60), expected) for one in found)
+    runtime.release()
+    assert not runtime._idle
+    assert np.array_equal(runtime.labels(hu), expected)
+    assert len(runtime._idle) + runtime._closed == interpreters
+
+
 def test_run_folder_opens(small_model_file, tmp_path):
     shutil.copy(small_model_file, tmp_path / "model.keras")
     assert isinstance(open_runtime(tmp_path), KerasRuntime)
