@@ -157,7 +157,7 @@ def test_learning_rate_marks_the_suggestion():
     axis = figures.learning_rate_figure([1e-4, 1e-3, 1e-2], [1, 0.5, 3], 1e-3).axes[0]
     assert axis.lines[1].get_xdata()[0] == 1e-3
     assert (axis.lines[2].get_xdata()[0], axis.lines[2].get_ydata()[0]) == (1e-3, 0.5)
-    assert axis.texts[0].get_text() == "suggested 1.0e-03"
+    assert axis.texts[0].get_text() == "suggested 0.001"
 
 
 @pytest.mark.parametrize(
