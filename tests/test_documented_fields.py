@@ -1,6 +1,6 @@
 """Every key of JSON, CSV and manifests is described in docs/reference/files.md, and nothing there is out of date.
 
-The keys of `train`, `explain` and `export` are looked up by the tests that run them anyway.
+The keys of `train`, `explain`, `export`, `report`, `demo`, `send` and Ray are looked up by the tests that run these.
 """
 
 from __future__ import annotations
@@ -142,6 +142,21 @@ def test_verify_and_series(run, folders, tmp_path):
     (tmp_path / "dicom" / "volume-0" / "part.dcm").write_bytes(b"\0" * 128 + b"DICM")
     listed = run("series", tmp_path / "dicom")
     assert listed["series"] and listed["broken"] and not undocumented(listed, heading)
+
+
+@pytest.mark.slow  # loads TensorFlow
+def test_find_lr_and_fetch(run, phantom_folder, tmp_path, monkeypatch):
+    import liverseg_tf.data.dicom.web as web
+    import liverseg_tf.training.find_learning_rate as range_test
+
+    curve = range_test.LearningRateCurve([1e-4, 1e-3], [1.0, 0.5], 1e-3)
+    monkeypatch.setattr(range_test, "find_learning_rate", lambda *args, **options: curve)
+    printed = run("find-lr", phantom_folder, "-o", tmp_path)
+    written = json.loads((tmp_path / "learning_rate.json").read_text())
+    assert written["rates"] == curve.rates and not undocumented([printed, written], "A run folder")
+    monkeypatch.setattr(web, "fetch_series", lambda *args: [tmp_path / "series"])
+    fetched = run("fetch", "1.2.3", "--from", "https://host/dicom-web", "-o", tmp_path)
+    assert fetched["folders"] and not undocumented(fetched, "Other commands")
 
 
 def test_other_commands(run, tmp_path):

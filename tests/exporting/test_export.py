@@ -18,7 +18,7 @@ from liverseg_tf.exporting.tflite import convert
 from liverseg_tf.exporting.timing import Measured
 from liverseg_tf.labels import LIVER_CLASSES
 from liverseg_tf.models.saving import build_model
-from tests.documented_fields import undocumented
+from tests.documented_fields import keys_of, stale, undocumented
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +116,9 @@ def test_check_compares_all_of_one_model(small_model, small_model_file, large_ca
     assert status == (1 if result["parity"]["failures"] else 0)
     assert result["parity"]["failures"] == []
     stored = json.loads(Path(result["manifest"]).read_text())
-    assert not undocumented(result, "Exported models") and not undocumented(stored, "Exported models")
+    heading = "Exported models"
+    assert not undocumented(result, heading) and not undocumented(stored, heading)
+    assert not stale(keys_of(stored), heading)
     weights_mb = small_model.count_params() * 4 / 1e6
     for row in rows:
         assert row["slices"] == 4

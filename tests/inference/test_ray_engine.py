@@ -21,6 +21,7 @@ from liverseg_tf.errors import ConfigError, LiverSegError, MissingDependencyErro
 from liverseg_tf.inference.jobs import Job, plan
 from liverseg_tf.inference.predict_files import predict_files
 from liverseg_tf.ownership import read_signed_line
+from tests.documented_fields import keys_of, undocumented
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 
@@ -149,6 +150,8 @@ def test_every_volume_ends_once_whatever_dies(ray, cluster, data, tmp_path, tfli
     assert [Path(row["input"]).name for row in told] == [job.source.name for job in plan([data], output)]
     manifest = [read_signed_line(line, "manifest") for line in (output / "manifest.jsonl").read_text().splitlines()]
     assert manifest[1:] == told and len(told) == 14
+    assert {"worker", "attempts"} <= keys_of(told)
+    assert not undocumented(told, "Manifest of `predict`", "Statistics of a mask")
     status = {Path(row["input"]).name: row for row in told}
     crashed, broken = status.pop("volume-13.nii.gz"), status.pop("volume-7.nii.gz")
     assert "volume-13.nii.gz: crashed the worker 3 times" in crashed["error"] and crashed["attempts"] == 3

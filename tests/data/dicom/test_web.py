@@ -21,6 +21,7 @@ from liverseg_tf.data.dicom.web import TOKEN_VARIABLE, fetch_series, send_object
 from liverseg_tf.data.volume import CTVolume, MaskVolume  # noqa: E402
 from liverseg_tf.errors import ConfigError, InputFileError, OutputError, ServerError  # noqa: E402
 from tests.dicom_objects.conftest import make_findings  # noqa: E402, F401
+from tests.documented_fields import undocumented  # noqa: E402
 
 PLUGIN = next((p for p in (Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so"),) if p.exists()), None)
 ORTHANC = shutil.which("Orthanc")
@@ -170,6 +171,7 @@ def test_a_study_in_and_objects_back_with_orthanc(orthanc, make_series, own_obje
     with pytest.raises(OutputError, match="exists already"):
         fetch_series(f"{orthanc}/dicom-web", study, tmp_path / "in")
     rows = send_objects([own_object], f"{orthanc}/dicom-web")
+    assert not undocumented({"sent": rows}, "Other commands")
     assert [row["instance"] for row in rows] == ["1.2.3.4.5"]
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(ServerError, match="answered 401"):
