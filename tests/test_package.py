@@ -97,6 +97,34 @@ def test_imports_run_one_way():
     assert not against
 
 
+def _is_long(function: ast.FunctionDef) -> bool:
+    """More than 60 lines of code, the docstring not counted, or more than 8 parameters."""
+    first = function.body[1 if ast.get_docstring(function) and len(function.body) > 1 else 0]
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return function.end_lineno - first.lineno >= 60 or len(set(names) - {"self", "cls"}) > 8
+
+
+def test_a_long_function_has_a_reason():
+    package = Path(ls.__file__).parent
+    text = (package.parent / "docs" / "architecture.md").read_text("utf-8")
+    reasons = text.split("| function | reason |")[1].split("\n\n")[0]
+    long = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and _is_long(node):
+                long.add(node.name)
+    assert long
+    assert not {name for name in long if not re.search(rf"\b{name}`", reasons)}
+
+
+def test_the_architecture_names_files_that_exist():
+    package = Path(ls.__file__).parent
+    text = (package.parent / "docs" / "architecture.md").read_text("utf-8")
+    named = set(re.findall(r"`([a-z][\w/]*\.(?:py|j2))`", text))
+    assert len(named) > 30
+    assert not {name for name in named if not [*package.glob(f"**/{name}"), *package.parent.glob(name)]}
+
+
 def test_an_old_name_works_and_tells_the_new_one():
     from liverseg_tf.deprecation import LiverSegDeprecationWarning
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_classes, add_json, add_model, add_output, add_overwrite
+from liverseg_tf.cli.options import add_classes, add_json, add_model, add_output, add_overwrite, classes_of
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_output(parser, "FILE", "JSON file to write", ".json")
     add_model(parser)
-    add_classes(parser, "classes of masks that don't hold their class names")
+    add_classes(parser)
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -39,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate."""
     from liverseg_tf.calibration.calibrate import calibrate
     from liverseg_tf.cli.progress import progress_bar
-    from liverseg_tf.labels import ClassSet
     from liverseg_tf.strict_json import to_json
     from liverseg_tf.wording import counted
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             predictions=args.predictions,
             model=args.model,
             coverage=args.coverage,
-            classes=args.classes and ClassSet.of(*args.classes),
+            classes=classes_of(args),
             output=args.output,
             overwrite=args.overwrite,
             progress=bar.show("calibrate"),

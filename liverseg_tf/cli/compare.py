@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from liverseg_tf.cli.options import add_classes, add_json, add_model, add_output, add_overwrite
+from liverseg_tf.cli.options import add_classes, add_json, add_model, add_output, add_overwrite, classes_of
 from liverseg_tf.data.dicom.formats import PRODUCTS, parse_formats
+
+if TYPE_CHECKING:
+    from liverseg_tf.followup.compare import Comparison
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -34,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "UID in all scans; the CTs must be DICOM series (default: none)",
     )
     add_model(parser)
-    add_classes(parser, "classes of masks that don't hold their class names")
+    add_classes(parser)
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -44,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
     """Compare."""
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.followup.compare import JSON_NAME, LESIONS_NAME, PAGE_NAME, SCANS_NAME, compare, object_paths
-    from liverseg_tf.labels import ClassSet
     from liverseg_tf.ownership import claim
     from liverseg_tf.strict_json import to_json
 
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             masks=args.masks,
             days=args.days,
             model=args.model,
-            classes=args.classes and ClassSet.of(*args.classes),
+            classes=classes_of(args),
             progress=bar.show("compare"),
         )
         objects = []
@@ -72,13 +75,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(to_json(found.to_dict() | {"files": [str(path) for path in written]}))
     else:
-        _print(found)
+        _print_scans(found)
+        _print_lesions(found)
         for path in written:
             print(path)
     return 0
 
 
-def _print(found) -> None:
+def _print_scans(found: Comparison) -> None:
     from liverseg_tf.cli.tables import print_table
 
     named = found.classes.words
@@ -101,7 +105,7 @@ def _print(found) -> None:
                 "" if scan.day is None else f"{scan.day:g}",
                 f"{scan.measurement.statistics.liver_volume_ml:.0f}",
                 f"{scan.measurement.statistics.tumour_volume_ml:.1f}",
-                "" if response.sum_mm is None else f"{response.sum_mm:.1f}",
+                _fixed(response.sum_mm, 1),
                 response.category or "",
                 response.reason,
                 "" if scan.registration is None else f"{scan.registration.residual_mm:.1f}",
@@ -113,28 +117,26 @@ def _print(found) -> None:
         caption="sum: long axes of at most two targets of 10 mm or more; this is RECIST's arithmetic, not a reading by "
         "a radiologist",
     )
+
+
+def _print_lesions(found: Comparison) -> None:
+    from liverseg_tf.cli.tables import print_table
+
     rows = []
     for lesion in found.lesions:
-        content = lesion.to_dict()["sightings"]
-        for number, row in enumerate(content, start=1):
+        for number, row in enumerate(lesion.to_dict()["sightings"], start=1):
             if row["event"] == "absent":
                 continue
-            change, limit = row["volume_change_from_previous"], row["volume_change_limit_from_previous"]
-            text = (
-                ""
-                if change is None
-                else f"{100 * change:+.0f}" + (f" ± {100 * limit:.{0 if limit >= 0.01 else 1}f} %" if limit else " %")
-            )
             rows.append(
                 (
                     f"{lesion.id}{'*' if lesion.is_target else ''}",
                     str(number),
                     row["event"] if row["merged_into"] is None else f"merged into {row['merged_into']}",
-                    "" if row["volume_ml"] is None else f"{row['volume_ml']:.2f}",
-                    f"({text})" if row["volume_trend_from_previous"] == "within limit" else text,
-                    "" if row["long_axis_mm"] is None else f"{row['long_axis_mm']:.1f}",
-                    "" if row["short_axis_mm"] is None else f"{row['short_axis_mm']:.1f}",
-                    "" if row["confidence"] is None else f"{row['confidence']:.2f}",
+                    _fixed(row["volume_ml"], 2),
+                    _change(row),
+                    _fixed(row["long_axis_mm"], 1),
+                    _fixed(row["short_axis_mm"], 1),
+                    _fixed(row["confidence"], 2),
                 )
             )
     if rows:
@@ -145,3 +147,17 @@ def _print(found) -> None:
             caption="*: target; ±: change that voxels alone can make (95 %), a smaller change is in brackets; sure: "
             "share of repetitions with the same link when lesions are shifted by the registration's residual",
         )
+
+
+def _change(row: dict[str, Any]) -> str:
+    """Change of volume since the previous scan; in brackets if voxels alone can make it."""
+    change, limit = row["volume_change_from_previous"], row["volume_change_limit_from_previous"]
+    if change is None:
+        return ""
+    digits = 0 if limit and limit >= 0.01 else 1
+    text = f"{100 * change:+.0f}{f' ± {100 * limit:.{digits}f}' if limit else ''} %"
+    return f"({text})" if row["volume_trend_from_previous"] == "within limit" else text
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_classes, add_overwrite, add_seed, output_name
+from liverseg_tf.cli.options import add_classes, add_overwrite, add_seed, classes_of, output_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
     """Score, write what was asked for, and print."""
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.evaluation.evaluate import evaluate
-    from liverseg_tf.labels import ClassSet
 
     _check_outputs(args)
     with progress_bar() as bar:
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             args.prediction,
             patients=args.patients,
             exclude_identity=args.exclude_identity,
-            classes=args.classes and ClassSet.of(*args.classes),
+            classes=classes_of(args),
             resamples=args.resamples,
             seed=args.seed,
             progress=bar.show("evaluate"),

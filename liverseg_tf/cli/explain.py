@@ -25,6 +25,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="M",
         help="model to use: run folder, .keras file, or a shipped model's name (default: shipped)",
     )
+    _add_regions(parser)
+    _add_method(parser)
+    parser.add_argument(
+        "--safe-colors",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="use colours that colour-blind readers can distinguish (default: yes)",
+    )
+    add_overwrite(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_regions(parser: argparse.ArgumentParser) -> None:
     regions = parser.add_argument_group("what to explain")
     regions.add_argument(
         "--target",
@@ -45,6 +59,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="radius of the region of --point in mm (default: %(default)g)",
     )
     regions.add_argument("--mask", metavar="SEG", help="explain regions of this mask instead of the prediction")
+    regions.add_argument(
+        "--most-lesions",
+        type=int,
+        default=ExplainOptions.most_lesions,
+        metavar="N",
+        help="number of lesions to explain, the largest first (default: %(default)s)",
+    )
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("how to explain it")
     method.add_argument(
         "--method",
@@ -59,27 +83,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="layer of the CAMs: bottleneck, decoder0 (coarse) to decoder4 (fine), or a layer's name (default: "
         "bottleneck)",
     )
-    regions.add_argument(
-        "--most-lesions",
-        type=int,
-        default=ExplainOptions.most_lesions,
-        metavar="N",
-        help="number of lesions to explain, the largest first (default: %(default)s)",
-    )
     method.add_argument(
         "--all-slices", action="store_true", help="make maps of all slices of a lesion, not only of the tested one"
     )
     method.add_argument("--no-tests", action="store_true", help="don't test the maps: faster, and without a verdict")
     add_seed(method, "seed of the tests' random maps")
-    parser.add_argument(
-        "--safe-colors",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="use colours that colour-blind readers can distinguish (default: yes)",
-    )
-    add_overwrite(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

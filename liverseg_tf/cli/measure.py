@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from liverseg_tf.cli.options import add_classes, add_json, add_overwrite, add_series, ct_of, output_name
+from liverseg_tf.cli.options import add_classes, add_json, add_overwrite, add_series, classes_of, ct_of, output_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help=".json: everything; .csv: a row per case, and FILE_lesions.csv with a row per lesion",
     )
-    add_classes(parser, "classes of masks that don't hold their class names")
+    add_classes(parser)
     parser.add_argument(
         "--radiomics",
         action="store_true",
@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.errors import ConfigError, LiverSegError
     from liverseg_tf.evaluation.measure import find_masks, measure, measurement_tables
     from liverseg_tf.evaluation.radiomics import load_radiomics
-    from liverseg_tf.labels import ClassSet
     from liverseg_tf.ownership import claim, write_text
     from liverseg_tf.strict_json import to_json
 
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         for done, (mask, ct, series) in enumerate(pairs):
             report(done, len(pairs), mask.name)
             try:
-                classes = args.classes and ClassSet.of(*args.classes)
+                classes = classes_of(args)
                 volume = None if ct is None else ct_of(args, ct, series)
                 measured.append(measure(mask, volume, classes=classes, radiomics=args.radiomics))
             except LiverSegError as error:

@@ -6,8 +6,12 @@ import argparse
 import os
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from liverseg_tf.config import BACKBONES
+
+if TYPE_CHECKING:
+    from liverseg_tf.labels import ClassSet
 
 # A name with such an ending is a file's; ".v2" and ".2024" may end a folder's name.
 _FILE_SUFFIX = re.compile(r"\.(?!v\d)[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
@@ -156,8 +160,10 @@ def add_training_input(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_classes(parser: argparse._ActionsContainer, of: str) -> None:
-    """`--classes`: the classes of masks, if not liver and tumour."""
+def add_classes(
+    parser: argparse._ActionsContainer, of: str = "classes of masks that don't hold their class names"
+) -> None:
+    """`--classes`: the classes of masks, if not liver and tumour; `classes_of` reads them."""
     parser.add_argument(
         "--classes",
         type=_classes,
@@ -165,6 +171,13 @@ def add_classes(parser: argparse._ActionsContainer, of: str) -> None:
         help=f"{of}, in order of their values from 1; write none in place of LESION for an organ without lesions "
         "(default: liver,tumour)",
     )
+
+
+def classes_of(args: argparse.Namespace) -> ClassSet | None:
+    """The classes of `--classes`; None if it is not given."""
+    from liverseg_tf.labels import ClassSet
+
+    return ClassSet.of(*args.classes) if args.classes else None
 
 
 def _classes(text: str) -> tuple[str | None, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_classes, add_folders, add_json, add_output, add_patients
+from liverseg_tf.cli.options import add_classes, add_folders, add_json, add_output, add_patients, classes_of
 from liverseg_tf.data.image_formats import IMAGE_FORMATS
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.data.cases import find_cases
     from liverseg_tf.data.image_folder import write_image_folder
     from liverseg_tf.data.slice_options import SliceSelection
-    from liverseg_tf.labels import LIVER_CLASSES, ClassSet
+    from liverseg_tf.labels import LIVER_CLASSES
     from liverseg_tf.strict_json import to_json
 
     start = time.perf_counter()
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             format=args.format,
             quality=args.quality,
             selection=selection,
-            classes=ClassSet.of(*args.classes) if args.classes else LIVER_CLASSES,
+            classes=classes_of(args) or LIVER_CLASSES,
             progress=bar.show("slices"),
         )
     seconds = time.perf_counter() - start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_classes, add_json, add_output, add_overwrite
+from liverseg_tf.cli.options import add_classes, add_json, add_output, add_overwrite, classes_of
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -20,17 +20,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--flags", action="store_true", help="measure every mask, to find livers cut by the field of view"
     )
-    add_classes(parser, "classes of masks that don't hold their class names")
+    add_classes(parser)
     add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Summarize; failed cases are results, not a failure of this command."""
+    """Summarise; failed cases are results, not a failure of this command."""
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.cohorts.summarize import summarize
-    from liverseg_tf.labels import ClassSet
     from liverseg_tf.strict_json import to_json
     from liverseg_tf.wording import counted
 
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         found = summarize(
             args.folder,
             flags=args.flags,
-            classes=args.classes and ClassSet.of(*args.classes),
+            classes=classes_of(args),
             progress=bar.show("measure"),
         )
     page, table = found.save(args.output, overwrite=args.overwrite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from liverseg_tf.cli.options import add_classes, add_json, add_max_bytes, add_patients
+from liverseg_tf.cli.options import add_classes, add_json, add_max_bytes, add_patients, classes_of
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="INPUT",
         help="folders of volumes and masks, searched recursively; single files, and .zip archives of DICOM",
     )
-    add_classes(parser, "classes of masks that don't hold their class names")
+    add_classes(parser)
     add_patients(parser)
     add_max_bytes(parser)
     parser.add_argument(
@@ -38,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
     """Verify and print the findings."""
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.data.verify import verify
-    from liverseg_tf.labels import ClassSet
     from liverseg_tf.strict_json import to_json
 
     with progress_bar() as bar:
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             max_bytes=args.max_bytes,
             threads=args.threads,
             progress=bar.show("verify"),
-            classes=args.classes and ClassSet.of(*args.classes),
+            classes=classes_of(args),
         )
     if args.json:
         print(to_json(found.to_dict()))
