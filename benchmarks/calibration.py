@@ -28,7 +28,7 @@ def main() -> None:
         rng = np.random.default_rng([args.seed, count])
         inside, widths, scaled = [], [], 0
         for draw in range(args.draws):
-            *known, new = draw_cases(rng, count + 1, bias=float(rng.normal(0, 0.3)), tells=draw % 2 == 0)
+            *known, new = draw_cases(rng, count + 1, bias=float(rng.normal(0, 0.3)), thickness_matters=draw % 2 == 0)
             features = {name: np.array([c.features[name] for c in known]) for name in new.features}
             row = []
             for what in ("liver", "tumour"):

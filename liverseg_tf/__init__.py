@@ -1,6 +1,6 @@
 """Liver and liver-tumour segmentation in CT with TensorFlow: train, predict, score, serve, explain.
 
-The public names stand in `__init__.pyi`. They load what they need on first use: importing the package loads neither
+The public names are listed in `__init__.pyi`. Each loads its module on first use; importing the package loads neither
 TensorFlow nor NumPy.
 """
 

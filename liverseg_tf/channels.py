@@ -91,7 +91,7 @@ class HistogramScale(_Float32Layer):
         tails: q of the first and of the last break point.
         portable: use only operations that TFLite has as builtins (slower; same result).
 
-    Input: (batch, rows, columns) HU, any real dtype; each slice by itself. Output: the same shape, float32 in [0, 1].
+    Input: (batch, rows, columns) HU, any real dtype; each slice alone. Output: the same shape, float32 in [0, 1].
 
     Examples:
         >>> HistogramScale()(np.arange(16.0).reshape(1, 4, 4)).numpy()[0, 3, 3]

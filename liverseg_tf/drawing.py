@@ -26,7 +26,7 @@ from liverseg_tf.wording import readable
 if TYPE_CHECKING:
     from liverseg_tf.data.volume import CTVolume
 
-# Okabe and Ito: told apart with any colour vision
+# Okabe and Ito: distinguishable with any colour vision
 CURVE_COLORS = (
     "#0072B2",
     "#D55E00",

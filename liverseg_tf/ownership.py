@@ -428,7 +428,7 @@ class _HashingSink(io.RawIOBase):
 
     def seek(self, place: int, whence: int = 0) -> int:
         if place != self._place or whence:
-            raise OSError("only written to from start to end")  # nibabel then fills gaps by itself
+            raise OSError("only written to from start to end")  # nibabel then fills gaps itself
         return place
 
     def read(self, count: int = -1) -> bytes:

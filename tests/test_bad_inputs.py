@@ -77,7 +77,7 @@ BAD = {
     "DICOM": ("ct.nii", b"\0" * 128 + b"DICM" + b"\0" * 500, InputFileError, "expected a NIfTI file"),
     "NIfTI named dcm": ("ct.dcm", content(), InputFileError, "is named .dcm and holds something else"),
     "other suffix": ("ct.img", content(), InputFileError, r"expected a name ending in .nii or .nii.gz.*convert it"),
-    "header alone": ("ct.nii", content()[:348], InputFileError, "is truncated or its header lies.*copy or download"),
+    "header alone": ("ct.nii", content()[:348], InputFileError, "is truncated or its header is wrong.*download"),
     "half a header": ("ct.nii", content()[:347], InputFileError, "is truncated|something else"),
     "cut": ("ct.nii", content()[:-1], InputFileError, r"needs \d+ bytes, the file has \d+; copy or download it again"),
     "cut on a slice": ("ct.nii", content()[: -32 * 30 * 2], InputFileError, "is truncated"),
@@ -86,7 +86,7 @@ BAD = {
     "cut inside gzip": (
         "ct.nii.gz", gzip.compress(noise(False)[: -32 * 30 * 2]), InputFileError, "is truncated: expected .* got",
     ),
-    "30000^3": ("ct.nii", patched(42, "<3h", 30000, 30000, 30000), InputFileError, "header lies"),
+    "30000^3": ("ct.nii", patched(42, "<3h", 30000, 30000, 30000), InputFileError, "header is wrong"),
     "30000^3 gzip": (
         "ct.nii.gz", patched(42, "<3h", 30000, 30000, 30000, compress=True), InputFileError,
         r"\(30000, 30000, 30000\) of int16 can't come out of \d+ compressed bytes",

@@ -226,7 +226,7 @@ def calibrate(
     Args:
         references: folder of the site's own masks.
         cts: folder of their CTs, paired by number or name. They are segmented, unless `predictions` is given.
-        predictions: folder of masks that the model predicted of these cases; its `manifest.jsonl` tells which model,
+        predictions: folder of masks that the model predicted of these cases; its `manifest.jsonl` says which model,
             and what uncertainty was measured.
         model: as `Predictor` takes it, where CTs are segmented.
         coverage: of the intervals, 0.5 to below 1: the share of future cases, similar to these, whose true volume is in
@@ -263,7 +263,7 @@ def calibrate(
         name, sha256, uncertain = _manifest(Path(predictions))
         scans = {one.mask: one for one in find_masks(references, cts)} if cts is not None else {}
         _check_count(len(pairs))
-        # all or none: a feature that some cases lack is none
+        # used only if all cases have it
         uncertain = uncertain if all(p.name in uncertain for _, p in pairs) else {}
         for done, (truth, predicted) in enumerate(pairs):
             tell(done, len(pairs), predicted.name)
@@ -411,7 +411,7 @@ def _check_count(count: int) -> None:
     if count < FEWEST_CASES:
         raise CaseError(
             f"expected at least {FEWEST_CASES} labelled cases, got {count}: by fewer, an interval that holds in 9 of "
-            "10 could not be told from one that does not; label more"
+            "10 can't be distinguished from one that does not; label more"
         )
 
 
@@ -482,7 +482,7 @@ def _quality(
 
 def _manifest(folder: Path) -> tuple[str | None, str | None, dict[str, dict[str, Any]]]:
     """Model, its digest, and uncertainty by the masks' names, of the run that wrote a folder; nothing if none did."""
-    try:  # signed or not: a manifest that was put together by hand tells the model too
+    try:  # signed or not: a manifest made by hand also names the model
         first, *lines = (json.loads(line) for line in (folder / "manifest.jsonl").read_bytes().splitlines() if line)
         rows = {Path(row["output"]).name: row["uncertainty"] for row in lines if row.get("uncertainty")}
         return first["model"], first["model_sha256"], rows

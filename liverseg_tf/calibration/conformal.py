@@ -12,7 +12,7 @@ from liverseg_tf.errors import ConfigError
 # Added to volumes before the logarithm, so that 0 ml has one and a few voxels have little effect.
 OFFSET_ML = 0.5
 COVERAGE = 0.9
-# Weight of the prior that features say nothing: standardized features, so one number does for all.
+# Weight of the prior that features say nothing: standardised features, so one number is enough for all.
 _RIDGE = 3.0
 # A residual of nothing still has a logarithm.
 _LEAST_RESIDUAL = 0.01
@@ -30,7 +30,7 @@ class VolumeInterval(Config):
     Attributes:
         feature_names: what scales residuals; none where that did not help.
         feature_means, feature_sds, weights: of the scale.
-        centres, residuals: one a case; a case's centre was found without it.
+        centres, residuals: one for each case; a case's centre was found without it.
         coverage: promised, 0 to 1.
     """
 
@@ -126,7 +126,7 @@ class LesionProbability(Config):
     """Probability that a predicted lesion is one: logistic regression with a ridge (Platt 1999).
 
     Attributes:
-        feature_names, feature_means, feature_sds, weights: of the regression, in standardized features.
+        feature_names, feature_means, feature_sds, weights: of the regression, in standardised features.
         intercept: its constant.
         lesion_count: of so many lesions it was learned: no probability is closer to 0 or 1 than one in so many.
     """
@@ -223,7 +223,7 @@ def standardized(
 
 
 def ridge(standard: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Weights of standardized features for a target, its mean apart."""
+    """Weights of standardised features for a target, its mean apart."""
     centered = target - target.mean()
     return np.linalg.solve(standard.T @ standard + _RIDGE * np.eye(standard.shape[1]), standard.T @ centered)
 

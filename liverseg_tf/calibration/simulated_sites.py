@@ -7,19 +7,21 @@ import numpy as np
 from liverseg_tf.calibration.calibrate import CalibrationCase
 
 
-def draw_cases(rng: np.random.Generator, count: int, bias: float = 0.1, tells: bool = True) -> list[CalibrationCase]:
+def draw_cases(
+    rng: np.random.Generator, count: int, bias: float = 0.1, thickness_matters: bool = True
+) -> list[CalibrationCase]:
     """Cases of one site.
 
     Args:
         rng: draws them.
         count: how many.
         bias: logarithm by which volumes are predicted too small.
-        tells: whether the thickness of slices tells how wrong a case is.
+        thickness_matters: whether errors grow with the thickness of slices.
     """
     cases = []
     for number in range(count):
         slice_mm = float(rng.choice([1.0, 2.5, 5.0]))
-        spread = (0.1 * slice_mm if tells else 0.3) * rng.standard_t(4)
+        spread = (0.1 * slice_mm if thickness_matters else 0.3) * rng.standard_t(4)
         true_liver, true_tumour = float(rng.lognormal(7.3, 0.25)), float(rng.lognormal(2.5, 1.3))
         tumour = max(0.0, (true_tumour + 0.5) * np.exp(-bias + spread) - 0.5)
         liver = true_liver * np.exp(-0.02 + 0.03 * rng.standard_normal())

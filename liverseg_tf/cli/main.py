@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _PrintCompletion(argparse.Action):
-    """`--print-completion`: the script by which a shell completes the command line."""
+    """`--print-completion`: print the script with which a shell completes commands and options."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         shtab = require("shtab", "completion", "shell completion")
@@ -122,14 +122,14 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, debug, flags)
     except KeyboardInterrupt as stop:
         if not debug:
-            sys.excepthook = _tell_stop
-        # unhandled, it makes Python end as killed by SIGINT once all is cleaned up: a shell sees 130, a loop stops
+            sys.excepthook = _print_stop
+        # Python cleans up and then ends as killed by SIGINT: status 130 in a shell, and a loop in a script stops too
         raise stop.with_traceback(None) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, MemoryError) as error:
-        return _fail(LiverSegError(f"the system refused: {error or type(error).__name__}"), debug, flags)
+        return _fail(LiverSegError(f"error of the operating system: {error or type(error).__name__}"), debug, flags)
 
 
 def _fail(error: Exception, debug: bool, flags: dict[str, str]) -> int:
@@ -139,7 +139,7 @@ def _fail(error: Exception, debug: bool, flags: dict[str, str]) -> int:
     return 1
 
 
-def _tell_stop(kind, error, traceback) -> None:
+def _print_stop(kind, error, traceback) -> None:
     print(": ".join(["liverseg: stopped", *map(str, error.args)]), file=sys.stderr)
 
 

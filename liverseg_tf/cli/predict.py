@@ -202,7 +202,7 @@ def _model(args: argparse.Namespace) -> Any:
 
 
 class _Shown(ExitStack):
-    """Progress bars of volumes and slices, from the first volume on, and what went wrong above them."""
+    """Progress bars of volumes and slices, and above them warnings and errors."""
 
     def __init__(self, args: argparse.Namespace):
         from liverseg_tf.cli.progress import console, progress_bar
@@ -213,7 +213,7 @@ class _Shown(ExitStack):
     def start(self, volumes: int, finished: int) -> None:
         self.enter_context(self._bar)
         if self._args.engine == "ray":
-            # it prints of every worker that dies; the rows tell it too, and stdout is theirs
+            # Ray prints a message for every worker that dies; stdout is for the rows, which have it too
             nowhere = self.enter_context(open(os.devnull, "w"))  # noqa: SIM115 (this is a context manager)
             self.enter_context(redirect_stdout(nowhere))
         self._volumes = self._bar.add_task("volumes", total=volumes, completed=finished)

@@ -28,21 +28,21 @@ def progress_bar(stages: bool = False) -> ProgressBar:
     """A bar with counts, elapsed and remaining time, removed at the end; lines if stderr is not a terminal.
 
     Args:
-        stages: descriptions are stages of the work, and each is worth a line; else they name what the work has come
-            to, and a line is written every half minute.
+        stages: without a terminal, write a line for each new description, because they are the stages of the work;
+            otherwise a line every half minute.
     """
     return ProgressBar(stages)
 
 
 class _Count(MofNCompleteColumn):
-    """Steps done and all of them, once their number is known."""
+    """Steps done and their total, once that is known."""
 
     def render(self, task: Task) -> Text:
         return Text() if task.total is None else super().render(task)
 
 
 class _Left(TimeRemainingColumn):
-    """Time left, with a word for it, once the number of steps is known."""
+    """Time left, once the number of steps is known."""
 
     def render(self, task: Task) -> Text:
         if task.total is None:
@@ -65,19 +65,19 @@ class ProgressBar(Progress):
             transient=True,
             disable=not where.is_terminal,
         )
-        self._stages, self._told = stages, time.monotonic()
+        self._stages, self._written_at = stages, time.monotonic()
         self._stage: str | None = None
 
     def update(self, task_id, **changes) -> None:
         super().update(task_id, **changes)
-        self._tell(task_id)
+        self._write_line(task_id)
 
     def advance(self, task_id, advance: float = 1) -> None:
         super().advance(task_id, advance)
-        self._tell(task_id)
+        self._write_line(task_id)
 
     def show(self, title: str):
-        """A callback for functions that tell their progress as (done, total) or (done, total, what)."""
+        """A callback for functions that report progress as (done, total) or (done, total, what)."""
         task = self.add_task(title, total=None)
 
         def progress(done: int, total: int | None, what: str = title) -> None:
@@ -85,12 +85,12 @@ class ProgressBar(Progress):
 
         return progress
 
-    def _tell(self, task_id) -> None:
+    def _write_line(self, task_id) -> None:
         if not self.disable:
             return
         task = self._tasks[task_id]
         is_new = self._stages and task.description != self._stage
-        if is_new or time.monotonic() - self._told > _SECONDS_A_LINE:
+        if is_new or time.monotonic() - self._written_at > _SECONDS_A_LINE:
             count = "" if is_new or task.total is None else f": {task.completed:.0f} of {task.total:.0f}"
             self.console.print(f"{task.description}{count}", markup=False, soft_wrap=True)
-            self._stage, self._told = task.description, time.monotonic()
+            self._stage, self._written_at = task.description, time.monotonic()

@@ -25,13 +25,13 @@ def load_tensorflow_quietly(start_devices: bool = True) -> None:
 def load_nibabel_quickly() -> None:
     """Import nibabel without pydicom, if neither is loaded yet.
 
-    Where pydicom is installed nibabel imports it, which takes longer than all else that a prediction imports together,
-    to decode DICOM headers inside NIfTI files. Nothing here looks at those; they are kept as they are. Only for a
-    command's own process: another program's nibabel stays whole.
+    nibabel imports pydicom, if it is installed, to decode DICOM headers inside NIfTI files. This takes longer than all
+    other imports of a prediction together, and the commands keep such headers unread. Only for the process of a
+    command, because `nibabel` stays without this decoder.
     """
     if {"nibabel", "pydicom"} & set(sys.modules):
         return
-    sys.modules["pydicom"] = None  # type: ignore[assignment]  # Python's way to say that it can't be imported
+    sys.modules["pydicom"] = None  # type: ignore[assignment]  # makes its import fail
     try:
         import nibabel  # noqa: F401
     finally:

@@ -257,7 +257,7 @@ def _model_name(model: Any, predictor: Predictor, resume: bool) -> str:
     """The model's name in the manifest. A server's model has no digest, so `resume` compares this name."""
     urls = [runtime.url for runtime in predictor.runtimes if isinstance(runtime, ServingClient)]
     if resume and predictor.sha256 is None and len(urls) < len(predictor.runtimes):
-        raise ConfigError("resume=True: expected a model that can be told from others, got a runtime without files")
+        raise ConfigError("resume=True: expected a model that can be identified, got a runtime without files")
     return ", ".join(urls) or (str(model) if isinstance(model, (str, os.PathLike)) else predictor.name)
 
 

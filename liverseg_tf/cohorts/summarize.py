@@ -47,8 +47,8 @@ class Summary:
     """A cohort.
 
     Attributes:
-        rows: one a case, in their order: `case`, `status` ("done" or "error"), the figures of `FIGURES` (None where
-            unknown), `flags`, `outlier_in`, `warnings`, `error`, `mask`, `report`.
+        rows: one for each case, in their order: `case`, `status` ("done" or "error"), the figures of `FIGURES` (None
+            where unknown), `flags`, `outlier_in`, `warnings`, `error`, `mask`, `report`.
         folder: where they lie.
         classes: of the masks; of another organ, "liver" and "tumour" in rows stand for it and its lesions, and what is
             written has its names.
@@ -95,7 +95,7 @@ class Summary:
         return {"count": len(values), "least": low, "q1": first, "median": median, "q3": third, "largest": high}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form."""
+        """As a dictionary, for JSON."""
         flagged = [flag for row in self.rows for flag in row["flags"]]
         return {
             "cases": len(self.rows),
@@ -108,7 +108,7 @@ class Summary:
         }
 
     def to_csv(self) -> str:
-        """CSV with a row a case."""
+        """CSV with a row for each case."""
         text = io.StringIO()
         rows = self.named_rows()
         names = list(rows[0])
@@ -147,7 +147,7 @@ def summarize(
     classes: ClassSet | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Summarize what `predict` wrote into a folder, or any folder of masks.
+    """Summarise what `predict` wrote into a folder, or any folder of masks.
 
     Args:
         folder: with a `manifest.jsonl`, whose rows have the figures; masks without a row are measured.
@@ -335,7 +335,7 @@ def _overview(found: Summary) -> str:
 
 
 def _histogram(rows: Sequence[dict[str, Any]], name: str, words: str, is_log: bool) -> str:
-    """One figure's distribution as a drawing; zeros, which have no logarithm, are told in words."""
+    """One figure's distribution as a drawing; zeros, which have no logarithm, are counted in words."""
     values = _values(rows, name)
     # what is counted has a bar for each number, and 0 is one of them
     whole = name == "lesion_count" and len(values) > 0 and np.ptp(values) < 2 * _BINS

@@ -115,7 +115,7 @@ def find_cases(*folders: str | Path, patients: str | Path | None = None) -> list
         [(0, 'volume-0.nii.gz', 'segmentation-0.nii.gz'), (1, 'volume-1.nii.gz', 'segmentation-1.nii.gz')]
     """
     found = find_files(*folders)
-    for kind, number, paths in found.doubles():
+    for kind, number, paths in found.duplicates():
         what = found.named(kind, number)
         raise CaseError(
             f"{what} is there twice: {paths[0]} and {paths[1]}; remove one or move it elsewhere, or name fewer folders"
@@ -166,7 +166,7 @@ class CaseFiles:
     unusable: list[tuple[Path, str]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
-    def doubles(self) -> Iterator[tuple[str, int, list[Path]]]:
+    def duplicates(self) -> Iterator[tuple[str, int, list[Path]]]:
         """Kind, number and paths of volumes or masks with the same number."""
         for number, volumes in self.volumes.items():
             if len(volumes) > 1:
@@ -176,7 +176,7 @@ class CaseFiles:
                 yield "segmentation", number, paths
 
     def named(self, kind: str, number: int) -> str:
-        """What messages call it: `volume 7`, or `mask of series 1.2.3` where the number is made of a series' UID."""
+        """Its name in messages: `volume 7`, or `mask of series 1.2.3` if the number is computed from its UID."""
         series = self.volumes[number][0].series if number in self.volumes else None
         if series is None or not series.uid or number != _number_of(series.uid):
             return f"{kind} {number}"
@@ -232,7 +232,7 @@ def find_files(*folders: str | Path, files: bool = False) -> CaseFiles:
     for path in [path for path in found.others if stem(path).removesuffix("_seg") in named]:
         if stem(path).endswith("_seg"):  # as `predict` names the mask of a series
             found.others.remove(path)
-            found.masks[named[stem(path).removesuffix("_seg")]] = [path]  # it has the SEG's voxels, or counts before it
+            found.masks[named[stem(path).removesuffix("_seg")]] = [path]  # the same mask as the SEG, or preferred to it
     return found
 
 
@@ -276,7 +276,7 @@ def _add_dicom(found: CaseFiles, given: Path, seen: set[Path], segs: list[DicomF
 
 
 def _add_segmentations(found: CaseFiles, segs: Sequence[DicomFile], seen: set[Path]) -> None:
-    """Add DICOM SEGs as masks of the series that they refer to, else by their names; none is dropped without a word."""
+    """Add DICOM SEGs as masks of the series that they refer to, else by their names; list those that can't be used."""
     from liverseg_tf.data.dicom.segmentation import reference_and_content
 
     known = {f.series.uid: n for n, files in found.volumes.items() for f in files if f.series is not None}
@@ -293,17 +293,17 @@ def _add_segmentations(found: CaseFiles, segs: Sequence[DicomFile], seen: set[Pa
             found.unusable.append((file.path, f"is a SEG, and {error}; copy or export it again"))
             continue
         kind, number = _kind_and_number(file.path)
-        if kind is None:  # so that what refers to no series here counts as a mask without a volume
+        if kind is None:  # a SEG of no series here is a mask without a volume
             number = _number_of(str(file.path.resolve()))
         number = known.get(series, number)
         if not holds_liver:
             found.others.append(file.path)
-        elif not any(is_nifti_name(path) for path in found.masks.get(number, ())):  # `predict` writes both of one mask
+        elif not any(is_nifti_name(path) for path in found.masks.get(number, ())):  # `predict` writes a mask as both
             found.masks.setdefault(number, []).append(file.path)
 
 
 def _number_of(name: str) -> int:
-    """A number computed from a name or UID; two names hardly ever have the same."""
+    """A number computed from a name or UID; two names with the same number are very unlikely."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 

@@ -279,7 +279,7 @@ def explain_image_error(error: Exception, slices: Sequence[ImageSlice]) -> Liver
             return InputFileError(f"{item.mask}: expected the shape {shapes[0]} of its picture, got {shapes[1]}")
         if (found := int(tf.reduce_max(picture))) >= item.classes:
             return LabelError(f"{item.mask}: expected values 0 to {item.classes - 1}, got {found}")
-    return InputFileError(f"reading pictures failed, although every file can be read by itself: {str(error)[:300]}")
+    return InputFileError(f"reading pictures failed, although each file alone can be read: {str(error)[:300]}")
 
 
 def _decode(path, channels: int):

@@ -1,10 +1,9 @@
 """Synthetic liver tumours, drawn into the labelled liver of HU slices with graph operations.
 
-The idea and its evaluation are from Hu et al., "Label-Free Liver Tumor Segmentation", CVPR 2023 (arXiv 2303.14869): a
-network
-trained on synthetic tumours alone comes close to one trained on real ones. As in the paper, lesions are deformed
-ellipsoids from 3 to about 60 mm, inside the liver and clear of vessels, with lower, textured HU, blurred edges and a
-capsule. Unlike in the paper, there is no mass effect, and slices are drawn independently in 2-D.
+The idea and its evaluation are from Hu et al., "Label-Free Liver Tumor Segmentation", CVPR 2023 (arXiv 2303.14869):
+a network trained on synthetic tumours alone is almost as good as one trained on real ones. As in the paper, lesions are
+deformed ellipsoids from 3 to about 60 mm, inside the liver and clear of vessels, with lower, textured HU, blurred edges
+and a capsule. Unlike in the paper, there is no mass effect, and slices are drawn independently in 2-D.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from liverseg_tf.labels import LIVER, TUMOUR
 # Side of the smoothing window that separates vessels and dark regions from noise, in pixels.
 _SMOOTHING = 5
 _COARSE_NODES, _FINE_NODES = 28, 80
-# Of a batch: each with a seed of its own.
+# Number of random draws per batch; each has its own seed.
 _DRAWS = 23
 
 
@@ -127,7 +126,7 @@ class LesionSynthesis(Config):
             spacing_mm: (row, column) pixel spacing, above 0; two numbers, or a tensor of shape (2,) or (B, 2).
 
         Returns:
-            hu float32 and labels uint8, in the shapes that came in.
+            hu float32 and labels uint8, in the shapes of the input.
         """
         hu, labels, single = as_batch(hu, labels)
         spacing_mm = tf.reshape(tf.cast(spacing_mm, tf.float32), [-1, 2])
@@ -156,7 +155,7 @@ class LesionSynthesis(Config):
         return (new_hu[0], new_labels[0]) if single else (new_hu, new_labels)
 
     def _draw(self, liver: tf.Tensor, is_tissue: tf.Tensor, spacing_mm: tf.Tensor, seeds: Iterator) -> _Lesions:
-        """Where lesions lie, how large and how dense they are. The order of the draws is part of what a seed means."""
+        """Draw position, size and density of lesions. Another order of draws would change what a seed gives."""
         batch, lesions = tf.shape(liver)[0], self.max_lesions
 
         def draw(low_high=(0.0, 1.0), columns=lesions):
@@ -194,7 +193,7 @@ class LesionSynthesis(Config):
     def _paint(
         self, one: _Lesions, tissue: _Tissue, noise: _Noise, result: tf.Tensor, tumour: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draw one lesion of each slice: HU and mask with it."""
+        """HU and mask with one more lesion in each slice."""
         y, x = (tf.cast(tf.range(tf.shape(result)[axis]), tf.float32) for axis in (1, 2))
         row_mm, column_mm = tissue.spacing_mm[:, :1, None], tissue.spacing_mm[:, 1:, None]
         dy, dx = (y[None, :, None] - one.center_y) * row_mm, (x[None, None, :] - one.center_x) * column_mm
@@ -216,7 +215,7 @@ class LesionSynthesis(Config):
 
 
 class _Lesions(NamedTuple):
-    """Lesions of a batch, each figure (B, lesions); after `of`, (B, 1, 1) of one of them."""
+    """Lesions of a batch: each field is (B, lesions), or, in the result of `of`, (B, 1, 1) for one of them."""
 
     present: tf.Tensor
     center_y: tf.Tensor
@@ -246,7 +245,7 @@ class _Noise(NamedTuple):
 
 
 class _Tissue(NamedTuple):
-    """What lesions are drawn into: (B, H, W) HU and liver, its (B, 1, 1) mean HU, (1 or B, 2) mm a pixel."""
+    """The background of the lesions: (B, H, W) HU and liver, (B, 1, 1) mean HU, (1 or B, 2) mm per pixel."""
 
     without_vessels: tf.Tensor
     liver: tf.Tensor

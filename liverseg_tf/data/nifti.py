@@ -347,7 +347,9 @@ def doubts_about_affine(file: NiftiFile) -> list[str]:
         doubts.append("qform and sform disagree; the sform is used, as nibabel does")
     angle = math.degrees(float(np.max(nib.affines.obliquity(file.affine))))
     if angle > _OBLIQUE_DEGREES:
-        doubts.append(f"its axes lie {angle:.0f} degrees oblique to the patient's; the model knows axial slices")
+        doubts.append(
+            f"its axes lie {angle:.0f} degrees oblique to the patient's; the model was trained on axial slices"
+        )
     return doubts
 
 
@@ -363,13 +365,13 @@ def _check_size(file: NiftiFile, size: int, limit: int) -> None:
     needed = file.offset + file.data_bytes
     if not file.compressed and size < needed:
         raise InputFileError(
-            f"{file.path}: is truncated or its header lies: shape {file.shape} of {file.dtype.name} needs "
+            f"{file.path}: is truncated or its header is wrong: shape {file.shape} of {file.dtype.name} needs "
             f"{needed} bytes, the file has {size}; copy or download it again"
         )
     if file.compressed and needed > size * _LARGEST_GZIP_RATIO + 1024:
         raise InputFileError(
-            f"{file.path}: is truncated or its header lies: shape {file.shape} of {file.dtype.name} can't come out of "
-            f"{size} compressed bytes; copy or download it again"
+            f"{file.path}: is truncated or its header is wrong: shape {file.shape} of {file.dtype.name} can't come "
+            f"out of {size} compressed bytes; copy or download it again"
         )
     if needed > limit:
         raise InputFileError(

@@ -19,15 +19,15 @@ from liverseg_tf.errors import InputFileError
 _BLOCK_BYTES = 2 * 1024**2
 _MOST_BLOCKS = 4
 _READ_BYTES = 64 * 1024
-_GZIP_AND_CHECKSUM = 31  # zlib's name for it
+_GZIP_AND_CHECKSUM = 31  # zlib's parameter for it
 
 
 class NiftiSlices:
     """The voxels of a NIfTI file, as stored and unscaled.
 
-    The whole file is read once at the start, so that a damaged one is known before it is used. Of a compressed file the
-    state of the decompressor at each block, 40 kB, is kept, and decompressing continues from there. The file stays
-        open, and must not be written to.
+    The whole file is read once at the start, so that a damaged file is found before it is used. For a compressed file,
+    the state of the decompressor at each block (40 kB) is kept, and decompressing continues from there. The file stays
+    open, and must not be written to.
 
     Args:
         file: a checked file.

@@ -142,7 +142,7 @@ def write_phantoms(
     Args:
         folder: made if missing. Phantoms of an earlier call are replaced.
         cases: number of phantoms; they are numbered from 0.
-        seed: of the set; case i is `make_phantom((seed, i), shape)` but for a lost grid.
+        seed: of the set; case i is `make_phantom((seed, i), shape)`, except for a lost grid.
         shape: (rows, columns, slices) of each.
         progress: called with the number of cases written and their total.
         overwrite: replace files of these names that are not this library's phantoms, or were changed since; never
@@ -191,7 +191,7 @@ def write_phantoms(
 
 
 def _with_its_grid(phantom: Phantom) -> Phantom:
-    """A phantom that lost its grid, stored as RAS with its spacing."""
+    """A phantom whose affine is the identity, stored as RAS with its true spacing."""
     shape = phantom.hu.shape
     canonical = Geometry.from_spacing(shape, phantom.spacing_mm).affine
     turn = orientations.ornt_transform(orientations.axcodes2ornt("PLS"), orientations.axcodes2ornt("RAS"))
@@ -216,7 +216,7 @@ def _save_series(phantom: Phantom, folder: Path, seed: tuple[int, int]) -> None:
             phantom.affine,
             temporary,
             patient=f"PHANTOM {seed[1]}",
-            description="Abdomen, phantom",  # no phase: models of patients' phases don't know phantoms anyhow
+            description="Abdomen, phantom",  # without a phase, which `verify` would compare with the models'
             seed=(*seed, phantom.hu.shape),
         )
 
@@ -634,7 +634,7 @@ class _Patient:
         return _radial(grid.x**2 + grid.y**2, (x + y) ** (2 / p)) + 4 * self.shape_noise(grid)
 
     def skin(self, grid: _Grid, wall: np.ndarray) -> np.ndarray:
-        """To the outside of the body; fat is thicker at the sides and the back, and toward the pelvis."""
+        """To the outside of the body; fat is thicker at the sides and the back, and towards the pelvis."""
         thickness = 0.9 + 0.25 * np.abs(grid.x) / self.half_width + 0.25 * grid.y / self.half_depth - grid.z / 900
         return wall - np.maximum(self.fat_mm * (thickness + 0.22 * self.fat_noise(grid)), 2.5)
 

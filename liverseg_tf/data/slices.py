@@ -1,9 +1,8 @@
-"""Slices of CTs and masks as a tf.data pipeline: read, turned, windowed and resized in graph operations.
+"""Slices of CTs and masks as a tf.data pipeline, which reads, reorients, windows and resizes them in graph operations.
 
-Slices along the file's third axis stand one after another, so TensorFlow's own record reader streams them, gzip
-included, without Python. The reader trusts no header: sizes come from the checked header, records are counted, and a
-file that ends early is an error even when it ends on a slice's edge. DICOM, NRRD and MetaImage come through `CTVolume`,
-a case at a time.
+Slices along the file's third axis are contiguous, so TensorFlow's own record reader streams them, gzip included,
+without Python. Sizes come from the checked header and records are counted, so a file that ends early is an error even
+if it ends exactly between two slices. `CTVolume` reads DICOM, NRRD and MetaImage, one case at a time.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def slice_dataset(
         cases: those with a mask are read; headers are checked immediately, voxels when they are read.
         image_size: rows and columns of channels and labels in pixels; None returns HU and labels as in the file.
         options: which slices, their order and form; see `SliceOptions`.
-        changes: fields of `SliceOptions` as keywords, such as `shuffle=True`; they count before `options`.
+        changes: fields of `SliceOptions` as keywords, such as `shuffle=True`; they override `options`.
 
     Returns:
         An unbatched dataset of (channels (S, S, C) float32 in [0, 1], labels (S, S) uint8), or without `image_size`
@@ -144,7 +143,7 @@ def explain_read_error(
                     )
         except LiverSegError as found:
             return found
-    return InputFileError(f"reading slices failed, although every file can be read by itself: {str(error)[:300]}")
+    return InputFileError(f"reading slices failed, although each file alone can be read: {str(error)[:300]}")
 
 
 def _options() -> tf.data.Options:
@@ -189,8 +188,8 @@ class _Pipeline:
                 known = False
             if not known:
                 raise ConfigError(
-                    f"{where}: its cached slices are of other files or options, or there is no {record.name} that "
-                    f"tells; remove {where.name}.* or name another cache"
+                    f"{where}: its cached slices are of other files or options, or their record {record.name} is "
+                    f"missing; remove {where.name}.* or name another cache"
                 )
         write_text(record, text, "cache")
         return slices.cache(str(where))
@@ -289,7 +288,7 @@ class _Source:
         if not cases:
             raise CaseError("expected at least one case to read, got none")
         self.cases, self.selection, self.hu_range, self.classes = cases, selection, hu_range, classes
-        # of cases that come through `CTVolume` nothing is streamed: their columns hold no file
+        # cases that `CTVolume` reads are not streamed; their columns hold no file
         self._is_streamed = [_is_streamed(case) for case in cases]
         self._volumes: list[NiftiFile | None] = []
         self._masks: list[NiftiFile | None] = []
@@ -303,7 +302,7 @@ class _Source:
                 self._masks.append(None)
                 self._geometries.append(Geometry(header.shape, header.affine))
                 continue
-            assert case.segmentation is not None  # of `with_masks`
+            assert case.segmentation is not None  # `with_masks` left the others out
             volume, mask = open_nifti(case.volume), open_nifti(case.segmentation)
             geometry = Geometry(volume.shape, volume.affine)
             check_same_grid(geometry, Geometry(mask.shape, mask.affine), (volume.path, mask.path))
@@ -334,7 +333,7 @@ class _Source:
             for case in self.cases
             for path in case.files
         ]
-        selection = asdict(replace(self.selection, every_volume=1, order="number"))  # these chose the cases
+        selection = asdict(replace(self.selection, every_volume=1, order="number"))  # the cases are already chosen
         parts = [_CACHE_FORMAT, files, selection, self.hu_range, self.hu_dtype.name]
         return hashlib.sha256(to_json(parts).encode()).hexdigest()
 
@@ -411,7 +410,7 @@ class _Source:
         return sorted({f.dtype.str for f in files if f is not None})
 
     def _either(self, case, streamed: Callable[[], tf.data.Dataset], loaded: Callable[[], tf.data.Dataset]):
-        """The one dataset or the other, as a case is read; both are only built where there are cases of both."""
+        """`streamed` or `loaded`, as the case is read; both are built only if there are cases of both kinds."""
         if all(self._is_streamed):
             return streamed()
         if not any(self._is_streamed):
@@ -424,7 +423,7 @@ class _Source:
         return when(case["is_streamed"], streamed).concatenate(when(~case["is_streamed"], loaded))
 
     def _loaded(self, case) -> tf.data.Dataset:
-        """Dataset of (HU (H, W), labels (H, W), index from inferior) of a case that comes through `CTVolume`."""
+        """Dataset of (HU (H, W), labels (H, W), index from inferior) of a case that `CTVolume` reads."""
 
         class_names = ("background", *(f"class {index}" for index in range(1, self.classes)))
 
@@ -435,7 +434,7 @@ class _Source:
             hu = np.empty((volume.shape[2], *volume.shape[:2]), self.hu_dtype.as_numpy_dtype)
             for index in range(len(hu)):
                 hu[index] = volume.slices(index, index + 1)[0]
-            # a SEG has liver and lesions, whatever the model
+            # a SEG has the classes of the liver, not those of `classes`
             return hu, to_labels(np.moveaxis(mask.labels, 2, 0), str(one.segmentation), class_names)
 
         hu, labels = tf.numpy_function(load, [case["number"]], [self.hu_dtype, tf.uint8])
@@ -455,7 +454,7 @@ class _Source:
             }
 
         def streamed():
-            # prefetched each by itself, so that both files are decompressed at the same time
+            # separate prefetches, so that both files are decompressed at the same time
             volumes = self._read(case, "volume", self._volumes, self._to_hu).prefetch(2)
             masks = self._read(case, "mask", self._masks, self._to_labels).prefetch(2)
             return tf.data.Dataset.zip(volumes, masks).map(lambda hu, mask: item(hu[0], mask[0], mask[1]))
@@ -552,7 +551,7 @@ class _Source:
             plane = plane if plane.dtype == self.hu_dtype else tf.cast(plane, tf.int32)
         else:
             plane = tf.cast(plane, tf.float32)
-            plane = tf.where(tf.math.is_finite(plane), plane, AIR_HU)  # as CTVolume has it
+            plane = tf.where(tf.math.is_finite(plane), plane, AIR_HU)  # as in `CTVolume`
         if self.hu_range is not None:
             plane = tf.clip_by_value(plane, *(tf.cast(edge, plane.dtype) for edge in self.hu_range))
         return tf.cast(plane, self.hu_dtype)
@@ -579,7 +578,7 @@ _FILES_AT_ONCE = 4
 
 
 def _is_streamed(case: Case) -> bool:
-    """Whether TensorFlow's record reader can read a case by itself."""
+    """Whether TensorFlow's record reader can read a case without Python."""
     return case.series is None and all(is_nifti_name(path) for path in case.files)
 
 
@@ -593,7 +592,7 @@ def _decode(record, kind, types: Sequence[str]):
 
     def branch(text: str):
         dtype = np.dtype(text)
-        # decode_raw knows no uint32 and uint64; their bits are read as signed
+        # decode_raw has no uint32 and uint64; their bits are read as signed
         signed = np.dtype(f"i{dtype.itemsize}") if text[1:] in ("u4", "u8") else dtype.newbyteorder("=")
         values = tf.io.decode_raw(record, tf.as_dtype(signed), little_endian=not text.startswith(">"))
         return tf.bitcast(values, tf.as_dtype(dtype.newbyteorder("="))) if signed.kind != dtype.kind else values

@@ -28,7 +28,7 @@ from liverseg_tf.wording import counted, readable
 SEVERITIES = ("error", "warning")
 # Between neighbouring pixels, and between slices.
 PLAUSIBLE_SPACING_MM = ((0.2, 4.0), (0.2, 10.0))
-# Coarser pixels are plausible where few of them show a whole body: a CT that was reduced. Its slices may be as coarse.
+# In a downsampled CT few pixels cover the body, so coarser pixels are plausible, and thicker slices too.
 _WIDEST_BODY_MM, _SLICES_TO_PIXELS = 600.0, 6.0
 # The liver's centre of mass lies about a fifth of the body's width to the right of its middle.
 _LEFT_SHARE = 0.05
@@ -109,8 +109,9 @@ def verify(
 ) -> Verification:
     """Check a data set before training, prediction or scoring. Every file is read completely.
 
-    Of a DICOM series that means: one grid, even steps without gaps, doubles equal to the pixel, pixels that are there
-    and can be decoded; a tilted gantry and another contrast phase than the shipped models' are told.
+    A DICOM series must have one grid, even steps without gaps, duplicates that are equal in each pixel, and pixels that
+    are present and can be decoded. A tilted gantry is a warning, and so is another contrast phase than that of the
+    shipped models' training data.
 
     Args:
         folders: as in `find_cases`; also single CTs and masks of any name, and .zip archives of DICOM.
@@ -118,8 +119,8 @@ def verify(
         max_bytes: memory limit of a volume in bytes; see `CTVolume.load`.
         threads: number of cases read at a time, if memory allows; by default one per CPU.
         progress: called with the number of cases done, their total, and the name of the last.
-        classes: what the masks hold; by default what each mask tells itself, as masks from `predict` do, else liver
-            and tumour.
+        classes: what the masks hold; by default the classes that `predict` stored in each mask, else liver and
+            tumour.
 
     Returns:
         The findings. Data without errors can be used for training; warnings should be looked at.
@@ -171,7 +172,7 @@ def _pairs(volumes: list[VolumeFile], masks: list[Path]) -> Iterator[tuple[Volum
 
 
 def _pairing(files: CaseFiles) -> Iterator[Finding]:
-    for kind, number, paths in files.doubles():
+    for kind, number, paths in files.duplicates():
         listed = ", ".join(map(str, paths))
         message = f"{files.named(kind, number)} is there {len(paths)} times: {listed}; keep one"
         yield Finding("error", "pair", number, str(paths[0]), message)
@@ -272,7 +273,7 @@ class _CaseCheck:
         return True
 
     def _check_volume(self, file: VolumeHeader) -> float | None:
-        """Check a CT; returns the column of the body's center in the canonical view."""
+        """Check a CT; returns the column of the body's centre in the canonical view."""
         geometry = Geometry(file.shape, file.affine)
         self.row |= {
             "shape": geometry.canonical_shape,
@@ -286,7 +287,9 @@ class _CaseCheck:
             known = file.series.to_dict()
             self.row |= {name: known[name] for name in ("series", "description", "kernel", "phase", "tilt_degrees")}
             if file.series.phase not in ("", _TRAINED_PHASE):
-                message = f"its description says {file.series.phase}: the shipped models learned {_TRAINED_PHASE} CTs"
+                message = (
+                    f"its description says {file.series.phase}: the shipped models were trained on {_TRAINED_PHASE} CTs"
+                )
                 self._add("warning", "phase", file.path, message)
         if geometry.axis_codes[2] not in "IS":
             kind = "sagittal" if geometry.axis_codes[2] in "LR" else "coronal"
@@ -333,7 +336,7 @@ class _CaseCheck:
             self._add("warning", "intensities", file.path, doubt)
 
     def _check_padding(self, file: VolumeHeader, stored: np.ndarray, geometry: Geometry) -> None:
-        """Doubt HU below air, unless they are one value outside the scanner's circle, as scanners write it."""
+        """Warn of HU below air, unless they are one value outside the scanned circle, as scanners write it."""
         with np.errstate(all="ignore"):
             outside = np.isfinite(stored) & (stored * file.slope + file.intercept < AIR_HU)
             if not (count := int(np.count_nonzero(outside))):
@@ -351,8 +354,8 @@ class _CaseCheck:
         stored = self._read(file)
         if stored is None:
             return
-        told = ClassSet.from_json(read_comment(file.path)) if is_nifti_name(file.path) else None
-        classes = self.classes or told or LIVER_CLASSES
+        stored_classes = ClassSet.from_json(read_comment(file.path)) if is_nifti_name(file.path) else None
+        classes = self.classes or stored_classes or LIVER_CLASSES
         values = stored * file.slope + file.intercept if file.is_scaled else stored
         try:
             labels = to_labels(values, str(file.path), classes.names)

@@ -42,7 +42,7 @@ def write_dicom_objects(
             and `sc` (a contact sheet as Secondary Capture).
         name: what the files' names begin with; by default the CT's name and `_seg`.
         segmentation_type: `BINARY`, which every viewer reads, or the smaller `LABELMAP`.
-        lesion_segments: one segment a lesion; always with `sr`.
+        lesion_segments: one segment for each lesion; always with `sr`.
         overwrite: replace files that this library did not make.
 
     Returns:
@@ -101,7 +101,7 @@ def write_objects(
         findings: the mask, with at least one voxel of liver.
         paths: where each format goes, as `{"seg": Path("x_seg.dcm")}`; `sr` needs `seg`.
         segmentation_type: `BINARY` or `LABELMAP`.
-        lesion_segments: one segment a lesion; always with `sr`, whose groups refer to them.
+        lesion_segments: one segment for each lesion; always with `sr`, whose groups refer to them.
         inputs, overwrite: as `ownership.claim`.
 
     Returns:

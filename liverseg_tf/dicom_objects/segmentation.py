@@ -32,7 +32,7 @@ def write_segmentation(
         findings: with at least one voxel of liver.
         path: written to as it is; `write_objects` claims and proves.
         segmentation_type: `BINARY`, which every viewer reads, or the smaller `LABELMAP`.
-        lesion_segments: one segment a lesion.
+        lesion_segments: one segment for each lesion.
 
     Raises:
         ConfigError: for another type.

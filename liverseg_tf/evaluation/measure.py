@@ -36,7 +36,7 @@ _PERCENTILES = (5, 25, 50, 75, 95)
 _SLICES_AT_ONCE = 8
 
 FLAGS = {
-    "ct_extent_unknown": "a DICOM SEG without its CT: whether the liver goes on beyond the CT can't be told",
+    "ct_extent_unknown": "a DICOM SEG without its CT: whether the liver extends beyond the CT is unknown",
     "cut_by_field_of_view": "the liver goes on beyond the CT: its volume, and what is counted in it, is a lower bound",
     "gap_in_liver": "slices without liver lie between slices with liver: slices or parts of the mask may be missing",
     "no_liver": "the mask holds no liver: that is no finding, but a mask to look at",
@@ -107,7 +107,7 @@ class Measurement:
     lesions: tuple[LesionMeasurement, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form."""
+        """As a dictionary, for JSON."""
         figures, named = self.statistics.to_dict(), self.statistics.classes.named
         figures.pop("lesions")
         return {
@@ -178,7 +178,7 @@ class MaskAndCT(NamedTuple):
 
 def find_masks(mask: str | Path, ct: str | Path | None = None) -> list[MaskAndCT]:
     """A mask and its CT, or the masks of a folder and their CTs: paired by number, else by name; a DICOM SEG whose name
-    tells no CT, by the series that it refers to.
+    names no CT, by the series that it refers to.
 
     Raises:
         InputFileError, CaseError: if there is no such folder, it holds no mask, or a mask has no CT.

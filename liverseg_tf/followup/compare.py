@@ -56,10 +56,10 @@ class Scan:
         mask, ct: the compared volumes; the CT may be None.
         measurement: of the mask, as `measure` gives it.
         registration: from its positions to those of the first scan; None for the first.
-        tracking_uids: of its lesions, as `measure` numbers them: those that its SEG has, else those that `predict`
-            gives lesions of its DICOM series; None where it is neither.
+        tracking_uids: of its lesions, as `measure` numbers them: those in its SEG, else those that `predict` gives
+            to lesions of its DICOM series; None without either.
         model, model_sha256: what its mask was predicted with; "" and None if it was given.
-        liver_tracking_uid: of the liver, as `tracking_uids` has the lesions'.
+        liver_tracking_uid: of the liver, from the same source.
     """
 
     name: str
@@ -75,19 +75,19 @@ class Scan:
 
     @property
     def specks(self) -> dict[int, int]:
-        """Its lesions that count as a part of another, by their numbers (`find_fragments`)."""
+        """Numbers of its lesions that count as a part of another (`find_fragments`)."""
         return find_fragments(numbered_lesions(self.mask.organ_labels)[0])
 
     def to_first(self, places_mm: np.ndarray) -> np.ndarray:
-        """Places (N, 3) in RAS+ mm -> where they lie in the first scan."""
+        """Positions (N, 3) in this scan -> the same positions in the first scan, RAS+ mm."""
         return np.asarray(places_mm, np.float64) if self.registration is None else self.registration(places_mm)
 
     def from_first(self, places_mm: np.ndarray) -> np.ndarray:
-        """Places (N, 3) of the first scan -> where they lie in this one."""
+        """Positions (N, 3) in the first scan -> the same positions in this scan, RAS+ mm."""
         return np.asarray(places_mm, np.float64) if self.registration is None else self.registration.back(places_mm)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form."""
+        """As a dictionary, for JSON."""
         found, named = self.measurement.statistics, self.mask.classes.named
         fit = None if self.registration is None else self.registration.to_dict()
         return {
@@ -109,13 +109,13 @@ class Sighting:
 
     Attributes:
         event: `first`, `kept`, `split`, `merged`, `new`, `vanished`, `seen again`, `absent` (not yet, or still not),
-            `resected` (no liver at its place any more) or `outside` (its place lies beyond the CT).
+            `resected` (its position is no longer in the liver) or `outside` (its position is outside the CT).
         numbers: its numbers in this scan, as in `measure`; several if it split, or has specks (`find_fragments`).
         merged_into: id of the lesion that holds it now, or None.
         volume_ml, long_axis_mm, short_axis_mm: sums over `numbers`, of axes without specks; 0 if nothing is seen; None
             if unknown (`outside`) or counted with `merged_into`.
         center_mm: in the scan's own RAS+ coordinates, of the largest part; None where nothing is seen.
-        share, distance_mm, confidence: of the weakest `Link` to the scans before; None without.
+        share, distance_mm, confidence: of the weakest `Link` to the earlier scans; None without a link.
         volume_sd_ml: standard deviation of `volume_ml` that is due to voxels alone, by `volume_sd`.
     """
 
@@ -137,9 +137,9 @@ class Track:
     """One lesion over time.
 
     Attributes:
-        id: from 1, the first scan's lesions first, as it numbers them; the same however many scans follow.
-        tracking_uid: DICOM UID, the same in each later comparison: what the scan that first shows the lesion has for it
-            (`Scan.tracking_uids`), else made of the first scan's mask and the id.
+        id: counted from 1, first the first scan's lesions in its order; further scans don't change it.
+        tracking_uid: DICOM UID, the same in each later comparison: that of the scan that first shows the lesion
+            (`Scan.tracking_uids`), else computed from the first scan's mask and the id.
         is_target: whether it is in RECIST's sum.
         sightings: one for each scan.
     """
@@ -151,7 +151,7 @@ class Track:
     _clouds: list[Cloud] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form: with changes of volume and long axis since it was first seen and since the previous scan.
+        """For JSON, with changes of volume and long axis since it was first seen and since the previous scan.
 
         A change of volume has a limit, within which 95 % of changes lie that are due to voxels alone, and a trend:
         `larger`, `smaller` or `within limit`.
@@ -235,7 +235,7 @@ class Comparison:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form."""
+        """As a dictionary, for JSON."""
         return {
             "scans": [scan.to_dict() for scan in self.scans],
             "lesions": [lesion.to_dict() for lesion in self.lesions],
@@ -247,9 +247,10 @@ class Comparison:
         }
 
     def tracking(self, scan: int) -> dict[int, tuple[str, str]]:
-        """Name and tracking UID of a scan's lesions, by their numbers in it: those of the lesion over time.
+        """Name and tracking UID of each lesion of a scan, by its number in that scan.
 
-        Of a lesion that split the largest part has them, and the others have UIDs made of them.
+        They are the same in all scans. If a lesion split, its largest part keeps them; the UIDs of the other parts are
+        computed from them.
         """
         found = {}
         for track in self.lesions:
@@ -301,7 +302,7 @@ class Comparison:
         return written
 
     def save(self, folder: str | Path, *, inputs: Sequence[str | Path] = (), overwrite: bool = False) -> list[Path]:
-        """Write `comparison.json`, `lesions.csv` (a row a lesion and scan), `scans.csv`, and `comparison.html`.
+        """Write `comparison.json`, `lesions.csv` (a row for each lesion and scan), `scans.csv`, and `comparison.html`.
 
         The page shows two scans side by side if all have CTs; otherwise only tables and curves.
 
@@ -328,7 +329,7 @@ class Comparison:
         return [folder / name for name in texts]
 
     def tables(self) -> tuple[str, str]:
-        """CSV with a row a lesion and scan, and CSV with a row a scan."""
+        """Two CSV texts: a row for each lesion and scan, and a row for each scan."""
         lesions = [
             {"lesion": lesion["id"], "scan": number, "name": scan.name, "day": scan.day, "target": lesion["is_target"]}
             | {**row, "numbers": " ".join(map(str, row["numbers"]))}
@@ -346,7 +347,7 @@ class Comparison:
 
 
 def object_paths(folder: str | Path, scan: int, formats: Sequence[str]) -> dict[str, Path]:
-    """Where a scan's DICOM objects go; scans count from 1."""
+    """Paths of a scan's DICOM objects; scans are counted from 1."""
     return {name: Path(folder, f"scan-{scan}_seg{PRODUCTS[name][0]}") for name in formats}
 
 
@@ -367,12 +368,12 @@ def compare(
 
     Args:
         before, after, more: scans in time: CTs (files, DICOM folders, `CTVolume`), or masks (files that hold 0, 1 and 2
-            alone, DICOM SEGs, `MaskVolume`), which are compared by the liver's shape. Of a SEG without its CT the
-            slices that it leaves out hold no liver.
+            alone, DICOM SEGs, `MaskVolume`), which are compared by the liver's shape. A SEG
+            without its CT is taken to have no liver in the slices that it lacks.
         masks: the CTs' masks, in their order; without them the CTs are segmented.
         days: of each scan, counted from any day, ascending; for the growth curve.
         model: as `Predictor` takes it, for CTs without masks.
-        classes: what the values of mask files are; by default what they say of themselves, else liver and tumour.
+        classes: what the values of mask files are; by default the classes stored in them, else liver and tumour.
         progress: called with steps done, their number, and what is being done.
 
     Returns:
@@ -409,7 +410,9 @@ def compare(
         registration = None
         if scans and mask.classes != scans[0].mask.classes:
             first, other = (", ".join(one.classes.names[1:]) for one in (scans[0].mask, mask))
-            raise ConfigError(f"masks: expected one organ's, got {first} and then {other}; compare each with its own")
+            raise ConfigError(
+                f"masks: expected all of one organ, got {first} and then {other}; compare each organ separately"
+            )
         if scans:
             tell(number, len(sources), "registering")
             registration = register(scans[0].mask, mask, scans[0].ct, ct)
@@ -462,7 +465,7 @@ def _tracking_uids(mask: MaskVolume, ct: CTVolume | None, measured: Measurement)
     taken: set[str] = set()
     for index, lesion in enumerate(measured.lesions):
         most = int(np.bincount(which[numbered == lesion.statistics.number]).argmax())
-        if most and uids[most - 1] not in taken:  # two pieces of one segment are two lesions here
+        if most and uids[most - 1] not in taken:  # one segment in two pieces is two lesions here
             taken.add(uids[most - 1])
             found[index] = uids[most - 1]
     return tuple(found)
@@ -482,12 +485,12 @@ def _is_mask(path: str | Path, classes: ClassSet | None) -> bool:
     if not (is_nifti_name(path) or is_itk_name(path)) or not Path(path).is_file():
         return False
     stored = read_volume(path)
-    told = ClassSet.from_json(read_comment(path)) if is_nifti_name(path) else None
-    return bool(stored.voxels.min() >= 0 and stored.voxels.max() < len(classes or told or LIVER_CLASSES))
+    stored_classes = ClassSet.from_json(read_comment(path)) if is_nifti_name(path) else None
+    return bool(stored.voxels.min() >= 0 and stored.voxels.max() < len(classes or stored_classes or LIVER_CLASSES))
 
 
 def _clouds(scan: Scan) -> tuple[dict[int, Cloud], dict[int, int]]:
-    """A scan's lesions in the first scan's space by their index, the largest first; and the lesion of each speck."""
+    """A scan's lesions by index as clouds in the first scan's space, and the lesion that each speck belongs to."""
     numbered, box = numbered_lesions(scan.mask.organ_labels)
     if box is None:
         return {}, {}
@@ -517,7 +520,9 @@ def _follow(scans: Sequence[Scan]) -> list[Track]:
         number = len(tracks) + 1
         uids = scans[scan].tracking_uids
         known = uids[lesion] if uids else None
-        if any(track.tracking_uid == known for track in tracks):  # a lesion that was not found to be that one
+        if any(
+            track.tracking_uid == known for track in tracks
+        ):  # another lesion has it, and no link to that one was found
             known = None
         uid = known or f"2.25.{uuid.uuid5(_NAMESPACE, f'{seed} {number}').int}"
         track = Track(number, uid, scan == 0 and lesion in targets)
@@ -551,7 +556,7 @@ def _follow(scans: Sequence[Scan]) -> list[Track]:
             if own:
                 track._clouds = [now[j] for j in own]
             elif given:
-                track._clouds = []  # it continues as a part of another
+                track._clouds = []  # it is now a part of another
         for j, lesion in enumerate(lesions):
             if j not in lead:
                 begin(number, lesion, now[j], specks)

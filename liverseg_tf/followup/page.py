@@ -33,7 +33,7 @@ def build_page(found: Comparison, title: str) -> str:
     """The page's text.
 
     Args:
-        found: of scans with or without CTs; without all of them there are figures alone.
+        found: the comparison; the scans are shown only if all of them have CTs.
         title: heading.
 
     Returns:
@@ -74,7 +74,7 @@ def build_page(found: Comparison, title: str) -> str:
 
 
 def _windows(found: Comparison) -> list[dict[str, Any]]:
-    """The first is centred on the first scan's liver."""
+    """The CT windows; the first is centred on the HU of the first scan's liver."""
     from liverseg_tf.drawing import liver_window
 
     first = found.scans[0]
@@ -88,7 +88,7 @@ def _windows(found: Comparison) -> list[dict[str, Any]]:
 
 
 def _shown(found: Comparison, number: int, scan: Scan, budget: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the page knows of a scan's picture, and its texts."""
+    """Description of a scan's picture for the page, and its encoded layers."""
     assert scan.ct is not None
     box = bounding_box(scan.mask.organ_labels != BACKGROUND)
     assert box is not None
@@ -104,7 +104,7 @@ def _shown(found: Comparison, number: int, scan: Scan, budget: int) -> tuple[dic
     cropped = CTVolume(np.ascontiguousarray(hu), Geometry(shape, affine))
     grid, texts = encode_layers(cropped, {"mask": scan.mask.labels[part]}, {}, budget)
     factor = np.array([grid.factor, grid.factor, 1])
-    # a coarse pixel's middle lies between those of its parts
+    # the centre of a coarse pixel is between the centres of its pixels
     to_mm = affine.copy()
     to_mm[:3, :3] = affine[:3, :3] * factor
     to_mm[:3, 3] += affine[:3, :3] @ ((factor - 1) / 2)
@@ -130,7 +130,7 @@ def _shown(found: Comparison, number: int, scan: Scan, budget: int) -> tuple[dic
 
 
 def _lattice(affine: np.ndarray, shape: Sequence[int], mapping: Any) -> dict[str, Any]:
-    """How far `mapping` moves the places around a grid, on an even lattice."""
+    """Displacements by `mapping` on an even lattice around a grid."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1).T
     corners_mm = corners @ affine[:3, :3].T + affine[:3, 3]
     origin = corners_mm.min(axis=0)
@@ -165,7 +165,7 @@ def _marks(found: Comparison, number: int, to_index: np.ndarray, first_slice: in
 
 
 def _place(found: Comparison, track: Any) -> list[float]:
-    """Where a lesion lies in the first scan, by the first scan that shows it."""
+    """Position of a lesion in the first scan's coordinates, from the first scan that shows it."""
     for scan, one in zip(found.scans, track.sightings, strict=True):
         if one.center_mm is not None:
             return scan.to_first(np.array([one.center_mm]))[0].round(2).tolist()
@@ -245,7 +245,7 @@ def _scans(found: Comparison) -> str:
         "Response",
         "Why",
     ]
-    heads += ["Residual (mm)", "Look twice"]
+    heads += ["Residual (mm)", "Flags"]
     return (
         f'<section aria-labelledby="h-scans"><h2 id="h-scans">Scans</h2>{_table("Scans", heads, rows)}'
         '<p class="note">Sum: long axes of at most two targets (*) of 10 mm or more, as RECIST 1.1 counts in one '
@@ -326,7 +326,7 @@ def _growth(found: Comparison) -> str:
         '<section aria-labelledby="h-growth"><h2 id="h-growth">Growth</h2>'
         f'<svg id="growth" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" role="img" '
         f'aria-label="Tumour volume in ml over time">{"".join(parts)}</svg>'
-        f'<p id="growth-legend">{legend}</p><p class="note">Tumour volume in ml over {along}; the figures stand in the '
+        f'<p id="growth-legend">{legend}</p><p class="note">Tumour volume in ml over {along}; the values are in the '
         "table above.</p></section>"
     )
 

@@ -15,9 +15,9 @@ from liverseg_tf.errors import GeometryError, LiverSegError, require
 from liverseg_tf.evaluation.surface import bounding_box
 from liverseg_tf.labels import BACKGROUND
 
-# Of the grid that the deformation is found on, and of the knots of its B-spline.
+# Spacing of the grid of the deformation, and of the knots of its B-spline with and without CTs.
 _GRID_MM = 3.0
-# The shape says little about the inside, so the deformation is smoother.
+# Without CTs nothing is known about the inside, so the deformation is smoother.
 _KNOTS_MM = {True: 45.0, False: 80.0}
 _SAMPLED = 0.04
 _STEPS = 15
@@ -27,7 +27,7 @@ _BAND_MM = 12.0
 # Registered surfaces further apart than this have no counterpart.
 _LARGEST_GAP_MM = 8.0
 _POINTS = 3000
-# Vessels and parenchyma in any phase; what lies around the liver is left out of the picture.
+# Vessels and parenchyma in any phase; everything around the liver is left out.
 _HU_BELOW, _HU_ABOVE = 80.0, 140.0
 # Above this the livers don't match: another patient, a wrong affine, a mask without a liver.
 LARGEST_RESIDUAL_MM = 4.0
@@ -51,13 +51,13 @@ class Registration:
     Attributes:
         affine: (4, 4) float64: rotation, shift and stretch.
         displacement_mm: (I, J, K, 3) float32 on an even grid along the axes of RAS+: what is added after `affine`;
-            beyond the grid its border's.
+            beyond the grid, the value at its border.
         origin_mm: place of the grid's first point in the later scan.
         spacing_mm: of that grid.
         residual_mm: mean distance of the livers' surfaces afterwards, where they have a counterpart.
         share_away: share of the later liver's surface without counterpart: a cut surface after a resection.
         share_inside: part of the smaller liver that lies in the other afterwards.
-        used_hu: whether the deformation was found by the CTs, or by the masks alone.
+        used_hu: whether the deformation was computed from the CTs, or from the masks alone.
     """
 
     affine: np.ndarray
@@ -70,7 +70,7 @@ class Registration:
     used_hu: bool
 
     def __call__(self, places_mm: np.ndarray) -> np.ndarray:
-        """Places (N, 3) of the later scan -> where they lie in the earlier one."""
+        """Positions (N, 3) in the later scan -> the same positions in the earlier one, mm."""
         places_mm = np.asarray(places_mm, np.float64)
         index = ((places_mm - self.origin_mm) / self.spacing_mm).T
         moved = _apply(self.affine, places_mm)
@@ -81,7 +81,7 @@ class Registration:
         return moved
 
     def back(self, places_mm: np.ndarray) -> np.ndarray:
-        """Places (N, 3) of the earlier scan -> where they lie in the later one, by iteration to 0.01 mm."""
+        """Positions (N, 3) in the earlier scan -> the same in the later one, mm, by iteration to 0.01 mm."""
         places_mm = np.asarray(places_mm, np.float64)
         inverse = np.linalg.inv(self.affine)
         found = _apply(inverse, places_mm)
@@ -93,7 +93,7 @@ class Registration:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form: quality of the registration, and its linear part."""
+        """Quality of the registration and its linear part, for JSON."""
         grid = self.displacement_mm.reshape(-1, 3)
         return {
             "residual_mm": round(self.residual_mm, 3),
@@ -156,7 +156,7 @@ class _Liver:
         # a step along an axis is at least this long in a sheared grid too
         steps = np.diag(mask.geometry.steps_mm)
         margin = np.ceil(_MARGIN_MM / steps).astype(int)
-        # the liver may end at the file's border: what lies beyond is not liver, as far as can be known
+        # the liver may end at the file's border; beyond it, background is assumed
         inside = np.pad(organ[box], [(m, m) for m in margin])
         spacing = tuple(map(float, steps))
         signed = edt(~inside, anisotropy=spacing, parallel=1) - edt(inside, anisotropy=spacing, parallel=1)
@@ -178,7 +178,7 @@ class _Liver:
         return np.where(far, signed_mm - np.sign(signed_mm) * half, signed_mm / 2).astype(np.float32)
 
     def sample(self, array: np.ndarray, first: np.ndarray, order: int, beyond: float) -> np.ndarray:
-        """An array on the file's canonical grid, from voxel `first` on, brought to the even grid."""
+        """Resample an array of the file's canonical grid, which begins at voxel `first`, to the even grid."""
         to_index = np.linalg.inv(self.affine)
         matrix = to_index[:3, :3] * _GRID_MM
         offset = _apply(to_index, self.origin_mm[None])[0] - first
@@ -187,7 +187,7 @@ class _Liver:
         )
 
     def at(self, places_mm: np.ndarray) -> np.ndarray:
-        """Signed distance at places (N, 3)."""
+        """Signed distance at positions (N, 3)."""
         index = ((places_mm - self.origin_mm) / _GRID_MM).T
         return ndimage.map_coordinates(self.signed_mm, index, order=1, mode="constant", cval=_MARGIN_MM)
 
@@ -201,13 +201,13 @@ class _Liver:
         return index * _GRID_MM + self.origin_mm
 
     def band(self, width_mm: float, most: int = _POINTS) -> np.ndarray:
-        """Places (N, 3) near the surface, evenly drawn."""
+        """Evenly drawn positions (N, 3) near the surface."""
         index = np.argwhere(np.abs(self.signed_mm) < width_mm)
         return self.places(index[:: max(1, len(index) // most)])
 
 
 def _align(fixed: _Liver, moving: _Liver) -> np.ndarray:
-    """(4, 4) from the later scan to the earlier: rotation and shift, then stretch too.
+    """(4, 4) from the later scan to the earlier: rotation and translation, then also scaling and shear.
 
     Raises:
         RegistrationError: if the later liver fits far better as its own mirror image.
@@ -226,7 +226,7 @@ def _align(fixed: _Liver, moving: _Liver) -> np.ndarray:
 
 
 def _fit_matrix(fixed: _Liver, moving: _Liver, stretch: bool = True) -> tuple[np.ndarray, float]:
-    """(4, 4), and how far the surfaces are off on average after rotation and shift alone, in mm."""
+    """(4, 4), and the mean distance of the surfaces after rotation and translation alone, in mm."""
     centre = np.mean(fixed.places(np.argwhere(fixed.signed_mm < 0)), axis=0)
     target = np.mean(moving.places(np.argwhere(moving.signed_mm < 0)), axis=0)
     near, far = fixed.band(6.0), moving.band(6.0)
@@ -255,7 +255,7 @@ def _fit_matrix(fixed: _Liver, moving: _Liver, stretch: bool = True) -> tuple[np
             0.5 * between(fixed.at(_apply(back, far)), moving.at(far)),
         ]
         if len(values) > 6:
-            # a tenth of stretch costs as much as a millimetre everywhere
+            # scaling by 10 % costs as much as a distance of 1 mm everywhere
             parts.append(values[6:] * 10 * np.sqrt(len(near)) / np.sqrt(6))
         return np.concatenate(parts)
 
@@ -276,7 +276,7 @@ def _fit_matrix(fixed: _Liver, moving: _Liver, stretch: bool = True) -> tuple[np
 
 
 def _deform(fixed: _Liver, moving: _Liver, affine: np.ndarray, cts: tuple[CTVolume, CTVolume] | None) -> np.ndarray:
-    """(I, J, K, 3) float32: what is added to `affine`, on the later scan's even grid."""
+    """(I, J, K, 3) float32 displacement that is added after `affine`, on the later scan's even grid."""
     sitk = require("SimpleITK", "compare", "registration of two scans")
     pictures = [_picture(sitk, liver, ct) for liver, ct in zip((fixed, moving), cts or (None, None), strict=True)]
     # parts that were resected or cut by the field of view have no counterpart and must have no influence
@@ -308,17 +308,17 @@ def _deform(fixed: _Liver, moving: _Liver, affine: np.ndarray, cts: tuple[CTVolu
     try:
         method.Execute(pictures[0], pictures[1])
     except RuntimeError as error:
-        raise RegistrationError(f"registration: SimpleITK gave up ({str(error).strip().splitlines()[-1]})") from None
+        raise RegistrationError(f"registration: SimpleITK failed ({str(error).strip().splitlines()[-1]})") from None
     field = sitk.TransformToDisplacementField(
         spline, sitk.sitkVectorFloat64, pictures[0].GetSize(), pictures[0].GetOrigin(), pictures[0].GetSpacing()
     )
     before = sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3)
-    # the spline moves first and the affine then: its steps are turned with it
+    # the spline comes before the affine, so its displacement is rotated and scaled by it
     return (before @ affine[:3, :3].T).astype(np.float32)
 
 
 def _picture(sitk: Any, liver: _Liver, ct: CTVolume | None) -> Any:
-    """What is compared: the liver's HU on a dark ground; or, without a CT, the distance to its surface."""
+    """The image to register: the liver's HU on a dark background; without a CT, the distance to its surface."""
     if ct is None:
         values = liver.signed_mm.clip(-_BAND_MM, _BAND_MM)
     else:
@@ -332,7 +332,7 @@ def _picture(sitk: Any, liver: _Liver, ct: CTVolume | None) -> Any:
         inside = liver.signed_mm < 0
         level = float(np.median(hu[inside]))
         hu = hu.clip(level - _HU_BELOW, level + _HU_ABOVE)
-        # a slope, not a step, around it: it draws from further away
+        # the background darkens gradually, so that its gradient also acts at a distance
         ground = level - _HU_BELOW - 4 * liver.signed_mm.clip(0, _BAND_MM)
         share = (liver.signed_mm / _GRID_MM + 0.5).clip(0, 1)
         values = hu * (1 - share) + ground * share
@@ -343,7 +343,7 @@ def _picture(sitk: Any, liver: _Liver, ct: CTVolume | None) -> Any:
 
 
 def _along(liver: _Liver) -> np.ndarray:
-    """Extent of the even grid along the file's canonical axes, in steps of it."""
+    """Extent of the even grid along the file's canonical axes, in steps of the even grid."""
     unit = liver.affine[:3, :3] / np.linalg.norm(liver.affine[:3, :3], axis=0)
     return np.abs(unit).T @ np.array(liver.shape)
 
@@ -359,7 +359,7 @@ def _check(
     """Residual, share away and share inside.
 
     Raises:
-        RegistrationError: if they say that it failed.
+        RegistrationError: if one of them is out of range.
     """
     field = np.zeros((1, 1, 1, 3), np.float32) if displacement is None else displacement
     transform = Registration(affine, field, fixed.origin_mm, _GRID_MM, 0.0, 0.0, 0.0, False)

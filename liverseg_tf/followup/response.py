@@ -38,7 +38,7 @@ class Response:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's form."""
+        """As a dictionary, for JSON."""
         return asdict(self)
 
 

@@ -52,7 +52,7 @@ def report(
             that made it.
         truth: a reference mask on the same grid: scores and a further overlay.
         options: what the page shows; see `ReportOptions`.
-        changes: fields of `ReportOptions` as keywords, such as `explanations=False`; they count before `options`.
+        changes: fields of `ReportOptions` as keywords, such as `explanations=False`; they override `options`.
 
     Returns:
         The page's path.

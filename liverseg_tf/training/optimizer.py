@@ -56,7 +56,7 @@ class GroupedAdamW(keras.optimizers.Adam):
     Under a `tf.distribute` strategy the gradients are expected to be summed over the replicas already.
 
     Args:
-        factors: rate factor of each trainable variable, in the order in which they are optimized.
+        factors: rate factor of each trainable variable, in the order in which they are optimised.
         decayed: whether weight decay applies to each.
         decay: decoupled weight decay: each step subtracts decay * rate * weight.
         momentum: (highest, lowest) beta_1; it falls while the rate of a `OneCycle` schedule rises.

@@ -114,8 +114,8 @@ def _signals_at_work() -> Iterator[None]:
 def _line(error: Exception) -> str:
     """The most informative line of an error."""
     lines = str(error).splitlines()
-    told = next((line for line in lines if "aborted by" in line), lines[0] if lines else type(error).__name__)
-    return told[:200]
+    line = next((one for one in lines if "aborted by" in one), lines[0] if lines else type(error).__name__)
+    return line[:200]
 
 
 def _check_tf_config() -> None:

@@ -62,9 +62,9 @@ from liverseg_tf.wording import counted
 
 logger = logging.getLogger(__name__)
 
-# What lies in a run folder until the end, and its kind for `ownership`.
+# Files of a finished run, and their kinds for `ownership`.
 _FILES = {"run.json": "run", "history.csv": "table", "curves.png": "figure", "model.keras": "model"}
-# Compiling with XLA costs about this much on a CPU, and saves about this share of a step of this length.
+# On a CPU: seconds that XLA takes to compile, share of a step that it then saves, and seconds of a step per pixel.
 _XLA_COMPILE_SECONDS, _XLA_SAVED_SHARE, _CPU_SECONDS_A_PIXEL = 30.0, 0.3, 1.2e-5
 
 
@@ -124,7 +124,7 @@ def train(
         recipe: name in `RECIPES`, or a `Recipe`.
         validation_cases: validate on these; `cases` are then all trained on.
         options: everything else; see `TrainingOptions`.
-        changes: fields of `TrainingOptions` as keywords, such as `epochs=3`; they count before `options`.
+        changes: fields of `TrainingOptions` as keywords, such as `epochs=3`; they override `options`.
 
     Returns:
         The `Run`.
@@ -164,7 +164,7 @@ def train(
 
 
 def _changed_recipe(recipe: Recipe, options: TrainingOptions) -> Recipe:
-    """The recipe with what the options have in its place."""
+    """The recipe, with the options that replace values of it."""
     names = ("epochs", "image_size", "batch_size", "backbone")
     changes: dict[str, Any] = {name: getattr(options, name) for name in names}
     changes["encoder_weights"] = str(options.encoder_weights) if options.encoder_weights is not None else None
@@ -172,7 +172,7 @@ def _changed_recipe(recipe: Recipe, options: TrainingOptions) -> Recipe:
 
 
 def _classes(options: TrainingOptions, source: ModelConfig | None = None) -> ClassSet:
-    """Those that were given, of the model to start from, or the liver's."""
+    """The given classes; else those of the model to start from; else those of the liver."""
     given = tuple(options.classes or ())
     if given and (given[0] is None or None in given[2:]):
         raise ConfigError(f"classes: expected an organ, its lesion or None, further structures. Received: {given}")
@@ -209,7 +209,7 @@ class _Training:
         options: TrainingOptions,
     ):
         self.output, self.options = output, options
-        assert not isinstance(options.strategy, str)  # `train` has made one of the name
+        assert not isinstance(options.strategy, str)  # `train` has replaced the name
         self.strategy = options.strategy
         self.worker, self.workers = worker_index(self.strategy)
         self.replicas = self.strategy.num_replicas_in_sync if self.strategy is not None else 1
@@ -222,11 +222,11 @@ class _Training:
         self.config = recipe.model_config(source, _classes(options, source))
         classes = self.config.classes
         if classes.lesion is None and (recipe.lesion_synthesis or "tumour" in recipe.best_by):
-            raise ConfigError(f"recipe {recipe.name!r}: goes by a lesion, {classes.organ} was given none")
+            raise ConfigError(f"recipe {recipe.name!r}: needs a class of lesions, {classes.organ} has none")
         self.best_by = classes.named(recipe.best_by)
         self.selection = recipe_selection(recipe)
         self._split(self.selection.cases(cases), validation_cases)
-        self._share_out(options.data_shards)
+        self._make_shards(options.data_shards)
         self.validation = self._validation_dataset()
         self.steps = options.steps_per_epoch or self._count_steps()
         if self.steps < 1:
@@ -238,9 +238,11 @@ class _Training:
             logger.info("the frozen phase is skipped: the encoder starts from random weights")
         self.epochs = sum(phase.epochs for phase in self.phases)
         self.precision = options.precision or self._best_precision(options.xla)
-        self.xla = self._xla_pays() if options.xla is None else options.xla
+        self.xla = self._xla_is_faster() if options.xla is None else options.xla
         if self.xla and self.precision == "bfloat16":
-            raise ConfigError("XLA takes no bfloat16 here: expected one of the two (xla=False, precision='float32')")
+            raise ConfigError(
+                "XLA can't compile bfloat16 convolutions: expected only one of them (xla=False, precision='float32')"
+            )
         self.history: list[dict[str, Any]] = []
         self.extended_after: list[int] = []
 
@@ -252,19 +254,19 @@ class _Training:
             self.training_cases, self.validation_cases = split_by_patient(cases, fraction, seed)
         else:
             warn(
-                "split by slices: slices of one patient are trained and validated on, so validation looks better than "
-                "it is; the default is to split by patients",
+                "split by slices: slices of one patient are in both parts, so validation scores are too high; the "
+                "default is to split by patients",
                 DataWarning,
             )
             self.training_cases = self.validation_cases = list(cases)
             part = SlicePart(fraction, seed)
-        # every n-th case has been taken already
+        # the cases are already selected
         rest = replace(self.selection, every_volume=1)
         self.training_selection = replace(rest, part=part)
         self.validation_selection = replace(rest, part=replace(part, validation=True) if part else None)
 
-    def _share_out(self, shards: int | None) -> None:
-        """The patients that this worker reads; all workers read the same number of slices of each batch."""
+    def _make_shards(self, shards: int | None) -> None:
+        """Divide the training patients into shards; each gives the same number of slices to each batch."""
         shards = self.workers if shards is None else shards
         batch = self.recipe.batch_size
         if shards < 1 or shards % self.workers:
@@ -277,7 +279,7 @@ class _Training:
         self.shards = patient_shards(self.training_cases, shards)
 
     def _batches(self, first_epoch: int, own: bool = True, **options) -> tf.data.Dataset:
-        """Training batches: this worker's part of each, or the whole."""
+        """Training batches; with `own` only this worker's part of each."""
         datasets, seed, service = [], self.options.seed, self.options.data_service
         for index, shard in enumerate(self.shards):
             if own and index * self.workers // len(self.shards) != self.worker:
@@ -321,7 +323,7 @@ class _Training:
             self.training_cases, selection=self.training_selection, hu_range=None, classes=len(self.config.class_names)
         )
         slices = int(dataset.cardinality())
-        if slices < 0:  # a filter decides: count
+        if slices < 0:  # depends on a filter, so count
             try:
                 slices = int(dataset.reduce(np.int64(0), lambda count, *_: count + 1))
             except tf.errors.OpError as error:
@@ -340,7 +342,7 @@ class _Training:
         one_device = self.replicas == 1
         return "bfloat16" if not gpus and not xla and one_device and _cpu_has_bfloat16() else "float32"
 
-    def _xla_pays(self) -> bool:
+    def _xla_is_faster(self) -> bool:
         if self.replicas > 1:
             return self.workers == 1 and bool(tf.config.list_physical_devices("GPU"))
         if tf.config.list_physical_devices("GPU"):
@@ -376,11 +378,11 @@ class _Training:
         return json.loads(to_json(settings))
 
     def run(self) -> Run:
-        arrays, meta = self._look_at_folder()
+        arrays, meta = self._check_folder()
         self._agree(meta)
         if meta.get("finished"):
             if self.is_chief:
-                (self.output / "checkpoint.npz").unlink(missing_ok=True)  # left by a kill in the last moment
+                (self.output / "checkpoint.npz").unlink(missing_ok=True)  # the run was killed before it could delete it
             return Run(self.output, meta["history"], meta["best"])
         keras.utils.set_random_seed(self.options.seed)
         strategy = self.strategy or tf.distribute.get_strategy()
@@ -430,7 +432,7 @@ class _Training:
         self._write_record(best, finished=True)
         if self.is_chief:
             (self.output / "checkpoint.npz").unlink(missing_ok=True)
-        self._agree({"history": self.history})  # the others' callers find the files written
+        self._agree({"history": self.history})  # no worker returns before the files are written
         return Run(self.output, self.history, best)
 
     def _new_network(self, strategy: tf.distribute.Strategy, extends: bool) -> keras.Model:
@@ -439,7 +441,7 @@ class _Training:
             policy = "float32" if self.precision == "bfloat16" else self.precision
             model = build_model(self.config, self.recipe.encoder_weights, policy)
             if self.options.from_model is not None:
-                self._take_over(model, Path(self.options.from_model))
+                self._start_from(model, Path(self.options.from_model))
             if extends:
                 model.set_weights(load_model(self.output).get_weights())
         if strategy.num_replicas_in_sync > 1:
@@ -492,15 +494,15 @@ class _Training:
             return math.isnan(old)
         return new > old if BEST_BY[self.recipe.best_by] else new < old
 
-    def _take_over(self, model: keras.Model, source: Path) -> None:
+    def _start_from(self, model: keras.Model, source: Path) -> None:
         try:
             model.set_weights(self.source.network.get_weights())
         except ValueError as error:
             raise ConfigError(f"{source}: its network does not fit this one ({error})") from None
         if source.resolve().is_relative_to(models_folder().resolve()):
             warn(
-                "the shipped model saw patients of LiTS's training set: validation on LiTS cases will look better than "
-                "it is",
+                "the shipped model was trained on patients of LiTS's training set: validation scores on LiTS cases "
+                "will be too high",
                 DataWarning,
             )
         record = source / "run.json"
@@ -516,14 +518,14 @@ class _Training:
             listed = ", ".join(sorted(known & mine)[:5])
             warn(
                 f"{source} was trained on patients that are validated on here ({listed}): "
-                "validation will look better than it is",
+                "validation scores will be too high",
                 DataWarning,
             )
 
     def _save(self, model: keras.Model) -> None:
         if not self.is_chief:
             return
-        if self.precision == "mixed_float16":  # the kept model is portable
+        if self.precision == "mixed_float16":  # so that the kept model does not depend on the precision
             plain = build_model(self.config)
             plain.set_weights(model.get_weights())
             model = plain
@@ -549,14 +551,14 @@ class _Training:
                 f"all can read) on each. Received: {', '.join(f'{state:08x}' for state in states)} for their settings"
             )
 
-    def _look_at_folder(self) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
+    def _check_folder(self) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
         record = self.output / "run.json"
         if self._can_start_anew(record):
             return None, {}
         if self.options.resume and record.is_file():
             return self._load_checkpoint(record)
         started = record.is_file()
-        advice = "go on with it by resume=True, or name another folder" if started else "name a new folder"
+        advice = "continue it with resume=True, or name another folder" if started else "name a new folder"
         raise OutputError(f"{self.output}: expected no folder or an empty one, got one with files; {advice}")
 
     def _can_start_anew(self, record: Path) -> bool:
@@ -600,7 +602,7 @@ class _Training:
             raise ConfigError(f"{path}: expected a checkpoint of this run, got something else ({error})") from None
 
     def _matching_record(self, record: Path) -> dict[str, Any]:
-        """The record of the run in the folder, which this one goes on with or extends."""
+        """The record of the run in the folder, which this run continues or extends."""
         try:
             saved = json.loads(record.read_text("utf-8"))
         except (OSError, ValueError) as error:
@@ -610,20 +612,21 @@ class _Training:
         now, then = self.settings(), saved["settings"]
         if saved.get("finished") and now["recipe"]["epochs"] > then.get("recipe", {}).get("epochs", math.inf):
             now["recipe"]["epochs"] = then["recipe"]["epochs"]
-            if self.options.xla is None:  # its default goes by the number of epochs
+            if self.options.xla is None:  # its default depends on the number of epochs
                 self.xla = now["xla"] = then.get("xla")
         if then != now:
             different = [key for key in now if then.get(key) != now[key]]
             raise ConfigError(
                 f"{self.output}: was started with other settings ({', '.join(different)} differ); "
-                "resume with the same command and data, or name another folder; more epochs extend a finished run alone"
+                "resume with the same command and data, or name another folder; only a finished run can be "
+                "extended by more epochs"
             )
         for done in saved.get("extended_after", []):
             self._extend(done)
         return saved
 
     def _extend(self, done: int) -> None:
-        """Divide the last phase: what comes after `done` epochs has an optimizer and a one-cycle rate of its own."""
+        """Divide the last phase: the epochs after `done` have their own optimizer and one-cycle rate."""
         self.extended_after.append(done)
         *before, last = self.phases
         first = replace(last, epochs=done - last.first_epoch)

@@ -124,7 +124,7 @@ def test_wrong_requests_leave_everything_as_it_was(model, scans, tmp_path):
         (predictor, "workers: expected at least 1", {"engine": "ray", "ray_options": {"workers": 0}}),
         (predictor, "format: expected some of nifti, seg", {"formats": ["nifti", "jpeg"]}),
         (predictor, "segmentation_type: expected BINARY or LABELMAP", {"segmentation_type": "FRACTIONAL"}),
-        (Threshold(), "resume=True: expected a model that can be told from others", {"resume": True}),
+        (Threshold(), "resume=True: expected a model that can be identified", {"resume": True}),
     ):
         with pytest.raises(ConfigError, match=message):
             ls.predict_folder(scans, out, wrong, **options)

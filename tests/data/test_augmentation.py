@@ -31,7 +31,7 @@ GEOMETRY = {
 
 
 def disks(rows=72, columns=96):
-    """A slice whose HU are 1000 times its labels: a disk of liver with a disk of tumour in it, off center."""
+    """A slice whose HU are 1000 times its labels: a disk of liver with a disk of tumour in it, off centre."""
     y, x = np.ogrid[:rows, :columns]
     labels = ((y - 30) ** 2 + (x - 40) ** 2 < 22**2).astype(np.uint8)
     labels[(y - 26) ** 2 + (x - 45) ** 2 < 8**2] = 2
@@ -72,7 +72,7 @@ def test_where_a_shifted_slice_ends_there_is_air_and_background():
 
 def test_a_rotation_turns_about_the_center_by_the_stated_angle_at_most():
     hu = np.zeros((101, 101), np.float32)
-    hu[50, 85:88] = 1000.0  # 36 pixels right of the center
+    hu[50, 85:88] = 1000.0  # 36 pixels right of the centre
     batch = np.stack([hu] * 64)
     rotated, _ = Augmentation(**{**STILL, "rotation_degrees": 20.0})(batch, np.zeros(batch.shape, np.uint8), (0, 3))
     weights = np.clip(rotated.numpy(), 0, None)

@@ -238,7 +238,7 @@ def test_a_stale_cache_is_refused(phantom_folder, tmp_path):
         path.unlink()
     assert total() == first
     (tmp_path / "cache.json").unlink()
-    with pytest.raises(ConfigError, match="there is no cache.json that tells"):
+    with pytest.raises(ConfigError, match="record cache.json is missing"):
         total()
 
 

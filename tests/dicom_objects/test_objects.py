@@ -84,7 +84,7 @@ def test_a_wrong_segmentation_is_refused_and_removed(findings, tmp_path, monkeyp
 def test_a_mirrored_mask_with_the_same_center_is_refused(make_findings, tmp_path, monkeypatch):
     labels = np.zeros((21, 19, 8), np.uint8)
     labels[4:17, 6:13, 2:5] = 1
-    labels[np.arange(6, 15), np.arange(5, 14), 3] = 1  # a slanted line through the center
+    labels[np.arange(6, 15), np.arange(5, 14), 3] = 1  # a slanted line through the centre
     found = make_findings(np.diag([-1.5, -2.0, 3.0, 1.0]), None)
     found.labels = found.volume.geometry.to_canonical(labels)
     right = segmentation._plane

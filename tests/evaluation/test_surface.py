@@ -25,10 +25,10 @@ def test_surface_takes_neighbors_by_edge_and_the_border_of_the_array():
     solid = np.ones((4, 4, 4), bool)
     assert surface_voxels(solid).sum() == 64 - 8  # only the 2 x 2 x 2 core is inside
     dented = np.ones((5, 5, 5), bool)
-    dented[1, 1, 2] = False  # an edge neighbor of the center
+    dented[1, 1, 2] = False  # an edge neighbour of the centre
     assert surface_voxels(dented)[2, 2, 2]
     cornered = np.ones((5, 5, 5), bool)
-    cornered[1, 1, 1] = False  # only a corner neighbor of the center
+    cornered[1, 1, 1] = False  # only a corner neighbour of the centre
     assert not surface_voxels(cornered)[2, 2, 2]
 
 

@@ -55,7 +55,7 @@ def test_the_first_variation_is_the_unchanged_volume(uncertain, bright_is_tumour
 def test_variations_are_moved_back_to_where_they_were(bright_is_tumour, volume):
     far = TestTimeAugmentation(count=3, shift_mm=20, rotation_degrees=0, scale=0, hu_shift=0, hu_scale=0)
     found = measure_uncertainty(volume, bright_is_tumour, far)
-    # 20 mm are 10 pixels: were they not moved back, the lesions' centers would be uncertain
+    # 20 mm are 10 pixels: were they not moved back, the lesions' centres would be uncertain
     assert found.entropy[20:28, 12:20, 3].mean() < 40
     assert found.tumour_volumes_ml.min() > 0.4 * found.tumour_volumes_ml[0]
 

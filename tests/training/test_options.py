@@ -20,7 +20,7 @@ from tests.training.runs import RECIPE, options
         ({"from_model": "shipped", "backbone": "resnet18"}, "brings its encoder: .* Received: resnet18"),
         ({"from_model": "shipped", "encoder_weights": "imagenet"}, "brings its encoder: .* Received: imagenet"),
         ({"precision": "half"}, "precision: expected one of float32"),
-        ({"precision": "bfloat16", "xla": True}, "XLA takes no bfloat16"),
+        ({"precision": "bfloat16", "xla": True}, "XLA can't compile bfloat16"),
     ],
 )
 def test_options_that_cant_be_met(cases, tmp_path, changes, words):

@@ -41,7 +41,7 @@ def test_one_seed_gives_the_same_weights_and_so_does_a_resumed_training(cases, t
     with pytest.raises(KeyboardInterrupt):
         ls.train(cases, tmp_path / "killed", recipe, callbacks=[StopAt(1, 1)], **options(steps_per_epoch=3))
     assert (tmp_path / "killed" / "model.keras").is_file()  # the best so far is kept
-    with pytest.raises(OutputError, match="go on with it by resume=True"):
+    with pytest.raises(OutputError, match="continue it with resume=True"):
         ls.train(cases, tmp_path / "killed", recipe, **options(steps_per_epoch=3))
     with pytest.raises(ConfigError, match="other settings .*seed"):
         ls.train(cases, tmp_path / "killed", recipe, **options(steps_per_epoch=3, seed=2), resume=True)

@@ -289,7 +289,7 @@ def _check_pixels(data: Any, syntax: str, stream: BinaryIO) -> None:
         raise HeaderError(f"stores {allocated} bits a pixel, expected 8, 16 or 32")
     if not UID(syntax).is_transfer_syntax:
         raise HeaderError(f"has an unknown transfer syntax ({syntax}); convert it with: dcmconv +te")
-    # the stream stands at the pixel data, or at the end of the file
+    # the stream is at the pixel data, or at the end of the file
     at, end = stream.tell(), stream.seek(0, 2)
     stream.seek(at)
     start = stream.read(12)

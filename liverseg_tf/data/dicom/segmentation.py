@@ -60,7 +60,7 @@ def sop_class(path: str | Path) -> str | None:
 
 
 def referenced_series(path: str | Path) -> str:
-    """UID of the one series that a DICOM segmentation refers to; "" if it can't be told."""
+    """UID of the one series that a DICOM segmentation refers to; "" if it is unknown."""
     try:
         return reference_and_content(path)[0]
     except InputFileError:  # reported by whoever reads the mask

@@ -267,7 +267,7 @@ def doubts_about_series(series: DicomSeries) -> list[tuple[str, str]]:
 
 
 def named_series(path: Path, usable: Sequence[DicomSeries]) -> list[tuple[str, DicomSeries]]:
-    """Series with the names that their masks get: the folder's or archive's; a hash of the UID tells several apart."""
+    """Series with the names that their masks get: the folder's or archive's; several are distinguished by a hash."""
     in_folder = Counter(one.folder for one in usable)
     named = []
     for one in usable:
@@ -398,18 +398,18 @@ def _uneven(series: DicomSeries) -> str:
     wrong = np.flatnonzero(np.linalg.norm(steps - usual, axis=1) > tolerance)
     if not len(wrong):
         return ""
-    told = []
+    listed = []
     for index in wrong[:3]:
         pair = [series.places[i][0] for i in (index, index + 1)]
         names = " and ".join(i.file.name + (f" frame {i.frame + 1}" if i.frame is not None else "") for i in pair)
         step = float(np.linalg.norm(steps[index]))
         missing = round(step / size) - 1
         gap = f", {missing} missing" if missing > 0 and abs(step / size - round(step / size)) < 0.1 else ""
-        told.append(f"between {names} (slices {index + 1} and {index + 2} of {len(positions)}) {step:.2f} mm{gap}")
+        listed.append(f"between {names} (slices {index + 1} and {index + 2} of {len(positions)}) {step:.2f} mm{gap}")
     more = f" and {len(wrong) - 3} more places" if len(wrong) > 3 else ""
     return (
-        f"expected steps of {size:.2f} mm between slices, got {'; '.join(told)}{more}; export the whole series again, "
-        "or resample it with allow_gaps=True"
+        f"expected steps of {size:.2f} mm between slices, got {'; '.join(listed)}{more}; export the whole series "
+        "again, or resample it with allow_gaps=True"
     )
 
 
