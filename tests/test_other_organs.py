@@ -251,7 +251,7 @@ def test_scans_of_another_organ_are_compared_under_its_names(tmp_path, capsys):
     assert "Kidney tumour (ml)" in page and "liver" not in page.split("</style>")[1].lower().replace("liverseg", "")
     assert "liver" not in json.dumps({k: found[k] for k in ("scans", "lesions", "responses")})
     whole = MaskVolume.load(names[0], classes=ClassSet.of("kidney", "kidney_tumour", "cyst"))
-    with pytest.raises(ConfigError, match="expected one organ's, got kidney, kidney_tumour, cyst and then liver"):
+    with pytest.raises(ConfigError, match="expected all of one organ, got kidney, kidney_tumour, cyst and then liver"):
         ls.compare(whole, MaskVolume(kidney_mask(), whole.geometry))
 
 
