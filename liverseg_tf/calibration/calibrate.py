@@ -88,13 +88,15 @@ class Calibration(Config):
     """The result of `calibrate`, for `predict_folder(calibration=FILE)`.
 
     Attributes:
-        model, model_sha256: what predicted the cases; None where that is unknown.
-        case_count, lesion_count: what it was found on.
-        with_ct, with_uncertainty: whether HU, and the disagreement over variations, are among the features.
+        model, model_sha256: name and digest of the model that predicted the cases; None if unknown.
+        case_count: number of cases.
+        lesion_count: number of predicted lesions in them.
+        with_ct: whether HU are among the features.
+        with_uncertainty: whether the results of `measure_uncertainty` are among the features.
         liver, tumour: intervals of their volumes.
         lesion: probabilities of predicted lesions, or None with fewer than 5 true or 5 false ones.
-        review_feature_names, review_means, review_sds, review_weights: the order to look at cases, the most doubtful
-            first: a linear score.
+        review_feature_names, review_means, review_sds, review_weights: of the linear score by which cases are reviewed,
+            the most doubtful first.
         quality: measured by leaving one case out.
         format: of the file.
         class_names, lesion_is_2: of the masks, as `ClassSet` has them; of another organ, "liver" and "tumour" stand for
@@ -146,7 +148,7 @@ class Calibration(Config):
 
     @property
     def classes(self) -> ClassSet:
-        """What it was made of."""
+        """The classes of the masks."""
         return ClassSet(self.class_names, self.lesion_is_2)
 
     def save(self, path: str | Path, *, inputs: Sequence[str | Path] = (), overwrite: bool = False) -> None:
@@ -178,7 +180,7 @@ class Calibration(Config):
             uncertainty: of `measure_uncertainty`, as a dictionary, if `with_uncertainty`.
 
         Returns:
-            JSON: the promised coverage, both intervals in ml, each lesion's probability, the score to review by.
+            For JSON: the promised coverage, both intervals in ml, each lesion's probability, the score to review by.
 
         Raises:
             ConfigError: without `uncertainty` where it is needed.
