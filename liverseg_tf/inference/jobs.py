@@ -300,7 +300,7 @@ def predict_job(
     """Predict one volume and write its results; all engines call this for each job.
 
     Results are written to a hidden folder first and moved into place together, the mask last: if one fails, none is
-        left.
+    left.
 
     Args:
         reading: the result of `read_job`, if the volume was read ahead.

@@ -17,7 +17,7 @@ class Pieces:
     """The connected components of a class; neighbours share a face.
 
     They are numbered slab by slab and joined across slabs to save memory: numbers take four bytes a voxel, and a
-        whole-body CT has a quarter of a billion voxels. A slab is numbered again when its components are relabelled.
+    whole-body CT has a quarter of a billion voxels. A slab is numbered again when its components are relabelled.
 
     Args:
         labels: (rows, columns, slices) uint8.

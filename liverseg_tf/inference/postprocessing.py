@@ -25,7 +25,7 @@ class PostProcessing(Config):
 
     Attributes:
         smoothing_mm: standard deviation, in mm, of the Gaussian that smooths the network's probabilities from slice to
-            slice, because the network sees each slice by itself; 0 for none. A server's labels are not smoothed:
+            slice, because the network sees single slices; 0 for none. A server's labels are not smoothed:
             sending probabilities would take twelve times as many bytes.
         bridge_mm: drop parts that are joined to the rest only by bridges up to this width, if most of the part is
             tumour (stomach contents mistaken for tumour, for example); 0 for none.

@@ -53,8 +53,8 @@ class NetworkScoring(Scoring):
     """Scores are probabilities at the network's size, (B, classes, S, S).
 
     Smoothing across slices and resizing within slices are both linear and act along different axes, so they can be
-        swapped: smoothing comes first, on a quarter of the pixels of a 512 x 512 CT, and only slices that can hold
-        liver are resized.
+    swapped: smoothing comes first, on a quarter of the pixels of a 512 x 512 CT, and only slices that can hold
+    liver are resized.
 
     Args:
         size: rows and columns of the slices.
@@ -117,9 +117,9 @@ class Segmenter:
         """Labels of the slices that can hold the liver; of all slices if their extent is uncertain.
 
         One slice every 20 mm locates the liver. From there, slices are segmented downwards and upwards until a smoothed
-            slice has no finding: nothing beyond it can be connected to the liver. So `PostProcessing`, which keeps the
-            largest component, gives the same mask as on all slices. If less than 200 ml are found, a larger component
-            may lie between the slices of the first pass, and all slices are segmented.
+        slice has no finding: nothing beyond it can be connected to the liver. So `PostProcessing`, which keeps the
+        largest component, gives the same mask as on all slices. If less than 200 ml are found, a larger component
+        may lie between the slices of the first pass, and all slices are segmented.
 
         Args:
             progress: called with the number of slices done.
@@ -243,7 +243,7 @@ def _no_labels(volume: CTVolume) -> np.ndarray:
 
 
 def _put(labels: np.ndarray, index: int, found: np.ndarray) -> int:
-    """Put a slice's labels in their place, which stays untouched where nothing was found; gives how many were."""
+    """Store a slice's labels, unless all are background; returns the number of foreground pixels."""
     if voxels := int(np.count_nonzero(found)):
         labels[..., index] = found
     return voxels

@@ -1,6 +1,6 @@
-"""The few fields of a TFLite file that are looked at before it runs.
+"""The fields of a TFLite file that are checked before it runs.
 
-LiteRT's own reader of all of them is 20,000 generated lines, which are slow to import. Slots are those of the TFLite
+LiteRT's own reader is 20,000 lines of generated code, which is slow to import. Slots are those of the TFLite
 schema (tensorflow/compiler/mlir/lite/schema/schema.fbs): 4, 6, 8 ... in the order of a table's fields.
 """
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from flatbuffers import encode, number_types
 from flatbuffers.table import Table
 
-# The operator code of what is not builtin.
+# Operator code of custom operators.
 CUSTOM = 32
 
 
 @dataclass(frozen=True)
 class OperatorCode:
-    """Which operator some of the operators are."""
+    """The kind of some of the operators."""
 
     codes: tuple[int, int]  # the old field of a byte, and the one that took its place
     custom_name: bytes | None
@@ -31,7 +31,7 @@ class OperatorCode:
 class TFLiteTables:
     """A TFLite file's tables.
 
-    Nothing is verified: what the offsets of a broken file lead to raises whatever it raises.
+    Offsets are not verified: reading a broken file may raise any error.
 
     Attributes:
         model, graph: the file's root, and its first graph.
@@ -45,7 +45,7 @@ class TFLiteTables:
         return next(_tables(self.model, 8))
 
     def operator_codes(self) -> Iterator[OperatorCode]:
-        """Those of the file's operators."""
+        """The operator codes of the file."""
         for table in _tables(self.model, 6):
             codes = (
                 table.GetSlot(4, 0, number_types.Int8Flags),
@@ -54,7 +54,7 @@ class TFLiteTables:
             yield OperatorCode(codes, _text(table, 6))
 
     def tensor_names(self) -> list[bytes | None]:
-        """Of the graph's tensors, in their order."""
+        """Names of the graph's tensors, in order."""
         return [_text(table, 10) for table in _tables(self.graph, 4)]
 
     def outputs(self) -> list[list[int]]:
