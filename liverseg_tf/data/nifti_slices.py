@@ -128,7 +128,7 @@ class NiftiSlices:
         return np.frombuffer(content, self.dtype).reshape((*self.shape[:2], -1), order="F")
 
     def _plain(self, first: int) -> bytes:
-        return _read_at(self._descriptor, self._file.offset + first * self._slice_bytes, self._bytes_from(first))
+        return read_at(self._descriptor, self._file.offset + first * self._slice_bytes, self._bytes_from(first))
 
 
 class _Gunzip:
@@ -166,7 +166,7 @@ class _Gunzip:
         return b"".join(parts)
 
     def _fill(self) -> None:
-        self._rest = _read_at(self._descriptor, self._at, _READ_BYTES)
+        self._rest = read_at(self._descriptor, self._at, _READ_BYTES)
         self._at += len(self._rest)
 
     def _next_member(self) -> bool:
@@ -178,13 +178,29 @@ class _Gunzip:
         return True
 
 
-def _read_at(descriptor: int, at: int, count: int) -> bytes:
+def read_at(descriptor: int, at: int, count: int) -> bytes:
     """`count` bytes of a file from a position, or fewer at its end, in any thread."""
     if not hasattr(os, "pread"):  # Windows
         with _seeking:
             os.lseek(descriptor, at, os.SEEK_SET)
             return _whole(lambda left, done: os.read(descriptor, left), count)
     return _whole(lambda left, done: os.pread(descriptor, left, at + done), count)
+
+
+def write_at(descriptor: int, at: int, content: memoryview) -> None:
+    """Write bytes at a position of a file, in any thread.
+
+    Raises:
+        OSError: as from `os.write`, such as for a full disk.
+    """
+    done = 0
+    while done < len(content):
+        if hasattr(os, "pwrite"):
+            done += os.pwrite(descriptor, content[done:], at + done)
+        else:  # Windows
+            with _seeking:
+                os.lseek(descriptor, at + done, os.SEEK_SET)
+                done += os.write(descriptor, content[done:])
 
 
 _seeking = threading.Lock()

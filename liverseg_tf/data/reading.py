@@ -202,18 +202,30 @@ def open_mask(path: str | Path, like: VolumeHeader | None = None, max_bytes: int
 
 def read_dicom(path: Path, series: str | DicomSeries | None, allow_gaps: bool, max_bytes: int | None) -> StoredVolume:
     """The one usable series at a path, or the one that is named or was found before."""
-    from liverseg_tf.data.dicom.series import doubts_about_series, find_series, pick_series
     from liverseg_tf.data.dicom.voxels import read_series
 
-    if series is None or isinstance(series, str):
-        picked = pick_series(find_series(path, max_bytes), series, allow_gaps=allow_gaps)
-    else:
-        picked = series
+    picked = pick_dicom(path, series, allow_gaps, max_bytes)
     voxels, affine = read_series(picked, max_bytes)
-    for kind, doubt in doubts_about_series(picked):
-        warn(f"{path}: {doubt}", GeometryWarning if kind == "orientation" else DataWarning)
+    warn_about_series(picked, path)
     check_affine(affine, str(path))
     return StoredVolume(voxels, affine, path, series=picked)
+
+
+def pick_dicom(path: Path, series: str | DicomSeries | None, allow_gaps: bool, max_bytes: int | None) -> DicomSeries:
+    """The series that `read_dicom` reads."""
+    from liverseg_tf.data.dicom.series import find_series, pick_series
+
+    if series is None or isinstance(series, str):
+        return pick_series(find_series(path, max_bytes), series, allow_gaps=allow_gaps)
+    return series
+
+
+def warn_about_series(series: DicomSeries, path: Path) -> None:
+    """Warn of what deserves a look in a usable series."""
+    from liverseg_tf.data.dicom.series import doubts_about_series
+
+    for kind, doubt in doubts_about_series(series):
+        warn(f"{path}: {doubt}", GeometryWarning if kind == "orientation" else DataWarning)
 
 
 def _read_itk(path: Path, max_bytes: int | None) -> StoredVolume:

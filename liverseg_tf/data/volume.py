@@ -13,7 +13,8 @@ import numpy as np
 
 from liverseg_tf.data.nifti import check_affine, check_nifti, open_nifti, read_comment, unit_mm
 from liverseg_tf.data.nifti_slices import NiftiSlices
-from liverseg_tf.data.reading import format_of, is_segmentation_file, read_volume
+from liverseg_tf.data.reading import format_of, is_segmentation_file, pick_dicom, read_volume, warn_about_series
+from liverseg_tf.data.temporary_slices import TemporarySlices
 from liverseg_tf.errors import DataWarning, GeometryError, InputFileError, NotHounsfieldWarning, warn
 from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.labels import LIVER_CLASSES, ClassSet, to_labels
@@ -26,8 +27,10 @@ AFFINE_TOLERANCE = 1e-3
 # Axes with a larger cosine are sheared (a tilted gantry); smaller ones are rounding errors of headers.
 _SHEAR_TOLERANCE = 1e-4
 _CANONICAL = nib.orientations.axcodes2ornt(("P", "L", "S"))
+# Of slices on the disk so many are checked at a time.
+_SLICES_AT_ONCE = 16
 # Smaller volumes are always read into memory.
-_LEAST_BYTES_IN_SLICES = 96 * 1024**2
+_LEAST_BYTES_ON_DISK = 96 * 1024**2
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +191,7 @@ class CTVolume:
 
     def __init__(
         self,
-        stored: np.ndarray | NiftiSlices,
+        stored: np.ndarray | NiftiSlices | TemporarySlices,
         geometry: Geometry,
         *,
         slope: float = 1.0,
@@ -199,13 +202,14 @@ class CTVolume:
         hu_range: tuple[float, float] | None = HU_RANGE,
         values: _Values | None = None,
     ):
-        self._stored = stored if isinstance(stored, NiftiSlices) else geometry.to_canonical(stored)
+        self._stored = geometry.to_canonical(stored) if isinstance(stored, np.ndarray) else stored
         self._slope, self._intercept = slope, intercept
         self.geometry, self.path, self.header, self.hu_range = geometry, path, header, hu_range
         self.series = series
         if values is None:
-            values = _Values(self.shape)
-            values.add(0, self._canonical(0, self.shape[2]))
+            values, count = _Values(self.shape), self.shape[2]
+            for first in range(0, count, step := count if isinstance(stored, np.ndarray) else _SLICES_AT_ONCE):
+                values.add(first, self._canonical(first, min(first + step, count)))
         self._check_values(values)
 
     @classmethod
@@ -227,8 +231,10 @@ class CTVolume:
             max_bytes: memory limit for its voxels in bytes; by default LIVERSEG_MAX_BYTES, else 8 GiB.
             series: UID of the DICOM series to read, if there are several at `path`; or the series, found before.
             allow_gaps: resample a DICOM series with gaps or uneven steps to even ones.
-            in_memory: False leaves the voxels of a large axial NIfTI file on the disk, after they were read and checked
-                once: slices are read again when they are needed, and the file must stay as it is until then.
+            in_memory: False keeps the voxels of a large axial CT on the disk, after they were read and checked once:
+                slices are read again when they are needed. A NIfTI file must stay as it is until then; voxels of a
+                DICOM series are decoded into a temporary file (in memory after all if that can't be written). NRRD and
+                MetaImage are always read into memory.
 
         Raises:
             InputFileError: if it can't be read completely, or there is no usable DICOM series, or several.
@@ -240,8 +246,13 @@ class CTVolume:
             NotHounsfieldWarning: for intensities that don't look like HU.
             DataWarning: for NaN or infinity, with their count; for duplicate or interpolated DICOM slices.
         """
-        if not in_memory and series is None and not allow_gaps and format_of(path) == "nifti":
-            volume = cls._in_slices(path, hu_range, max_bytes)
+        if not in_memory:
+            volume = None
+            if series is None and not allow_gaps and format_of(path) == "nifti":
+                volume = cls._nifti_on_disk(path, hu_range, max_bytes)
+            elif not isinstance(series, str | None) or format_of(path) == "dicom":
+                series = pick_dicom(Path(path), series, allow_gaps, max_bytes)
+                volume = cls._dicom_on_disk(Path(path), series, hu_range, max_bytes)
             if volume is not None:
                 return volume
         stored = read_volume(path, series=series, allow_gaps=allow_gaps, max_bytes=max_bytes)
@@ -257,13 +268,13 @@ class CTVolume:
         )
 
     @classmethod
-    def _in_slices(
+    def _nifti_on_disk(
         cls, path: str | Path, hu_range: tuple[float, float] | None, max_bytes: int | None
     ) -> CTVolume | None:
         """A NIfTI file whose voxels stay on the disk; None if it is small or not stored by slices."""
         file = check_nifti(path, max_bytes)
         geometry = Geometry(file.shape, file.affine)
-        if file.data_bytes < _LEAST_BYTES_IN_SLICES or geometry.transform[2, 0] != 2:
+        if file.data_bytes < _LEAST_BYTES_ON_DISK or geometry.transform[2, 0] != 2:
             return None
         open_nifti(path, max_bytes)  # which warns
         values = _Values(geometry.canonical_shape)
@@ -283,6 +294,27 @@ class CTVolume:
             hu_range=hu_range,
             values=values,
         )
+
+    @classmethod
+    def _dicom_on_disk(
+        cls, path: Path, series: DicomSeries, hu_range: tuple[float, float] | None, max_bytes: int | None
+    ) -> CTVolume | None:
+        """A DICOM series whose voxels lie in a temporary file; None if it is small, uneven or not axial, or if the
+        file can't be written."""
+        from liverseg_tf.data.dicom.voxels import read_series_to_disk
+
+        geometry = Geometry((series.shape[1], series.shape[0], len(series.places)), series.affine)
+        if 2 * math.prod(geometry.shape) < _LEAST_BYTES_ON_DISK or series.is_uneven:
+            return None
+        check_affine(geometry.affine, str(path))
+        if geometry.transform[2, 0] != 2:
+            return None
+        try:
+            slices = read_series_to_disk(series, max_bytes)
+        except OSError:
+            return None
+        warn_about_series(series, path)
+        return cls(slices, geometry, path=path, series=series, hu_range=hu_range)
 
     @classmethod
     def from_image(
@@ -399,7 +431,7 @@ class CTVolume:
 
     def _canonical(self, start: int, stop: int) -> np.ndarray:
         """Slices as stored, (rows, columns, slices)."""
-        if not isinstance(self._stored, NiftiSlices):
+        if isinstance(self._stored, np.ndarray):
             return self._stored[..., start:stop]
         if self.geometry.transform[2, 1] < 0:
             start, stop = self.shape[2] - stop, self.shape[2] - start

@@ -22,7 +22,7 @@ SHAPE = (20, 18, 23)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Every file counts as large, with blocks of three slices and pieces of a few bytes."""
-    monkeypatch.setattr(volume, "_LEAST_BYTES_IN_SLICES", 0)
+    monkeypatch.setattr(volume, "_LEAST_BYTES_ON_DISK", 0)
     monkeypatch.setattr(nifti_slices, "_BLOCK_BYTES", 3 * 20 * 18 * 2)
     monkeypatch.setattr(nifti_slices, "_READ_BYTES", 97)
     monkeypatch.setattr(nifti_slices, "_MOST_BLOCKS", 2)
@@ -135,7 +135,7 @@ def test_prediction_of_a_folder_takes_slices_and_gives_the_same_masks(tmp_path, 
     options = {"second_look": None}
     for name in ("slices", "memory"):
         ls.predict_folder(phantom_folder / "volume-1.nii.gz", tmp_path / f"{name}.nii.gz", small_model_file, **options)
-        volume._LEAST_BYTES_IN_SLICES = 1 << 40  # the fixture puts it back
+        volume._LEAST_BYTES_ON_DISK = 1 << 40  # the fixture puts it back
     masks = [ls.MaskVolume.load(tmp_path / f"{name}.nii.gz").labels for name in ("slices", "memory")]
     np.testing.assert_array_equal(*masks)
     assert masks[0].any()

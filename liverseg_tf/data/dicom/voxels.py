@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from liverseg_tf.data.dicom.headers import DicomImage, quiet
 from liverseg_tf.data.dicom.series import STEP_TOLERANCE, DicomSeries
 from liverseg_tf.data.nifti import max_bytes_limit
+from liverseg_tf.data.temporary_slices import TemporarySlices
 from liverseg_tf.errors import DataWarning, InputFileError, require, warn
 from liverseg_tf.hounsfield import AIR_HU
 from liverseg_tf.wording import counted
+
+Slices = TypeVar("Slices", np.ndarray, TemporarySlices)
 
 _NEVER_LESS = np.iinfo(np.int16)
 
@@ -36,17 +40,41 @@ def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.n
     Warns:
         DataWarning: for resampling.
     """
-    rows, columns = series.shape
     _check_size(series, len(series.places), max_bytes)
-    whole = all(float(i.slope).is_integer() and float(i.intercept).is_integer() for i in series.images)
     try:
-        hu = np.empty((len(series.places), rows, columns), np.int16 if whole else np.float32)
+        hu = _filled(series, np.empty((len(series.places), *series.shape), _dtype(series)))
     except MemoryError:
         raise InputFileError(
             f"{series.path}: {counted(len(series.places), 'slice')}: more memory needed than there is"
         ) from None
+    affine = series.affine
+    if series.is_uneven:
+        hu, affine = _evened(hu, series, max_bytes)
+    return hu.transpose(2, 1, 0), affine
+
+
+def read_series_to_disk(series: DicomSeries, max_bytes: int | None = None) -> TemporarySlices:
+    """What `read_series` gives for a series of even steps, in a temporary file; takes memory for a few slices.
+
+    Raises:
+        InputFileError: as `read_series`.
+        OSError: if the temporary file can't be written.
+    """
+    _check_size(series, len(series.places), max_bytes)
+    return _filled(series, TemporarySlices((series.shape[1], series.shape[0], len(series.places)), _dtype(series)))
+
+
+def _dtype(series: DicomSeries) -> np.dtype:
+    """int16 if all HU are whole numbers: where they don't fit after all, `_filled` changes it."""
+    whole = all(float(i.slope).is_integer() and float(i.intercept).is_integer() for i in series.images)
+    return np.dtype(np.int16 if whole else np.float32)
+
+
+def _filled(series: DicomSeries, hu: Slices) -> Slices:
+    """Decode the series into `hu`, slice by slice; what is returned may have another type."""
+    whole = hu.dtype == np.int16
     place_of = {id(image): index for index, images in enumerate(series.places) for image in images}
-    is_filled = np.zeros(len(hu), bool)
+    is_filled = np.zeros(len(series.places), bool)
     for image, pixels in _decoded(series):
         values = _to_hu(pixels, image, series, whole)
         if whole and hu.dtype == np.int16 and (values.min() < _NEVER_LESS.min or values.max() > _NEVER_LESS.max):
@@ -60,10 +88,7 @@ def read_series(series: DicomSeries, max_bytes: int | None = None) -> tuple[np.n
                 f"{series.path}: {len(series.places[index])} different images lie at one place ({names}); several "
                 "acquisitions or phases in one series? Export them as series of their own"
             )
-    affine = series.affine
-    if series.is_uneven:
-        hu, affine = _evened(hu, series, max_bytes)
-    return hu.transpose(2, 1, 0), affine
+    return hu
 
 
 def _decoded(series: DicomSeries) -> Iterator[tuple[DicomImage, np.ndarray]]:
