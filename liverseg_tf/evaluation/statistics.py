@@ -170,13 +170,12 @@ def statistics(
     box = bounding_box(mask.organ_labels)  # all voxels except background (0)
     voxel_ml = mask.voxel_volume_ml
     labels = mask.organ_labels[box or (slice(0, 1),) * 3]
-    tissue = labels == LIVER
     numbered, tumour_box = numbered_lesions(labels)
-    tissue_voxels, tumour_voxels = int(np.count_nonzero(tissue)), int(np.count_nonzero(numbered))
-    liver_voxels = tissue_voxels + tumour_voxels
+    liver_voxels, tumour_voxels = int(np.count_nonzero(labels)), int(np.count_nonzero(numbered))
+    tissue_voxels = liver_voxels - tumour_voxels
     tissue_hu = lesion_hu = None
     if volume is not None and box is not None:
-        tissue_hu, lesion_hu = _hu_sums(volume, box, tissue, numbered, tumour_box)
+        tissue_hu, lesion_hu = _hu_sums(volume, box, labels, numbered, tumour_box)
     lesions = () if box is None or tumour_box is None else _lesions(numbered, tumour_box, lesion_hu, box, mask)
     return MaskStatistics(
         shape=mask.shape,
@@ -225,14 +224,14 @@ def check_fits(volume: CTVolume | np.ndarray | None, mask: MaskVolume) -> None:
 
 
 def _hu_sums(
-    volume: CTVolume | np.ndarray, box: Box, tissue: np.ndarray, numbered: np.ndarray, tumour_box: Box | None
+    volume: CTVolume | np.ndarray, box: Box, labels: np.ndarray, numbered: np.ndarray, tumour_box: Box | None
 ) -> tuple[float, np.ndarray | None]:
     """Sum of HU over the tissue of a box, and over each lesion, numbered in a box within it; None without lesions.
 
     Reads only a few slices of HU at a time.
     """
     tissue_hu, lesion_hu = 0.0, np.zeros(int(numbered.max(initial=0)) + 1)
-    depth = tissue.shape[2]
+    depth = labels.shape[2]
     for first in range(0, depth, _SLICES_AT_ONCE):
         there = slice(first, min(first + _SLICES_AT_ONCE, depth))
         start, stop = box[2].start + there.start, box[2].start + there.stop
@@ -240,7 +239,7 @@ def _hu_sums(
             hu = np.moveaxis(volume.slices(start, stop), 0, 2)[box[:2]]
         else:
             hu = np.asarray(volume)[(*box[:2], slice(start, stop))]
-        tissue_hu += float(hu[tissue[..., there]].sum(dtype=np.float64))
+        tissue_hu += float(hu[labels[..., there] == LIVER].sum(dtype=np.float64))
         if tumour_box is None:
             continue
         rows, columns, slices = tumour_box

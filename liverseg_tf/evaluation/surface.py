@@ -37,19 +37,26 @@ def bounding_box(mask: np.ndarray) -> Box | None:
 
 
 def class_box(labels: np.ndarray, label: int) -> Box | None:
-    """Smallest box around one class, found without an array of the labels' size.
-
-    Args:
-        labels: any number of axes, class indices, 0 for background.
-        label: above 0.
+    """Smallest box around one class, found plane by plane, thus without a mask of all voxels.
 
     Examples:
         >>> class_box(np.array([[0, 1, 2]]), 2)
         (slice(0, 1, None), slice(2, 3, None))
     """
-    around = bounding_box(labels)
-    own = None if around is None else bounding_box(labels[around] == label)
-    return None if around is None or own is None else within(around, own)
+    slowest = int(np.argmax(np.abs(labels.strides)))
+    planes = np.moveaxis(labels, slowest, 0)
+    hits = [np.zeros(count, bool) for count in planes.shape]
+    for index, plane in enumerate(planes):
+        there = bounding_box(plane == label)
+        if there is not None:
+            hits[0][index] = True
+            for hit, part in zip(hits[1:], there, strict=True):
+                hit[part] = True
+    if not hits[0].any():
+        return None
+    box = [slice(int(hit.argmax()), len(hit) - int(hit[::-1].argmax())) for hit in hits]
+    box.insert(slowest, box.pop(0))
+    return tuple(box)
 
 
 def within(outer: Box, inner: Box) -> Box:

@@ -11,6 +11,8 @@ from scipy import ndimage
 from liverseg_tf.labels import TUMOUR
 
 ROWS_A_SLAB = 16
+# Slabs of long scans have fewer rows: numbering takes thirteen bytes a voxel.
+_VOXELS_A_SLAB = 1 << 20
 
 
 class Pieces:
@@ -31,6 +33,7 @@ class Pieces:
 
     def __init__(self, labels: np.ndarray, of_class: Callable[[np.ndarray], np.ndarray]):
         self._labels, self._of_class = labels, of_class
+        self._rows = min(ROWS_A_SLAB, max(1, _VOXELS_A_SLAB // max(1, math.prod(labels.shape[1:]))))
         starts, voxels, outer, joined = [0], [], [], []
         below: np.ndarray | None = None
         for slab in self._slabs():
@@ -110,11 +113,11 @@ class Pieces:
             numbers_of = pieces + 1 if chosen is None else np.where(chosen[pieces], pieces + 1, 0)
             if numbers_of.any():
                 numbers, _ = ndimage.label(self._of_class(slab))
-                yield index * ROWS_A_SLAB, np.concatenate([[0], numbers_of])[numbers]
+                yield index * self._rows, np.concatenate([[0], numbers_of])[numbers]
 
     def _slabs(self) -> list[np.ndarray]:
         """Views of the labels, a few rows each."""
-        return [self._labels[first : first + ROWS_A_SLAB] for first in range(0, len(self._labels), ROWS_A_SLAB)]
+        return [self._labels[first : first + self._rows] for first in range(0, len(self._labels), self._rows)]
 
 
 def _connected(count: int, first: np.ndarray, second: np.ndarray) -> tuple[int, np.ndarray]:

@@ -388,7 +388,8 @@ class Predictor:
         else:
             labels = segmenter.all_slices(tell, keep if kept else None)
         if self._second_runtime is not None:
-            labels = look_again(labels, volume, self._second_runtime.probabilities, self.config.classes, batch)
+            second = partial(_mean_probabilities, [self._second_runtime])
+            labels = look_again(labels, volume, second, self.config.classes, batch)
         if self.postprocessing is not None:
             labels = self.postprocessing(labels, volume.spacing_mm, volume.voxel_volume_ml, self.config.classes)
         return labels, kept
@@ -402,25 +403,15 @@ class Predictor:
                 return reduce(np.add, found) / variations.count
 
             return Scoring(varied)
-        if (scoring := self._scoring_at_network_size(*volume.shape[:2])) is not None:
+        if (scoring := _scoring_at_network_size(self.runtimes, volume.shape[:2])) is not None:
             return scoring
         if needs_probabilities or len(self.runtimes) > 1:
             return Scoring(self.network_probabilities)
         return LabelScoring(self.runtimes[0].labels)
 
-    def _scoring_at_network_size(self, rows: int, columns: int) -> NetworkScoring | None:
-        """None if a model can't return its network's own output, or the models' network sizes differ."""
-        scores = [f for runtime in self.runtimes if (f := getattr(runtime, "at_network_size", None)) is not None]
-        if len(scores) < len(self.runtimes) or len({runtime.config.image_size for runtime in self.runtimes}) > 1:
-            return None
-        return NetworkScoring(lambda hu: reduce(np.add, (score(hu) for score in scores)) / len(scores), (rows, columns))
-
     def network_probabilities(self, hu: np.ndarray) -> np.ndarray:
         """(B, rows, columns) HU -> (B, rows, columns, classes) float32, the mean of all models."""
-        scoring = self._scoring_at_network_size(*hu.shape[1:])
-        if scoring is None:
-            return reduce(np.add, (runtime.probabilities(hu) for runtime in self.runtimes)) / len(self.runtimes)
-        return np.stack([np.moveaxis(scoring.probabilities(scores), 0, -1) for scores in scoring.score(hu)])
+        return _mean_probabilities(self.runtimes, hu)
 
     def _smoothing_slices(self, volume: CTVolume) -> float:
         """Standard deviation of the smoothing from slice to slice, in slices; 0 for none."""
@@ -482,6 +473,22 @@ def _path_of(model: Any) -> str | os.PathLike | None:
     if isinstance(model, Model):
         return model.source
     return model if isinstance(model, (str, os.PathLike)) else None
+
+
+def _scoring_at_network_size(runtimes: Sequence[Runtime], size: tuple[int, int]) -> NetworkScoring | None:
+    """None if a model can't return its network's own output, or the models' network sizes differ."""
+    scores = [f for runtime in runtimes if (f := getattr(runtime, "at_network_size", None)) is not None]
+    if len(scores) < len(runtimes) or len({runtime.config.image_size for runtime in runtimes}) > 1:
+        return None
+    return NetworkScoring(lambda hu: reduce(np.add, (score(hu) for score in scores)) / len(scores), size)
+
+
+def _mean_probabilities(runtimes: Sequence[Runtime], hu: np.ndarray) -> np.ndarray:
+    """(B, rows, columns) HU -> (B, rows, columns, classes) float32, the mean of all models."""
+    scoring = _scoring_at_network_size(runtimes, (hu.shape[1], hu.shape[2]))
+    if scoring is None:
+        return reduce(np.add, (runtime.probabilities(hu) for runtime in runtimes)) / len(runtimes)
+    return np.stack([np.moveaxis(scoring.probabilities(scores), 0, -1) for scores in scoring.score(hu)])
 
 
 def _model_digest(model, runtime: Runtime) -> str | None:

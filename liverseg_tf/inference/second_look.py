@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -42,17 +43,22 @@ def look_again(
     if box is None:
         return labels
     there = labels[box]
-    tumour_slices = box[2].start + np.flatnonzero((there == TUMOUR).any((0, 1)))
-    percent, instead = np.zeros(there.shape, np.uint8), np.zeros(there.shape, np.uint8)
+    tumour_slices = [box[2].start + i for i in range(there.shape[2]) if (there[..., i] == TUMOUR).any()]
+    # only tumour's own voxels are written, so that most of this array takes no memory; its slices lie in one piece each
+    percent = np.zeros(there.shape, np.uint8, order="F")
+    seen: list[tuple[tuple[Any, ...], np.ndarray]] = []
     for first in range(0, len(tumour_slices), slices_at_once):
         chunk = tumour_slices[first : first + slices_at_once]
-        found = probabilities(np.concatenate([volume.slices(index, index + 1) for index in chunk]))
-        for index, one in zip(chunk - box[2].start, found[:, *box[:2]], strict=True):
-            percent[..., index] = np.rint(100 * one[..., TUMOUR])
-            instead[..., index] = np.where(np.arange(one.shape[-1]) == TUMOUR, -1.0, one).argmax(-1)
+        hu = np.concatenate([volume.slices(index, index + 1) for index in chunk])
+        for index, found in zip(chunk, probabilities(hu)[:, *box[:2]], strict=True):
+            plane = index - box[2].start
+            places = (*np.nonzero(there[..., plane] == TUMOUR), plane)
+            of_voxels = found[places[:2]]
+            percent[places] = np.rint(100 * of_voxels[:, TUMOUR])
+            of_voxels[:, TUMOUR] = -1
+            seen.append((places, of_voxels.argmax(-1).astype(np.uint8)))
     lesions = Pieces(there, lambda slab: slab == TUMOUR)
-    doubtful = lesions.sums(percent) < 100 * LEAST_PROBABILITY * lesions.voxels
-    before = there.copy()
-    lesions.relabel(doubtful, 0)
-    np.copyto(there, instead, where=(before == TUMOUR) & (there != TUMOUR))
+    lesions.relabel(lesions.sums(percent) < 100 * LEAST_PROBABILITY * lesions.voxels, 0)
+    for places, instead in seen:
+        there[places] = np.where(there[places] == TUMOUR, TUMOUR, instead)
     return labels

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from liverseg_tf.evaluation.surface import bounding_box, enclosing_box, surface_distances, surface_voxels
+from liverseg_tf.evaluation.surface import (
+    bounding_box,
+    class_box,
+    enclosing_box,
+    surface_distances,
+    surface_voxels,
+)
 
 
 def box_mask(shape, *slices):
@@ -19,6 +25,19 @@ def test_bounding_box_of_a_mask_and_of_an_empty_one():
     mask[1, 2, 3] = mask[3, 2, 6] = True
     assert bounding_box(mask) == (slice(1, 4), slice(2, 3), slice(3, 7))
     assert enclosing_box([(slice(1, 2),), (slice(4, 9),)]) == (slice(1, 9),)
+
+
+@pytest.mark.parametrize("order", ["C", "F", "turned"])
+def test_class_box_in_any_order_of_memory(order):
+    labels = np.zeros((5, 6, 7), np.uint8, order="C" if order == "turned" else order)
+    if order == "turned":
+        labels = labels.transpose(1, 2, 0)[::-1]
+    labels[0, 0, 0] = labels[-1, -1, -1] = 1
+    assert class_box(labels, 2) is None
+    labels[1, 2, 3] = labels[3, 2, 4] = 2
+    assert class_box(labels, 2) == (slice(1, 4), slice(2, 3), slice(3, 5)) == bounding_box(labels == 2)
+    labels[2, 5, 1] = 2
+    assert class_box(labels, 2) == bounding_box(labels == 2)
 
 
 def test_surface_takes_neighbors_by_edge_and_the_border_of_the_array():

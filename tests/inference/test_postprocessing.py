@@ -9,6 +9,7 @@ from scipy import ndimage, sparse
 import liverseg_tf as ls
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.inference import pieces
 from liverseg_tf.inference.pieces import _connected
 from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
 
@@ -100,10 +101,11 @@ def whole_at_once(labels, bridge_mm, contact):
     return labels
 
 
-@pytest.mark.parametrize("bridge_mm, contact", [(0.0, 0.0), (5.0, 0.25)])
+@pytest.mark.parametrize("bridge_mm, contact, rows_a_slab", [(0.0, 0.0, 16), (5.0, 0.25, 16), (5.0, 0.25, 3)])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_pieces_are_those_of_the_whole_volume_at_once(share, bridge_mm, contact):
+def test_pieces_are_those_of_the_whole_volume_at_once(share, bridge_mm, contact, rows_a_slab, monkeypatch):
     """Pieces are found slab by slab: random labels make many that wind through several slabs."""
+    monkeypatch.setattr(pieces, "_VOXELS_A_SLAB", rows_a_slab * 20 * 18)
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((50, 20, 18)) < share, rng.integers(1, 3, (50, 20, 18)), 0).astype(np.uint8)
     labels[1:-1, 1:-1, 1:-1][ndimage.gaussian_filter(rng.random((48, 18, 16)), 2) > 0.51] = 2
