@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.cohorts.summarize import summarize
     from liverseg_tf.strict_json import to_json
-    from liverseg_tf.wording import counted
+    from liverseg_tf.wording import counted, readable
 
     with progress_bar() as bar:
         found = summarize(
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     outliers = counted(content["outliers"], "outlier")
     print(f"{counted(content['cases'], 'case')}, {content['failed']} failed, {outliers}")
     for flag, count in content["flags"].items():
-        print(f"  {flag}: {count}")
+        print(f"  {readable(flag)}: {count}")
     print(page)
     print(table)
     return 0

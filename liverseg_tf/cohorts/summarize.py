@@ -24,7 +24,7 @@ from liverseg_tf.labels import LIVER_CLASSES, ClassSet
 from liverseg_tf.ownership import claim, write_text
 from liverseg_tf.provenance import NOT_A_MEDICAL_DEVICE, SOFTWARE
 from liverseg_tf.reporting.assets import asset, fill, script_data
-from liverseg_tf.wording import counted
+from liverseg_tf.wording import counted, readable
 
 # What has a distribution: column, words, and whether it is spread over magnitudes.
 FIGURES = (
@@ -305,9 +305,12 @@ def build_page(found: Summary, beside: Path) -> str:
         table[name] = [round(v, 4) if isinstance(v, float) else v for v in table[name]]
     up = os.path.relpath(found.folder, beside or ".")
     table["report"] = [quote(f"{up}/{name}".replace(os.sep, "/")) if name else "" for name in table["report"]]
-    for name in ("flags", "outlier_in"):
-        table[name] = [found.classes.named(" ".join(v)) for v in table[name]]
-    data = {"columns": table, "words": {name: words for name, words, _ in figures}}
+    words = {name: heading for name, heading, _ in figures}
+    table["flags"] = [", ".join(readable(found.classes.named(flag)) for flag in flags) for flags in table["flags"]]
+    table["outlier_in"] = [
+        ", ".join(words.get(name, readable(name)) for name in names) for names in table["outlier_in"]
+    ]
+    data = {"columns": table, "words": words}
     values = {
         "title": html.escape(counted(len(found.rows), "case")),
         "style": asset("liverseg_tf.reporting", "style.css") + "\n" + asset("liverseg_tf.cohorts", "summary.css"),

@@ -20,9 +20,10 @@ def encode_plan(mask: MaskVolume) -> tuple[dict[str, Any] | None, str]:
     """Give each cell of a coarse grid the share of it that is liver or tumour, in 255ths.
 
     Returns:
-        The grid: `shape` (I, J, K); `first_mm`, the middle of its first cell, and `steps_mm`, three steps to the next
-        cells, both towards the patient's left, back and head from the middle of the volume; `cell_ml`; `middle_mm` of
-        the liver's box. And base64 of gzip of the shares, uint8, C order. None and an empty text without a liver.
+        The grid: `shape` (I, J, K); `labels`, the class indices of liver and tumour; `first_mm`, the middle of its
+        first cell, and `steps_mm`, three steps to the next cells, both towards the patient's left, back and head from
+        the middle of the volume; `cell_ml`; `middle_mm` of the liver's box. And base64 of gzip of the shares, uint8, C
+        order. None and an empty text without a liver.
     """
     box = bounding_box(mask.organ_labels)
     if box is None:
@@ -35,6 +36,7 @@ def encode_plan(mask: MaskVolume) -> tuple[dict[str, Any] | None, str]:
     first = steps @ (start + (np.array(factors) - 1) / 2 - middle)
     grid = {
         "shape": share.shape,
+        "labels": list(mask.classes.organ_indices),
         "first_mm": first.round(4).tolist(),
         "steps_mm": (steps * factors).T.round(6).tolist(),
         "cell_ml": mask.voxel_volume_ml * float(np.prod(factors)),

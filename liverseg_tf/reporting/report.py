@@ -126,6 +126,8 @@ def _explained(
 ) -> Explanation | None:
     if prediction.classes.lesion is None or class_box(prediction.canonical_labels, TUMOUR) is None:
         return None
+    predictor.release()  # before TensorFlow takes its part
+    give_back_memory()
     with without_log_lines():  # TensorFlow's, which only a page with heatmaps loads
         from liverseg_tf.explanation.explain import explain
     try:

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import ConfigError, GeometryError, InputFileError, OutputError
@@ -891,6 +892,23 @@ def test_a_planes_volumes_and_margins_are_those_of_the_whole_mask(browser, plan_
     if expected != "cut":
         margin = inside.min() if expected == "within" else -inside.max()
         assert lesion["margin_mm"] == pytest.approx(margin, abs=2)
+
+
+def test_what_a_plane_resects_is_shaded_and_nothing_else_is(browser, plan_page):
+    page, labels, middles = plan_page
+    planned(browser, page, "#plan=plane,0,0,0")
+    cut = picture(browser)
+    number = int(element(browser, "axial-label").text.split()[0]) - 1
+    browser.execute_script("document.getElementById('plan-kind').value = 'none'")
+    browser.execute_script("document.getElementById('plan-kind').dispatchEvent(new Event('change'))")
+    settle(browser)
+    changed = np.abs(cut - picture(browser).astype(int)).max(axis=2)
+    rows, columns = ((np.arange(96) + 0.5) / 96 * n for n in changed.shape[:2])
+    changed = changed[np.ix_(rows.astype(int), columns.astype(int))] > 10
+    away = middles[..., number, 0] - middles[labels > 0][:, 0].mean()  # mm to the left of the plane
+    organ = ndimage.binary_erosion(labels[..., number] > 0, iterations=3)
+    assert changed[organ & (away < -5)].mean() > 0.95  # the patient's right
+    assert not changed[(~ndimage.binary_dilation(labels[..., number] > 0) | (away > 5)) & (abs(away) > 5)].any()
 
 
 def test_a_ball_around_a_lesion_and_the_state_in_the_address(browser, plan_page):

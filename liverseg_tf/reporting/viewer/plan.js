@@ -169,6 +169,8 @@ function planView(grid, shares, lesions, solid, redraw) {
       }
       return found;
     },
+    // How many mm inside the resected part a point lies; null without a cut.
+    depth: () => (latest ? depthOf() : null),
     isResected: (point) => latest !== null && depthOf()(...point) > 0,
   };
 }

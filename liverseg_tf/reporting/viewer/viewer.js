@@ -268,7 +268,7 @@
     context.font = "600 " + 14 * ratio + "px system-ui, sans-serif";
     for (const [number, [x, y]] of boxes) {
       const [px, py] = frame.place((x + 1) * dx, y * dy);
-      write(context, String(number), px + 3 * ratio, py, "left", "bottom", number - 1 === lesion ? "#fff" : "#ffd98a");
+      write(context, String(number), px + 3 * ratio, Math.max(py, 16 * ratio), "left", "bottom", number - 1 === lesion ? "#fff" : "#ffd98a");
     }
   }
 
@@ -286,11 +286,19 @@
     return { axial: (a, b) => [a - wide, b - high, z], coronal: (a, b) => [a - wide, y, high - b], sagittal: (a, b) => [x, a - wide, high - b] }[view];
   }
 
+  // The cut, and what of the organ is resected by it, shaded.
   function drawPlan(context, view, frame, ratio) {
+    const depth = plan.depth(), place = bodyPlace(view);
+    if (!depth) return;
+    paint(context, frame, source("mask", view), ({ width, data, dx, dy }, out) => {
+      for (let i = 0; i < data.length; i++)
+        if (page.plan.labels.includes(data[i]) && depth(...place(((i % width) + 0.5) * dx, (Math.floor(i / width) + 0.5) * dy)) > 0)
+          out.set([255, 122, 217, 85], 4 * i);
+    });
     context.strokeStyle = "#ff7ad9";
     context.lineWidth = 2 * ratio;
     context.beginPath();
-    for (const [from, to] of plan.lines(bodyPlace(view), ...MM[view])) { context.moveTo(...frame.place(...from)); context.lineTo(...frame.place(...to)); }
+    for (const [from, to] of plan.lines(place, ...MM[view])) { context.moveTo(...frame.place(...from)); context.lineTo(...frame.place(...to)); }
     context.stroke();
   }
 
