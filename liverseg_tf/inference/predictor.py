@@ -389,7 +389,7 @@ class Predictor:
             labels = segmenter.all_slices(tell, keep if kept else None)
         if self._second_runtime is not None:
             second = partial(_mean_probabilities, [self._second_runtime])
-            labels = look_again(labels, volume, second, self.config.classes, batch)
+            labels = look_again(labels, volume, second, self.config.classes, batch, step)
         if self.postprocessing is not None:
             labels = self.postprocessing(labels, volume.spacing_mm, volume.voxel_volume_ml, self.config.classes)
         return labels, kept

@@ -22,6 +22,7 @@ def look_again(
     probabilities: Callable[[np.ndarray], np.ndarray],
     classes: ClassSet,
     slices_at_once: int = 4,
+    step: int = 1,
 ) -> np.ndarray:
     """Keep the tumours to which a second network gives a mean probability of at least 0.1.
 
@@ -35,6 +36,7 @@ def look_again(
         probabilities: (B, rows, columns) HU -> (B, rows, columns, classes).
         classes: of both networks; without a lesion among them nothing is changed.
         slices_at_once: in a batch.
+        step: show each `step`-th slice only; a slice between them gets the probabilities of the nearest one.
 
     Returns:
         `labels`.
@@ -43,20 +45,24 @@ def look_again(
     if box is None:
         return labels
     there = labels[box]
-    tumour_slices = [box[2].start + i for i in range(there.shape[2]) if (there[..., i] == TUMOUR).any()]
+    planes_of: dict[int, list[int]] = {}  # by the slice that is shown
+    for plane in range(there.shape[2]):
+        if (there[..., plane] == TUMOUR).any():
+            shown = min(round((box[2].start + plane) / step) * step, labels.shape[2] - 1)
+            planes_of.setdefault(shown, []).append(plane)
     # only tumour's own voxels are written, so that most of this array takes no memory; its slices lie in one piece each
     percent = np.zeros(there.shape, np.uint8, order="F")
     seen: list[tuple[tuple[Any, ...], np.ndarray]] = []
-    for first in range(0, len(tumour_slices), slices_at_once):
-        chunk = tumour_slices[first : first + slices_at_once]
+    for first in range(0, len(planes_of), slices_at_once):
+        chunk = list(planes_of)[first : first + slices_at_once]
         hu = np.concatenate([volume.slices(index, index + 1) for index in chunk])
         for index, found in zip(chunk, probabilities(hu)[:, *box[:2]], strict=True):
-            plane = index - box[2].start
-            places = (*np.nonzero(there[..., plane] == TUMOUR), plane)
-            of_voxels = found[places[:2]]
-            percent[places] = np.rint(100 * of_voxels[:, TUMOUR])
-            of_voxels[:, TUMOUR] = -1
-            seen.append((places, of_voxels.argmax(-1).astype(np.uint8)))
+            for plane in planes_of[index]:
+                places: tuple[Any, ...] = (*np.nonzero(there[..., plane] == TUMOUR), plane)
+                of_voxels = found[places[:2]]
+                percent[places] = np.rint(100 * of_voxels[:, TUMOUR])
+                of_voxels[:, TUMOUR] = -1
+                seen.append((places, of_voxels.argmax(-1).astype(np.uint8)))
     lesions = Pieces(there, lambda slab: slab == TUMOUR)
     lesions.relabel(lesions.sums(percent) < 100 * LEAST_PROBABILITY * lesions.voxels, 0)
     for places, instead in seen:

@@ -61,6 +61,23 @@ def test_what_the_second_network_does_not_see_becomes_what_it_sees_instead(volum
     assert not (never == TUMOUR).any() and (never[hu == -20] == 0).all()  # nothing in the body there
 
 
+def test_thin_slices_are_judged_by_the_nearest_one_shown():
+    hu = np.full((32, 32, 11), 100, np.int16)
+    hu[6:12, 6:12, 1:8], hu[20:26, 6:12, 9:11] = 40, 20
+    volume = ls.CTVolume.from_array(hu, spacing_mm=(2.0, 2.0, 1.0))
+    labels = np.where(hu < 60, TUMOUR, LIVER).astype(np.uint8)
+    shown = []
+
+    def probabilities(hu):
+        shown.append(hu)
+        return Darkness(below=30).probabilities(hu)
+
+    again = look_again(labels, volume, probabilities, LIVER_CLASSES, step=3)
+    assert (again[hu == 40] == LIVER).all() and (again[hu == 20] == TUMOUR).all()
+    # slices 1; 2 to 4; 5 to 7; 9 and 10
+    np.testing.assert_array_equal(np.concatenate(shown), volume.slices(0, 11)[[0, 3, 6, 9]])
+
+
 @pytest.mark.parametrize(("mean", "kept"), [(0.08, False), (0.12, True)])
 def test_a_tenth_on_average_confirms(volume, mean, kept):
     labels = np.moveaxis(Darkness(below=60).labels(volume.slices(0, 6)), 0, 2)
