@@ -1,9 +1,12 @@
 """Training images per second plain, with XLA and with bfloat16 convolutions; time of the pipeline beside the step.
 
-Run: python benchmarks/training.py [--size 128] [--batch 16] [--steps 4] [--repeats 2]
+Run: python benchmarks/training.py [--size 128] [--batch 16] [--steps 4] [--repeats 2] [--variants plain bfloat16]
+         [--peer PYTHON]
 
 A ResNet34 U-Net is trained by `Trainer` on batches of phantoms that are held in memory; the variants run in turns in
 one process, and the best of each counts. Compiling and the first steps are timed separately.
+`--peer` names the Python of an environment with `torch` and `segmentation-models-pytorch`, where the same network is
+trained in turns with ours: float32 and bfloat16 autocast, channels last, AdamW, cross entropy.
 Then the same batches come through the pipeline of a training (cached slices, augmentation), alone and with the step.
 """
 
@@ -11,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -56,12 +62,52 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def timed(function: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    begun = time.process_time()
+    return seconds(function), time.process_time() - begun
+
+
+class Peer:
+    """PyTorch in a process of its own, which waits while ours trains."""
+
+    def __init__(self, python: str, size: int, batch: int):
+        script = str(Path(__file__).with_name("training_peer.py"))
+        self._process = subprocess.Popen(
+            [python, script, "--size", str(size), "--batch", str(batch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        )
+        self.facts = self._answer()
+
+    def train(self, precision: str, steps: int) -> tuple[float, float]:
+        """Wall and CPU seconds."""
+        self._process.stdin.write(f"{precision} {steps}\n")
+        self._process.stdin.flush()
+        wall, cpu = self._answer()
+        return wall, cpu
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"--peer: its Python ended with status {self._process.wait()}; is torch installed there?")
+        return json.loads(line)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=128, help="rows and columns in pixels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="slices a batch (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=4, help="steps of a repeat (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="repeats of each variant (default: %(default)s)")
+    variants = ("plain", "XLA", "bfloat16")
+    parser.add_argument("--variants", nargs="+", choices=variants, default=variants, help="of ours (default: all)")
+    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter with torch and segmentation-models-pytorch")
     args = parser.parse_args()
     images = args.steps * args.batch
     with tempfile.TemporaryDirectory() as folder:
@@ -72,31 +118,40 @@ def main() -> None:
             )
         )
         batches = itertools.cycle([next(pipeline) for _ in range(args.steps)])
-        trainers = {name: make_trainer(args.size, args.steps, name == "XLA") for name in ("plain", "XLA", "bfloat16")}
-        for name, trainer in trainers.items():
-            print(f"{name + ', first step':34}{seconds(lambda n=name, t=trainer: train(n, t, batches, 1)):10.1f} s")
-        best = dict.fromkeys(trainers, 0.0)
-        cpu = dict.fromkeys(trainers, float("inf"))
+        trainers = {name: make_trainer(args.size, args.steps, name == "XLA") for name in args.variants}
+        peer = Peer(args.peer, args.size, args.batch) if args.peer else None
+        # each takes a number of steps and gives wall and CPU seconds
+        runs: dict[str, Callable[[int], tuple[float, float]]] = {
+            name: lambda steps, n=name, t=trainer: timed(lambda: train(n, t, batches, steps))
+            for name, trainer in trainers.items()
+        }
+        if peer is not None:
+            print(f"weights: ours {trainers[args.variants[0]].model.count_params():,}, PyTorch: {peer.facts}")
+            for precision in ("float32", "bfloat16"):
+                runs[f"PyTorch {precision}"] = lambda steps, p=precision: peer.train(p, steps)
+        for name, run in runs.items():
+            print(f"{name + ', first step':34}{run(1)[0]:10.1f} s", flush=True)
+        best = dict.fromkeys(runs, 0.0)
+        cpu = dict.fromkeys(runs, float("inf"))
         for _ in range(args.repeats):
-            for name, trainer in trainers.items():
-                begun = time.process_time()
-                taken = seconds(lambda n=name, t=trainer: train(n, t, batches, args.steps))
-                cpu[name] = min(cpu[name], (time.process_time() - begun) / images)
-                best[name] = max(best[name], images / taken)
+            for name, run in runs.items():
+                wall, used = run(args.steps)
+                cpu[name] = min(cpu[name], used / images)
+                best[name] = max(best[name], images / wall)
+        if peer is not None:
+            peer.close()
+        first = best[args.variants[0]]
         for name, rate in best.items():
             print(
-                f"{name + ', step alone':34}{rate:10.1f} images/s{rate / best['plain']:8.2f}"
-                f"{cpu[name]:10.3f} s of CPU an image"
+                f"{name + ', step alone':34}{rate:10.1f} images/s{rate / first:8.2f}{cpu[name]:10.3f} s of CPU an image"
             )
         # what was prefetched beforehand would come at no cost
         take(pipeline, 4)
         rate = images / seconds(lambda: take(pipeline, args.steps))
         print(f"{'pipeline alone, augmentation':34}{rate:10.1f} images/s")
-        fastest = max(best, key=best.get)
+        fastest = max(trainers, key=best.get)
         taken = seconds(lambda: train(fastest, trainers[fastest], pipeline, args.steps))
-        print(
-            f"{fastest + ', pipeline and step':34}{images / taken:10.1f} images/s{images / taken / best['plain']:8.2f}"
-        )
+        print(f"{fastest + ', pipeline and step':34}{images / taken:10.1f} images/s{images / taken / first:8.2f}")
 
 
 if __name__ == "__main__":

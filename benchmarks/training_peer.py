@@ -1,0 +1,46 @@
+"""The peer of `benchmarks/training.py --peer`: a ResNet34 U-Net in PyTorch, without this library and TensorFlow.
+
+Started by that script with the Python of another environment. It reads lines `float32 STEPS` or `bfloat16 STEPS` and
+answers each with a line of JSON: wall and CPU seconds of those training steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+import segmentation_models_pytorch as smp
+import torch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, required=True, help="rows and columns in pixels")
+    parser.add_argument("--batch", type=int, required=True, help="slices a batch")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    images = torch.rand(args.batch, 3, args.size, args.size).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 3, (args.batch, args.size, args.size))
+    networks = {}
+    for precision in ("float32", "bfloat16"):
+        network = smp.Unet("resnet34", encoder_weights=None, classes=3).to(memory_format=torch.channels_last)
+        networks[precision] = network.train(), torch.optim.AdamW(network.parameters(), lr=1e-4)
+    weights = sum(p.numel() for p in network.parameters())
+    print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "weights": weights}), flush=True)
+    for line in sys.stdin:
+        precision, steps = line.split()
+        network, optimizer = networks[precision]
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(int(steps)):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                logits = network(images)
+            torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+            optimizer.step()
+        print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
