@@ -234,7 +234,7 @@ def _findings(content: ReportContent) -> list[tuple[str, str]]:
     further = [(_sentence(readable(name)), f"{ml:.1f} ml") for name, ml in found.further_volumes_ml.items()]
     return [
         (
-            _sentence(named("liver with tumours")),
+            _sentence(named("liver with tumours" if found.lesion_count else "liver")),
             f"{least}{found.liver_volume_ml:.0f} ml{_over_variations(content, 'liver_range_ml', 0)}",
         ),
         (
@@ -242,10 +242,9 @@ def _findings(content: ReportContent) -> list[tuple[str, str]]:
             f"{found.tumour_volume_ml:.1f} ml{burden}{_over_variations(content, 'tumour_range_ml', 1)}",
         ),
         ("Lesions", str(found.lesion_count)),
-        (
-            named("Mean HU of liver / tumours"),
-            f"{_number(found.liver_mean_hu, 0)} / {_number(found.tumour_mean_hu, 0)}",
-        ),
+        (named("Mean HU of liver / tumours"), f"{_number(found.liver_mean_hu, 0)} / {_number(found.tumour_mean_hu, 0)}")
+        if found.lesion_count
+        else (named("Mean HU of the liver"), _number(found.liver_mean_hu, 0)),
         *further,
     ]
 

@@ -331,11 +331,11 @@
       for (const [from, to] of [[0, y - gap], [y + gap, H]]) { context.moveTo(x, from); context.lineTo(x, to); }
       context.stroke();
     }
+    if (plan) drawPlan(context, view, frame, ratio);
     if (marks) {
       drawNumbers(context, view, frame, ratio);
       if (view === "axial") drawDiameters(context, frame, ratio);
     }
-    if (plan) drawPlan(context, view, frame, ratio);
     if (ruler && ruler.view === view && ruler.index === at[view]) {
       const ends = [frame.place(...ruler.from), frame.place(...ruler.to)];
       stroke(context, ends, "#7df0a0", 1.6 * ratio);
