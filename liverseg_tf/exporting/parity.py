@@ -107,7 +107,10 @@ def check_parity(
             slices[name] = np.concatenate([s.hu for s in cut])
             truths[name] = np.concatenate([s.labels for s in cut])
     if not slices:
-        raise CaseError(f"expected slices of at least {sizes[-1]} pixels to compare runtimes on, got none so large")
+        raise CaseError(
+            f"expected slices of at least {' x '.join(map(str, sizes[-1]))} pixels to compare runtimes on, got none so "
+            "large; name larger CTs, or none for phantoms"
+        )
     results = {name: measure(path, slices) for name, path in artefacts.items()}
     reference = results[REFERENCE]
     rows = []
