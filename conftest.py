@@ -11,6 +11,9 @@ import os
 import re
 import shutil
 
+# Several processes share the tests: threads within each would only wait for one another.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from _pytest.doctest import DoctestItem
 
@@ -24,8 +27,26 @@ def pytest_configure(config):
         config.option.loadscopereorder = False
 
 
+# Examples that trace a network or export one: `-m "not slow"` leaves them out.
+SLOW_EXAMPLES = (
+    "cohorts.predict_folder.predict_folder",
+    "data.slices.slice_dataset",
+    "explanation.explain.explain",
+    "explanation.integrated_gradients.IntegratedGradients",
+    "explanation.occlusion.Occlusion",
+    "explanation.uncertainty.measure_uncertainty",
+    "exporting.export.export",
+    "inference.runtimes.KerasRuntime",
+    "reporting.report.report",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
     """Files of slow tests first: several processes then end at about the same time."""
+    for item in items:
+        if isinstance(item, DoctestItem) and item.name.removeprefix("liverseg_tf.") in SLOW_EXAMPLES:
+            item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -14,12 +14,11 @@ import pytest
 # at the end, one of them would keep one process busy while the others have nothing left to do.
 LONGEST = (
     "inference/test_ray_engine.py",
-    "training/test_resume.py",
+    "training/test_train.py",
     "cli/test_demo.py",
     "training/test_multiworker.py",
     "exporting/test_export.py",
     "test_kills.py",
-    "training/test_train.py",
     "test_other_organs.py",
     "training/test_folds.py",
     "training/test_strategies.py",

@@ -61,7 +61,8 @@ def test_histogram_is_fastais_for_fractions(hu):  # exact in float32, none of th
     np.testing.assert_allclose(HistogramScale()(hu[None])[0], numpy_histogram(hu), atol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None)
 @given(
     hnp.arrays(np.float32, (2, 5, 4), elements=st.floats(width=32, allow_nan=True, allow_infinity=True)),
     st.booleans(),
@@ -125,6 +126,7 @@ def test_channels_stay_float32_under_mixed_precision(slice_like):
     np.testing.assert_allclose(channels[0, ..., 2], numpy_histogram(slice_like + 2048), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_channels_work_in_a_graph_of_unknown_sizes_and_under_xla(slice_like):
     layer = CTChannels()
     hu = slice_like[None].astype(np.float32)

@@ -19,6 +19,7 @@ def layers_input(hu, config, size):
     return SquareResize(size)(CTChannels.from_channels_config(config)(hu[None]))[0].numpy()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     hu=st.one_of(*(hnp.arrays(np.float32, SIZES, elements=values, fill=st.nothing()) for values in (WHOLE, ANY))),

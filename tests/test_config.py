@@ -2,7 +2,7 @@ import json
 from types import MappingProxyType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liverseg_tf import windows as registry
@@ -23,6 +23,7 @@ models = st.builds(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(models)
 def test_json_and_back_is_the_identity(config):
     assert ModelConfig.from_json(config.to_json()) == config

@@ -159,6 +159,7 @@ def test_find_lr_and_fetch(run, phantom_folder, tmp_path, monkeypatch):
     assert fetched["folders"] and not undocumented(fetched, "Other commands")
 
 
+@pytest.mark.slow
 def test_other_commands(run, tmp_path):
     heading = "Other commands"
     assert not undocumented(run("info"), heading)

@@ -3,7 +3,7 @@
 A process is killed (SIGKILL) by itself just before its n-th step that touches the output folder: opening, renaming or
 removing a file, making a folder. LIVERSEG_KILL_POINTS sets how many such points are tried for each job, spread from the
 first step to the last (10 for the full matrix). Without it each job is killed once: prediction and evaluation halfway,
-training and export, which take long, at their most delicate step; `tests/training/test_resume.py` compares the weights
+training and export, which take long, at their most delicate step; `tests/training/test_train.py` compares the weights
 of a resumed training in any case.
 """
 

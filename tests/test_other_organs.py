@@ -320,6 +320,7 @@ def test_verify_goes_by_the_classes_that_are_given_or_told(kidneys, case, tmp_pa
     assert ls.verify(tmp_path).cases[0]["voxels"]["bone"] == np.count_nonzero(labels == 3)
 
 
+@pytest.mark.slow
 def test_slices_hold_the_classes_that_are_given(kidneys, tmp_path, capsys):
     out = tmp_path / "pictures"
     assert main(["slices", str(kidneys), "-o", str(out)]) == 1

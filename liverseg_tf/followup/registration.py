@@ -132,10 +132,10 @@ def register(
     moving = _Liver(earlier, str(earlier.path or "earlier scan"))
     affine = _align(fixed, moving)
     _check(affine, None, fixed, moving, later, earlier)
-    if _same(earlier, later) and np.allclose(affine, np.eye(4), atol=1e-3):
+    cts = None if earlier_ct is None or later_ct is None else (later_ct, earlier_ct)
+    if _same(earlier, later, by_liver=cts is None) and np.allclose(affine, np.eye(4), atol=1e-3):
         field = np.zeros((2, 2, 2, 3), np.float32)
         return Registration(np.eye(4), field, fixed.origin_mm, _GRID_MM, 0.0, 0.0, 1.0, False)
-    cts = None if earlier_ct is None or later_ct is None else (later_ct, earlier_ct)
     for ct, mask in zip(cts or (), (later, earlier), strict=False):
         if ct.shape != mask.shape:
             raise GeometryError(f"{ct.name}: expected the mask's shape {mask.shape}, got {ct.shape}")
@@ -391,8 +391,13 @@ def _check(
     return residual, away, min(shared, 1.0)
 
 
-def _same(first: MaskVolume, second: MaskVolume) -> bool:
-    return first.geometry.matches(second.geometry) and np.array_equal(first.labels, second.labels)
+def _same(first: MaskVolume, second: MaskVolume, by_liver: bool) -> bool:
+    """Whether nothing moved between them, as far as is seen: by the liver's shape, or by all labels."""
+    if not first.geometry.matches(second.geometry):
+        return False
+    if by_liver:
+        return np.array_equal(first.organ_labels != BACKGROUND, second.organ_labels != BACKGROUND)
+    return np.array_equal(first.labels, second.labels)
 
 
 def _apply(affine: np.ndarray, places: np.ndarray) -> np.ndarray:

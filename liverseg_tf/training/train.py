@@ -244,6 +244,7 @@ class _Training:
                 "XLA can't compile bfloat16 convolutions: expected only one of them (xla=False, precision='float32')"
             )
         self.history: list[dict[str, Any]] = []
+        self._drawn_epochs = 0
         self.extended_after: list[int] = []
 
     def _split(self, cases: Sequence[Case], validation_cases: Sequence[Case] | None) -> None:
@@ -661,10 +662,12 @@ class _Training:
             writer.writeheader()
             writer.writerows(self.history)
             write_text(self.output / "history.csv", text.getvalue(), _FILES["history.csv"])
-            from liverseg_tf.drawing import save_figure
-            from liverseg_tf.reporting.figures import history_figure
+            if self._drawn_epochs != len(self.history):
+                from liverseg_tf.drawing import save_figure
+                from liverseg_tf.reporting.figures import history_figure
 
-            save_figure(history_figure(self.history), self.output / "curves.png", dpi=110)
+                save_figure(history_figure(self.history), self.output / "curves.png", dpi=110)
+                self._drawn_epochs = len(self.history)
 
     def _explain_nan(self, epoch: int, step: int) -> LiverSegError:
         """Read the broken step's batch again, to say which cases were in it."""

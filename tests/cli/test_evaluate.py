@@ -85,7 +85,7 @@ def test_outputs_of_another_kind_are_refused_first(folders, tmp_path, capsys):
         ("--csv", "c.csv"),
         ("--csv-slices", "c.csv"),
         ("--csv-lesions", "c.csv"),
-        ("--figure", "f.png"),
+        pytest.param("--figure", "f.png", marks=pytest.mark.slow),
         pytest.param("--figure", "f.pdf", marks=pytest.mark.slow),
     ],
 )

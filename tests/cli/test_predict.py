@@ -173,6 +173,7 @@ def test_names_as_long_as_the_file_system_allows(predict, scans, tmp_path):
     assert status == 1 and "File name too long" in errors and "unexpectedly" not in errors
 
 
+@pytest.mark.slow
 def test_a_preview_lies_beside_the_mask_and_only_ours_is_replaced(predict, scans, tmp_path):
     from PIL import Image
 

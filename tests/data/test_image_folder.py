@@ -111,6 +111,7 @@ def test_one_channel_makes_gray_pictures(cases, tmp_path):
         write_image_folder(cases, tmp_path / "two", channels=ChannelsConfig(("liver",)))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_failed_run_and_ours_is_replaced(cases, tmp_path, write_nifti):
     output = tmp_path / "pictures"
     write_image_folder(cases[:1], output, selection=ALL)

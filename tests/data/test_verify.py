@@ -57,6 +57,7 @@ def test_good_data_have_no_findings(data):
     assert repr(found) == "Verification(2 cases, 2 patients: 0 errors, 0 warnings)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dicom", [False, True])
 @pytest.mark.parametrize("shape", [(32, 32, 8), (64, 48, 16), (128, 128, 40)])
 def test_phantoms_of_any_shape_leave_nothing_to_doubt(tmp_path, shape, dicom):

@@ -175,6 +175,7 @@ def test_outlines_have_the_area_of_their_pixels():
         assert area == mask.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 def test_a_segmentation_is_written_frame_by_frame(tmp_path, kind):
     import tracemalloc

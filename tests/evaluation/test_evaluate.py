@@ -139,6 +139,7 @@ def test_progress_counts_cases(folders):
     assert seen[0][2] == "volume-1_seg.nii.gz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "pdf"])
 def test_figure_is_written(folders, tmp_path, suffix):
     scores = ls.evaluate(*folders, resamples=10)

@@ -174,6 +174,7 @@ def test_without_its_tumour_a_slice_is_liver_there_and_without_its_liver_body():
     assert (without_region(hu, labels, labels >= 1, 1)[labels >= 1] == -80).all()
 
 
+@pytest.mark.slow
 def test_a_randomized_model_keeps_the_encoder_and_draws_the_rest_anew():
     model = build_unet(32, "resnet18")
     first, again, other = randomized_model(model, 1), randomized_model(model, 1), randomized_model(model, 2)
@@ -189,6 +190,7 @@ def test_a_randomized_model_keeps_the_encoder_and_draws_the_rest_anew():
     assert weights(first, "final_conv").std() == pytest.approx(np.sqrt(2 / (9 * 16)), rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0", "tiny"])
 def test_a_network_that_is_randomised_in_place_is_the_copy(backbone):
     model = build_unet(32, backbone)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume
+from liverseg_tf.followup import registration
 
 # (centre, radii) in RAS+ mm: a large right lobe, a smaller left one in front, a caudate tip; no two axes alike
 LOBES = (((45, 0, 0), (62, 55, 70)), ((-40, 30, 25), (50, 30, 32)), ((35, 15, -62), (25, 28, 30)))
@@ -81,3 +82,9 @@ class Scene:
 def scene():
     pytest.importorskip("SimpleITK")
     return Scene()
+
+
+@pytest.fixture
+def rough_registration(monkeypatch):
+    """Few steps, for what is not about how well scans are registered: most of the time would go into them."""
+    monkeypatch.setattr(registration, "_STEPS", 2)

@@ -18,6 +18,7 @@ def sighted(found, scan):
     return {lesion.id: lesion.sightings[scan].event for lesion in found.lesions}
 
 
+@pytest.mark.slow
 def test_growth_loss_and_what_is_new_through_breathing_and_thick_slices(scene):
     later = (((50, 0, 10), 16), ((30, -25, 35), 9), ((-45, 30, 25), 5), ((10, 20, 40), 7))
     found = ls.compare(scene.mask(), scene.mask(later, motion=breathing, spacing_mm=(2.5, 2.5, 4.0)))
@@ -36,6 +37,7 @@ def test_the_same_scan_twice_differs_in_nothing(scene):
     assert found.responses[1].change_from_baseline == 0 and found.scans[1].registration.residual_mm == 0
 
 
+@pytest.mark.usefixtures("rough_registration")
 def test_ids_stay_over_a_merger_a_loss_and_a_return(scene):
     first = (((50, 0, 0), 8), ((50, 0, 22), 7), ((-45, 30, 25), 6))
     merged = (((50, 0, 0), 11), ((50, 0, 18), 11))
@@ -50,6 +52,7 @@ def test_ids_stay_over_a_merger_a_loss_and_a_return(scene):
     assert len({t.tracking_uid for t in found.lesions}) == 3 and len(found.lesions[0].tracking_uid) <= 64
 
 
+@pytest.mark.usefixtures("rough_registration")
 def test_a_lesion_that_split_is_the_sum_of_its_parts(scene):
     parts = (((50, 0, -8), 6), ((50, 0, 8), 6))
     found = ls.compare(scene.mask((((50, 0, 0), 15),)), scene.mask(parts))
@@ -59,6 +62,7 @@ def test_a_lesion_that_split_is_the_sum_of_its_parts(scene):
     assert now.long_axis_mm == pytest.approx(2 * (12 + 1.5), abs=1) and found.responses[1].category == "SD"
 
 
+@pytest.mark.usefixtures("rough_registration")
 def test_a_speck_at_the_edge_of_a_lesion_is_not_new(scene):
     mask = scene.mask()
     labels = mask.labels.copy()
@@ -79,6 +83,7 @@ def test_a_speck_at_the_edge_of_a_lesion_is_not_new(scene):
     assert found.scans[1].to_dict()["speck_count"] == 1 and "<td>4 and 1 speck</td>" in build_page(found, "specks")
 
 
+@pytest.mark.usefixtures("rough_registration")
 def test_a_change_that_voxels_alone_make_is_not_called_growth(scene):
     grown = tuple((center, 1.5 * radius if radius == 13 else radius) for center, radius in BALLS)
     found = ls.compare(scene.mask(), scene.mask(grown, spacing_mm=(2.6, 2.6, 7.0)))
@@ -88,6 +93,7 @@ def test_a_change_that_voxels_alone_make_is_not_called_growth(scene):
     assert any(abs(row["volume_change_from_first"]) > 0.03 for row in rows[1:])
 
 
+@pytest.mark.usefixtures("rough_registration")
 def test_resected_and_out_of_view_are_no_response(scene):
     balls = (((50, 0, 10), 13), ((-55, 30, 25), 8))
     found = ls.compare(scene.mask(balls), scene.mask(balls[:1], lobes=(LOBES[0], LOBES[2])))
@@ -99,6 +105,7 @@ def test_resected_and_out_of_view_are_no_response(scene):
     assert found.lesions[1].sightings[1].volume_ml is None and found.responses[1].category == "NE"
 
 
+@pytest.mark.usefixtures("rough_registration")
 def test_no_lesion_in_either(scene):
     found = ls.compare(scene.mask(()), scene.mask((), motion=breathing))
     assert found.lesions == () and found.responses[1].category == "no disease"
@@ -113,6 +120,7 @@ def test_what_does_not_fit_together_is_refused(scene):
         ls.compare(mask, mask, days=[3, 3])
 
 
+@pytest.mark.usefixtures("rough_registration")
 def test_the_command_writes_tables_and_fails_without_a_file_on_a_flip(scene, tmp_path, write_nifti, capsys):
     from liverseg_tf.cli.main import main
 

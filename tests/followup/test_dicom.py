@@ -23,6 +23,8 @@ from liverseg_tf.followup.compare import (  # noqa: E402
 
 from .conftest import BALLS  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("rough_registration")
+
 SPACING = (6.0, 6.0, 6.0)
 LATER = (((50, 0, 10), 16), *BALLS[1:3])
 

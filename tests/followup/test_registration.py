@@ -13,6 +13,7 @@ def error_mm(found, mask, motion, scene):
     return np.linalg.norm(found(places) - motion(places), axis=1)
 
 
+@pytest.mark.slow
 def test_breathing_thick_slices_and_another_phase_are_undone_by_the_cts(scene):
     before = scene.mask()
     after = scene.mask(motion=breathing, spacing_mm=(2.6, 2.6, 5.0))
@@ -25,6 +26,7 @@ def test_breathing_thick_slices_and_another_phase_are_undone_by_the_cts(scene):
     assert np.abs(found(found.back(places)) - places).max() < 0.05
 
 
+@pytest.mark.slow
 def test_shape_alone_is_enough_for_three_millimetres(scene):
     before, after = scene.mask(), scene.mask(motion=breathing, codes="LAS")
     found = register(before, after)
@@ -38,6 +40,12 @@ def test_the_same_scan_is_mapped_onto_itself(scene):
     assert np.array_equal(found(scene.inside(mask)), scene.inside(mask))
 
 
+def test_the_same_liver_with_other_lesions_is_not_deformed(scene):
+    first, second = scene.mask(), scene.mask(balls=())
+    found = register(first, second)
+    assert found.residual_mm == 0 and not found.displacement_mm.any()
+
+
 def test_a_resected_lobe_does_not_pull_the_rest_after_it(scene):
     def shift(places):
         return places + (5, -8, 12)
@@ -48,6 +56,7 @@ def test_a_resected_lobe_does_not_pull_the_rest_after_it(scene):
     assert found.share_away < 0.2
 
 
+@pytest.mark.slow
 def test_a_flipped_file_and_an_empty_mask_are_told(scene):
     before, after = scene.mask(), scene.mask(motion=breathing)
     after.labels[:] = after.labels[:, ::-1].copy()

@@ -17,6 +17,7 @@ import warnings
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import LiverSegError, LiverSegWarning
@@ -152,6 +153,7 @@ def predict(path, predictor) -> None:
     np.testing.assert_allclose(again.affine, prediction.volume.affine, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_damaged_files_end_in_a_result_or_an_error_of_ours(tmp_path):
     from liverseg_tf.inference.predictor import Predictor
 

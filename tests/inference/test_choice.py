@@ -78,6 +78,7 @@ def test_a_gpu_that_is_hidden_is_none(monkeypatch, tmp_path):
     assert not choice.has_gpu()
 
 
+@pytest.mark.slow
 def test_predict_loads_nothing_slow_with_the_shipped_model(tmp_path, write_nifti):
     pytest.importorskip("ai_edge_litert")
     hu = np.random.default_rng(0).integers(-100, 200, (40, 36, 3)).astype(np.int16)

@@ -73,6 +73,7 @@ def test_a_manifest_that_cannot_be_written_says_so(tmp_path):
         RunManifest(tmp_path / "missing" / "manifest.jsonl", "small", {}).add({"input": "x"})
 
 
+@pytest.mark.slow
 def test_a_predictor_goes_to_another_process_by_its_models_path(predictor, small_model, phantom_folder):
     again = pickle.loads(pickle.dumps(predictor))
     assert again.config == predictor.config and again.postprocessing == predictor.postprocessing

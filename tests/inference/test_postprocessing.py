@@ -101,6 +101,7 @@ def whole_at_once(labels, bridge_mm, contact):
     return labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bridge_mm, contact, rows_a_slab", [(0.0, 0.0, 16), (5.0, 0.25, 16), (5.0, 0.25, 3)])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
 def test_pieces_are_those_of_the_whole_volume_at_once(share, bridge_mm, contact, rows_a_slab, monkeypatch):

@@ -92,6 +92,7 @@ def test_several_models_give_their_mean(hu):
     assert [np.unique(prediction.probabilities[name]).tolist() for name in ("liver", "tumour")] == [[102], [71]]
 
 
+@pytest.mark.slow
 def test_batches_change_nothing(small_model, hu, expected):
     for size in (1, 2, 99):
         one = ls.Predictor(small_model, batch_size=size, postprocessing=None)

@@ -95,6 +95,7 @@ def test_a_predictor_looks_again(volume):
     assert (both.canonical_labels[hu == 20] == TUMOUR).all()
 
 
+@pytest.mark.slow
 def test_the_default_model_has_a_second_look_and_others_have_none():
     default = ls.Predictor()
     assert default.second_look == "liverseg-lite0"

@@ -37,6 +37,7 @@ def test_a_disk_is_found_where_it_was(seed, size, center):
         np.testing.assert_array_equal((one[0, ..., 1] > 0.5)[~edge], disk[~edge])
 
 
+@pytest.mark.slow
 def test_the_predictor_averages_the_variations(small_model):
     rng = np.random.default_rng(0)
     hu = np.kron(rng.normal(0, 400, (10, 9, 3)), np.ones((4, 4, 1))).astype(np.int16)

@@ -170,6 +170,7 @@ def test_published_weights_give_what_numpy_computes():
     np.testing.assert_allclose(encoder(image[None] / 255).numpy()[0], expected, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backbone, blocks, parameters",
     [("efficientnet_lite0", 16, 2998304), ("efficientnet_lite1", 21, 3774624), ("efficientnet_lite2", 21, 4413488)],

@@ -84,6 +84,7 @@ def test_a_model_knows_its_configuration_its_card_and_where_it_comes_from(small_
     assert exported.card["format"] == "savedmodel" and exported.source == savedmodel
 
 
+@pytest.mark.slow
 def test_a_model_is_taken_wherever_one_is(small_model_file, small_config, tmp_path, body_hu):
     import keras
 

@@ -69,6 +69,7 @@ def test_imagenet_weights_without_a_network_say_what_to_do(monkeypatch):
         build_unet(32, "resnet18", encoder_weights="imagenet")
 
 
+@pytest.mark.slow
 def test_encoder_weights_from_a_file(small_model, small_model_file, tmp_path):
     model = build_unet(32, "tiny", encoder_weights=small_model_file)
     np.testing.assert_array_equal(

@@ -213,6 +213,7 @@ def test_a_saved_figure_is_whole_and_a_failed_one_leaves_nothing(volume, tmp_pat
     assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["a.png", "file"]
 
 
+@pytest.mark.slow
 def test_figures_leave_pyplot_alone():
     import subprocess
 

@@ -21,6 +21,7 @@ def result() -> tuple[CTVolume, MaskVolume]:
     return volume, MaskVolume(volume.geometry.to_file(labels), volume.geometry)
 
 
+@pytest.mark.slow
 def test_it_fits_a_slide_and_tells_slices_sides_and_volumes(result):
     volume, mask = result
     figure = preview(volume, mask, statistics(mask, volume))

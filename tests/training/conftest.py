@@ -1,11 +1,9 @@
 """What the tests of training share: a recipe of seconds, and a run that has finished."""
 
-import dataclasses
-
 import pytest
 
 import liverseg_tf as ls
-from tests.training.runs import RECIPE, Record, options
+from tests.training.runs import FINISHED, Record, options
 
 
 @pytest.fixture(scope="session")
@@ -17,5 +15,4 @@ def cases(phantom_folder):
 def finished(cases, tmp_path_factory):
     record = Record()
     output = tmp_path_factory.mktemp("runs") / "run"
-    recipe = dataclasses.replace(RECIPE, ema=0.9, augmentation=True, lesion_synthesis=True)
-    return ls.train(cases, output, recipe, callbacks=[record], **options()), record
+    return ls.train(cases, output, FINISHED, callbacks=[record], **options()), record

@@ -1,5 +1,7 @@
 """A training of seconds, and a callback that sees it."""
 
+from dataclasses import replace
+
 import keras
 
 from liverseg_tf.training.recipes import Recipe
@@ -14,6 +16,8 @@ RECIPE = Recipe(
     augmentation=False,
     learning_rate=2e-3,
 )
+# of the fixture `finished`: everything random is switched on
+FINISHED = replace(RECIPE, ema=0.9, augmentation=True, lesion_synthesis=True)
 
 
 class Record(keras.callbacks.Callback):

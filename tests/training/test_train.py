@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,7 +14,7 @@ import liverseg_tf as ls
 import liverseg_tf.training.train as module
 from liverseg_tf.errors import ConfigError, DataWarning, OutputError, TrainingError
 from tests.documented_fields import undocumented
-from tests.training.runs import RECIPE, Record, options
+from tests.training.runs import FINISHED, RECIPE, Record, options
 
 pytestmark = pytest.mark.slow
 
@@ -133,18 +134,52 @@ def test_the_originals_split_over_slices_comes_with_a_warning(cases, tmp_path):
 def test_more_epochs_extend_a_finished_run(cases, finished, tmp_path):
     first, output = finished[0], tmp_path / "run"
     shutil.copytree(first.output, output)
-    recipe = dataclasses.replace(RECIPE, ema=0.9, augmentation=True, lesion_synthesis=True)
     with pytest.raises(ConfigError, match="other settings .*recipe"):
-        ls.train(cases, output, recipe, epochs=1, resume=True, **options())
-    longer = ls.train(cases, output, recipe, epochs=3, resume=True, **options())
+        ls.train(cases, output, FINISHED, epochs=1, resume=True, **options())
+    longer = ls.train(cases, output, FINISHED, epochs=3, resume=True, **options())
     assert [row["epoch"] for row in longer.history] == [1, 2, 3] and longer.history[:2] == first.history
     best = max(longer.history, key=lambda row: row["val_case_dice"])
     assert longer.best["val_case_dice"] == best["val_case_dice"]
     about = json.loads((output / "run.json").read_text())
     assert about["finished"] is True and about["extended_after"] == [2]
-    again = ls.train(cases, output, recipe, epochs=3, resume=True, **options())
+    again = ls.train(cases, output, FINISHED, epochs=3, resume=True, **options())
     assert again.history == longer.history  # finished: not touched
     (output / "history.csv").write_text("my notes")
     with pytest.raises(OutputError, match="history.csv: exists and was changed since"):
-        ls.train(cases, output, recipe, epochs=4, resume=True, **options())
+        ls.train(cases, output, FINISHED, epochs=4, resume=True, **options())
     assert (output / "history.csv").read_text() == "my notes"
+
+
+class StopAt(keras.callbacks.Callback):
+    """Ends a training in the middle of an epoch, as a kill does: nothing is tidied up."""
+
+    def __init__(self, epoch, step):
+        super().__init__()
+        self.at, self.epoch = (epoch, step), 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise KeyboardInterrupt
+
+
+def test_one_seed_gives_the_same_weights_and_so_does_a_resumed_training(cases, finished, tmp_path):
+    """Bit for bit, with everything random switched on: both runs start anew, and one of them is killed on its way."""
+    whole, output = finished[0], tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        ls.train(cases, output, FINISHED, callbacks=[StopAt(1, 1)], **options())
+    assert (output / "model.keras").is_file()  # the best so far is kept
+    with pytest.raises(OutputError, match="go on with it by resume=True"):
+        ls.train(cases, output, FINISHED, **options())
+    with pytest.raises(ConfigError, match="other settings .*seed"):
+        ls.train(cases, output, FINISHED, **options(seed=2), resume=True)
+    resumed = ls.train(cases, output, FINISHED, **options(), resume=True)
+    for a, b in zip(whole.model().get_weights(), resumed.model().get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(whole.history, resumed.history, strict=True):
+        assert a["loss"] == b["loss"]
+        assert a["val_loss"] == b["val_loss"]
+    again = ls.train(cases, output, FINISHED, **options(), resume=True)
+    assert again.best == resumed.best  # a finished run is not touched

@@ -147,6 +147,7 @@ def test_a_mask_in_another_order_of_axes_fits_its_series(seg, tmp_path):
         measure(tmp_path / "moved.nii.gz", volume)
 
 
+@pytest.mark.slow
 def test_segs_calibrate_with_their_series(seg, tmp_path):
     path, volume, labels = seg
     for folder in ("truth", "predicted"):

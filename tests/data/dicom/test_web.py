@@ -178,6 +178,7 @@ def test_a_study_in_and_objects_back_with_orthanc(orthanc, make_series, own_obje
         send_objects([own_object], f"{orthanc}/dicom-web")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 def test_masks_come_back_from_orthanc_to_the_voxel(orthanc, make_findings, tmp_path, kind):  # noqa: F811
     from liverseg_tf.data.dicom.formats import PRODUCTS
