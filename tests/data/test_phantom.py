@@ -36,6 +36,7 @@ def test_same_seed_is_the_same_phantom():
     assert not np.array_equal(first.hu, other.hu)
 
 
+@pytest.mark.slow
 def test_a_seed_is_the_same_patient_in_every_version(phantoms):
     """Figures measured on phantoms stay comparable. Who changes the anatomy on purpose writes so in the changelog."""
     reference.check("phantom", reference.of_phantoms(phantoms))

@@ -90,6 +90,7 @@ def tracked(seg, sr):
     return {s.SegmentLabel: s.TrackingUID for s in segments}, {group.tracking_uid for group in groups}
 
 
+@pytest.mark.slow
 def test_a_lesion_has_one_tracking_uid_in_the_objects_of_all_scans(studies, tmp_path, capsys):
     (ct, _, mask), (later_ct, later_seg, _) = studies
     earlier = tmp_path / "earlier"  # as an archive has it, lesion by lesion
@@ -117,6 +118,7 @@ def test_a_lesion_has_one_tracking_uid_in_the_objects_of_all_scans(studies, tmp_
     assert "scan-2_seg_sr.dcm" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_liver_keeps_the_uid_that_the_earlier_seg_gives_it(studies, tmp_path):
     import pydicom
 

@@ -76,6 +76,7 @@ def test_other_channels_are_refused(small_model, tmp_path):
         load_model(tmp_path / "m.keras")
 
 
+@pytest.mark.slow
 def test_a_model_knows_its_configuration_its_card_and_where_it_comes_from(small_model_file, small_config, savedmodel):
     model = open_model(small_model_file)
     assert (model.config, model.card, model.source) == (small_config, None, small_model_file)

@@ -29,5 +29,5 @@ def test_a_start_that_failed_blocks_nothing(cases, tmp_path, monkeypatch):
             ls.train(cases, output, RECIPE, batch_size=batch_size, resume=resume, **options())
         assert {p.name for p in output.glob("[!.]*")} == {"run.json"}
     (output / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="got one with files; go on with it"):
+    with pytest.raises(OutputError, match="got one with files; continue it"):
         ls.train(cases, output, RECIPE, **options())

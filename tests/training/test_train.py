@@ -87,19 +87,20 @@ def test_transfer_takes_weights_over_and_freezes_first(cases, finished, tmp_path
             frozen[f"{logs['phase']} decoder"] = self.model.get_layer("final_conv").get_weights()[0].copy()
 
     watch = Watch()
-    recipe = dataclasses.replace(RECIPE, epochs=1)
+    recipe = dataclasses.replace(RECIPE, epochs=1, best_by="val_loss")
     with pytest.warns(DataWarning) as told:
-        ls.train(
+        trained = ls.train(
             cases, tmp_path / "b", recipe, from_model=run.output, split="slices", callbacks=[watch],
             **options(steps_per_epoch=2),
         )  # fmt: skip
     split = json.loads((tmp_path / "b" / "run.json").read_text())["settings"]["split"]
     assert split["by"] == "slices"
-    trained = json.loads((run.output / "run.json").read_text())["settings"]["split"]["training"]
-    seen = ", ".join(sorted({row["patient"] for row in trained}))
-    expected = ("slices of one patient are trained and validated on", f"patients that are validated on here ({seen})")
+    before = json.loads((run.output / "run.json").read_text())["settings"]["split"]["training"]
+    seen = ", ".join(sorted({row["patient"] for row in before}))
+    expected = ("slices of one patient are in both parts", f"patients that are validated on here ({seen})")
     assert all(any(words in str(warning.message) for warning in told) for words in expected)
     assert [row["phase"] for row in watch.epochs] == ["frozen", "full"]
+    assert trained.best["val_loss"] == min(row["val_loss"] for row in watch.epochs)
     start = source.get_layer("conv0").get_weights()[0]
     np.testing.assert_array_equal(frozen["frozen"], start)
     assert not np.array_equal(frozen["full"], start)
@@ -162,7 +163,7 @@ def test_one_seed_gives_the_same_weights_and_so_does_a_resumed_training(cases, f
     with pytest.raises(KeyboardInterrupt):
         ls.train(cases, output, FINISHED, callbacks=[StopAt(1, 1)], **options())
     assert (output / "model.keras").is_file()  # the best so far is kept
-    with pytest.raises(OutputError, match="go on with it by resume=True"):
+    with pytest.raises(OutputError, match="continue it with resume=True"):
         ls.train(cases, output, FINISHED, **options())
     with pytest.raises(ConfigError, match="other settings .*seed"):
         ls.train(cases, output, FINISHED, **options(seed=2), resume=True)
