@@ -790,6 +790,12 @@ def test_it_prints_on_two_pages(opened, tmp_path):
     pdf = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 2
     assert re.search(rb"/MediaBox\s*\[\s*0 0 59[45][.\d]* 84[12]", pdf)  # A4
+    # a table that the first page can't hold goes on above what stands on the second
+    script = """for (const one of document.querySelectorAll("tbody.lesion"))
+        for (let i = 0; i < 2; i++) one.parentElement.append(one.cloneNode(true));"""
+    opened.execute_script(script)
+    pdf = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 2
 
 
 def test_on_a_phone_controls_are_under_the_picture_and_lesions_are_cards(browser, page):
