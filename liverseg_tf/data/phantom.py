@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ class Phantom:
         ('arterial', (4, 4))
     """
 
-    hu: np.ndarray
-    labels: np.ndarray
+    hu: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
     spacing_mm: tuple[float, float, float]
     geometry: Geometry
     description: dict[str, Any]
@@ -114,7 +114,7 @@ def make_phantom(seed: int | Sequence[int], shape: tuple[int, int, int] = DEFAUL
         "orientation": scan.orientation,
         "spacing_mm": [round(s, 4) for s in spacing_mm],
         "liver_hu": round(patient.hu["liver"], 1),
-        "liver_ml": round(np.count_nonzero(labels) * voxel_ml, 1),
+        "liver_ml": round(int(np.count_nonzero(labels)) * voxel_ml, 1),
         "tumours": [
             {"kind": lesion.kind, "diameter_mm": round(lesion.diameter_mm, 1), "volume_ml": round(count * voxel_ml, 2)}
             for lesion, count in zip(patient.lesions, tumour_voxels.tolist(), strict=True)

@@ -76,7 +76,7 @@ class RegionExplanation:
     """
 
     region: Region
-    maps: np.ndarray
+    maps: np.ndarray = field(repr=False)
     heat_in_liver: float
     curves: DeletionInsertion | None = None
     randomized_correlation: float | None = None
@@ -175,7 +175,7 @@ class Explanation:
     """
 
     volume: CTVolume
-    labels: np.ndarray
+    labels: np.ndarray = field(repr=False)
     regions: list[RegionExplanation]
     left_out: int = 0
     settings: dict[str, Any] = field(default_factory=dict)

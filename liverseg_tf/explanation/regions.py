@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import nibabel as nib
 import numpy as np
@@ -32,7 +32,7 @@ class Region:
     name: str
     label: int
     first_slice: int
-    mask: np.ndarray
+    mask: np.ndarray = field(repr=False)
     lesion: int | None = None
     class_name: str = ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Uncertainty:
     """
 
     volume: CTVolume
-    entropy: np.ndarray
+    entropy: np.ndarray = field(repr=False)
     liver_volumes_ml: np.ndarray
     tumour_volumes_ml: np.ndarray
     variations: TestTimeAugmentation

@@ -165,11 +165,11 @@ class Predictor:
             smoothing and hole filling for other organs.
         runtime: the runtime for a model that was exported in several formats: `auto`, `tflite`, `savedmodel` or
             `keras`; see `choose`.
-        extent: locate the liver first, and segment only slices that can hold it, about 3 mm apart; the probabilities of
-            thinner slices between them are interpolated (`Segmenter`). False for all slices. All slices are always
-            segmented for probabilities and test-time augmentation, and with servers and SavedModels; the liver is
-            not located first without the post-processing that keeps the largest component, and no probabilities are
-            interpolated without smoothing.
+        extent: locate the liver first, and segment only slices that can hold it, at most 3.25 mm apart; those between
+            get interpolated probabilities (`Segmenter`). False for all slices. All slices are always segmented for
+            test-time augmentation, and with servers and SavedModels; the liver is not located first for
+            probabilities, nor without the post-processing that keeps the largest component; nothing is interpolated
+            without smoothing.
         variations: test-time augmentation: the number of slightly shifted, rotated, scaled and brightened copies, the
             unchanged one included, whose probabilities are averaged; or a `TestTimeAugmentation`. Inference takes that
             many times as long. By default none.
@@ -370,7 +370,7 @@ class Predictor:
         kept = {name: np.zeros(volume.shape, np.uint8) for name in names[1:]} if probabilities else {}
         sigma = self._smoothing_slices(volume)
         scoring = self._scoring(volume, needs_probabilities=probabilities or bool(sigma))
-        selects = self.extent and not kept and isinstance(scoring, NetworkScoring)
+        selects = self.extent and isinstance(scoring, NetworkScoring)
         step = slice_step(volume.spacing_mm[2]) if selects and sigma else 1
         segmenter = Segmenter(volume, scoring, batch, partial(SliceSmoother, sigma) if sigma else None, step)
 
@@ -383,7 +383,7 @@ class Predictor:
                 progress(done, count)
 
         keeps_one_piece = self.postprocessing is not None and self.postprocessing.largest_liver
-        if selects and keeps_one_piece:
+        if selects and keeps_one_piece and not kept:
             labels = segmenter.liver_slices(tell)
         else:
             labels = segmenter.all_slices(tell, keep if kept else None)

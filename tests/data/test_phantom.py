@@ -29,6 +29,12 @@ def dice(a, b):
     return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
 
 
+def test_a_phantom_is_shown_without_its_voxels():
+    text = repr(make_phantom(1, (32, 32, 8)))
+    assert "hypodense" in text
+    assert "hu=" not in text and "labels=" not in text
+
+
 def test_same_seed_is_the_same_phantom():
     first, second, other = make_phantom(3, SHAPE), make_phantom(3, SHAPE), make_phantom(4, SHAPE)
     assert np.array_equal(first.hu, second.hu) and np.array_equal(first.labels, second.labels)

@@ -115,6 +115,15 @@ def test_thin_slices_are_interpolated():
     assert 2 * ((fast > 0) & (full > 0)).sum() > 0.99 * ((fast > 0).sum() + (full > 0).sum())
 
 
+def test_probabilities_change_no_mask():
+    hu = volume([0] * 30 + [*range(5, 40)] * 3 + [0] * 30)
+    with_them, without = (
+        ls.Predictor(Bright()).predict(hu, spacing_mm=(2.0, 2.0, 1.0), probabilities=wanted) for wanted in (True, False)
+    )
+    assert without.canonical_labels.any()
+    np.testing.assert_array_equal(with_them.canonical_labels, without.canonical_labels)
+
+
 def test_no_slice_is_interpolated_where_thick_or_unsmoothed():
     heights = [0] * 40 + [30] * 40 + [0] * 40
     for spacing, options in ((1.7, {}), (1.0, {"postprocessing": PostProcessing(smoothing_mm=0, largest_liver=False)})):
