@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -42,7 +41,7 @@ def sensitivity_figure(quality: dict):
 
 
 def main() -> None:
-    """Write docs/images/sensitivity.png, montage.png, and report.png where chromium is installed."""
+    """Write docs/images/sensitivity.png, montage.png, and report.png where chromium and chromedriver are installed."""
     quality = json.loads((Path(__file__).parent / "quality.json").read_text())
     save_figure(sensitivity_figure(quality), IMAGES / "sensitivity.png", 90, overwrite=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -56,13 +55,29 @@ def main() -> None:
         save_figure(figure, IMAGES / "montage.png", 90, overwrite=True)
         page = folder / "report.html"
         ls.report(ct, page, explanations=False)
-        browser = shutil.which("chromium") or shutil.which("chrome")
-        if browser:
-            shot = IMAGES / "report.png"
-            command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1280,900"]
-            command += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # the 3-D view without a GPU
-            command += ["--virtual-time-budget=8000", f"--screenshot={shot}", page.as_uri()]
-            subprocess.run(command, check=True, capture_output=True)
+        if shutil.which("chromedriver"):
+            screenshot(page, IMAGES / "report.png")
+
+
+def screenshot(page: Path, target: Path) -> None:
+    """Save what a browser window of 1280 x 900 pixels shows once all of the page's pictures are there."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or shutil.which("chrome") or ""
+    for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.add_argument("--use-angle=swiftshader")  # the 3-D view without a GPU
+    options.add_argument("--enable-unsafe-swiftshader")
+    with webdriver.Chrome(options, Service(shutil.which("chromedriver"))) as driver:
+        size = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.get(page.as_uri())
+        WebDriverWait(driver, 60).until(lambda _: driver.execute_script("return document.body.dataset.complete"))
+        driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        driver.save_screenshot(target)
 
 
 def sources_sha256(notebook) -> str:
