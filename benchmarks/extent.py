@@ -2,6 +2,7 @@
 
     python benchmarks/extent.py CT... [--phantoms N] [--model M] [-o FILE.json]
 
+For CTs whose slices are 1.7 mm apart or more; of thinner ones the network segments some only (`slice_step.py`).
 Each CT is segmented both ways by the same network, as it is and changed: mirrored (situs inversus), turned upside down,
 with 30 mm of air through the liver's middle, cut at the liver's middle (the field of view ends in it), and with the
 liver's slices below all others (a transplant in the pelvis). A slice's scores are cached, so that a change takes little

@@ -1,4 +1,4 @@
-"""Predict whole labelled CTs and score them; writes what was scored as JSON and prints it as a table.
+"""Predict every slice of labelled CTs, and score the masks; writes the scores as JSON and prints them as a table.
 
 python measure.py RUN/model.keras FOLDER_OF_CASES [FOLDER_OF_CASES ...] -o whole.json
 """
@@ -26,7 +26,7 @@ KEYS = (
 
 def measure(model: Path, cases: list[ls.Case], folder: Path) -> list[dict]:
     """Predict the cases, masks kept in a folder, and score them."""
-    predictor, rows = ls.Predictor(model), []
+    predictor, rows = ls.Predictor(model, extent=False), []
     for case in cases:
         for name in ("truth", "prediction"):
             (folder / name / str(case.id)).mkdir(parents=True)

@@ -7,7 +7,7 @@ import weakref
 
 import numpy as np
 
-from liverseg_tf.data.nifti_slices import read_at, write_at
+from liverseg_tf.data.file_positions import read_at, write_at
 from liverseg_tf.errors import InputFileError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
@@ -65,11 +65,8 @@ def test_threads_do_not_disturb_one_another(tmp_path):
             if not np.array_equal(sliced.slices(index, index + 1)[0], whole[..., index]):
                 wrong.append(index)
 
-    threads = [threading.Thread(target=look, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(look, range(4)))  # raises what they raise
     assert not wrong
 
 

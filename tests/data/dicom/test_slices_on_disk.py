@@ -3,8 +3,8 @@
 import errno
 import pickle
 import tempfile
-import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -198,11 +198,8 @@ def test_threads_do_not_disturb_one_another():
             if not (slices[index] == index).all():
                 wrong.append(index)
 
-    threads = [threading.Thread(target=look, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(look, range(4)))  # raises what they raise
     assert not wrong
 
 
