@@ -61,7 +61,8 @@ class ClassSet:
 
     Attributes:
         names: by index; 0 is the background, 1 the organ.
-        lesion_is_2: True if class 2 is the organ's lesion (which also counts as organ), False for a further structure.
+        lesion_is_2: True if class 2, where there is one, is the organ's lesion (which also counts as organ), False if
+            it is a further structure.
 
     Raises:
         ConfigError: for fewer than 2 or more than 256 names, a repeated name, or a name that can't be in a file's name.

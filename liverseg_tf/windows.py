@@ -7,7 +7,8 @@ from types import MappingProxyType
 from liverseg_tf.errors import ConfigError
 
 # (width, level) in HU: the twelve presets of the original (fastai's `dicom_windows` and two of its own). Models of the
-# first format were stored with these names instead of numbers, so don't change these values; change `WINDOWS`.
+# first format were stored with these names instead of numbers, so don't change these values. To add or change a preset:
+# WINDOWS = MappingProxyType({**FIRST_WINDOWS, "bone": (width, level)}).
 FIRST_WINDOWS: MappingProxyType[str, tuple[int, int]] = MappingProxyType(
     {
         "brain": (80, 40),

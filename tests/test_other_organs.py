@@ -10,7 +10,7 @@ import pytest
 import liverseg_tf as ls
 from liverseg_tf.cli.main import main
 from liverseg_tf.data.volume import Geometry, MaskVolume
-from liverseg_tf.errors import CaseError, ConfigError, LabelError
+from liverseg_tf.errors import CaseError, ConfigError, GeometryWarning, LabelError
 from liverseg_tf.evaluation.measure import find_masks
 from liverseg_tf.inference.jobs import plan
 from liverseg_tf.inference.postprocessing import OTHER_ORGANS, PostProcessing
@@ -130,6 +130,17 @@ def test_a_missed_structure_is_scored(kidneys, tmp_path):
     nib.save(nib.Nifti1Image(np.where(labels == 3, 0, labels).astype(np.uint8), image.affine), tmp_path / "p.nii.gz")
     row = ls.evaluate(truth, tmp_path / "p.nii.gz", classes=KIDNEYS, resamples=2).cases[0]
     assert (row["kidney_dice"], row["bone_dice"]) == (1.0, 0.0)
+
+
+def test_millimetres_of_a_structure_are_left_out_with_an_identity_affine(kidneys, tmp_path):
+    labels = np.asanyarray(nib.load(kidneys / "segmentation-0.nii.gz").dataobj)
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "m.nii.gz")
+    with pytest.warns(GeometryWarning, match="left out"):
+        scores = ls.evaluate(
+            tmp_path / "m.nii.gz", tmp_path / "m.nii.gz", classes=KIDNEYS, resamples=2, exclude_identity=True
+        )
+    assert {scores.summary[f"{name}_hd95_mm"]["n"] for name in ("kidney", "bone")} == {0}
+    assert scores.summary["bone_dice"]["n"] == 1
 
 
 @pytest.mark.slow
@@ -255,7 +266,9 @@ def test_scans_of_another_organ_are_compared_under_its_names(tmp_path, capsys):
         ls.compare(whole, MaskVolume(kidney_mask(), whole.geometry))
 
 
-def test_another_organ_is_calibrated_and_judged_under_its_names(tmp_path):
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory):
+    """File of a calibration for kidneys."""
     from liverseg_tf.calibration.calibrate import fit, labelled_case
 
     geometry = Geometry.from_spacing((40, 46, 36), (3, 3, 3))
@@ -265,9 +278,16 @@ def test_another_organ_is_calibrated_and_judged_under_its_names(tmp_path):
         truth[0, 0, 0] = predicted[:2, 0, 0] = 3
         cases.append(labelled_case(*(MaskVolume(one, geometry, classes=KIDNEYS) for one in (truth, predicted))))
     assert cases[0].true_liver_ml == pytest.approx(np.count_nonzero(kidney_mask()) * 27 / 1000)  # without the bone
-    found = fit(cases, with_ct=False)
-    found.save(tmp_path / "c.json")
-    found = ls.Calibration.load(tmp_path / "c.json")
+    path = tmp_path_factory.mktemp("calibration") / "c.json"
+    fit(cases, with_ct=False).save(path)
+    return path
+
+
+def test_another_organ_is_calibrated_and_judged_under_its_names(calibration):
+    from liverseg_tf.calibration.calibrate import labelled_case
+
+    geometry = Geometry.from_spacing((40, 46, 36), (3, 3, 3))
+    found = ls.Calibration.load(calibration)
     assert found.classes == KIDNEYS
     judged = found.judge(ls.measure(kidney_mask(8), spacing_mm=(3, 3, 3), classes=KIDNEYS))
     low, high = judged["kidney_tumour_interval_ml"]
@@ -275,6 +295,12 @@ def test_another_organ_is_calibrated_and_judged_under_its_names(tmp_path):
     liver = MaskVolume(kidney_mask(8), geometry)
     with pytest.raises(ConfigError, match="expected a mask of kidney, kidney_tumour, bone, got one of liver"):
         labelled_case(MaskVolume(kidney_mask(8), geometry, classes=KIDNEYS), liver)
+
+
+@pytest.mark.slow
+def test_predicted_volumes_of_another_organ_get_its_intervals(run, case, calibration, tmp_path):
+    (row,) = ls.predict_folder(case[0], tmp_path / "out", run, calibration=calibration)
+    assert row["status"] == "done" and {"kidney_interval_ml", "kidney_tumour_interval_ml"} <= set(row["calibrated"])
 
 
 def test_an_archive_of_another_organ_is_summed_up_under_its_names(tmp_path, capsys):

@@ -233,7 +233,7 @@ def _check_products(
     products |= {UNCERTAINTY: "uncertainty"} if extras.uncertainty else {}
     products |= {PREVIEW: "figure"} if extras.preview else {}
     # the name of an object that is written instead of the mask is checked by `plan`
-    beside = [name for name in extras.formats if PRODUCTS[name][0] != _ending(formats)]
+    beside = [name for name in extras.object_formats if PRODUCTS[name][0] != _ending(formats)]
     of_dicom = products | dict(PRODUCTS[name] for name in beside)
     sources = [job.source for job in jobs]
     todo = [job for job in jobs if job.target not in finished]
@@ -267,14 +267,14 @@ class _Extras:
 
     Attributes:
         uncertainty, preview, calibration, segmentation_type, lesion_segments: as `PredictOptions` has them.
-        formats: of DICOM objects.
-        are_defaults: `formats` were not asked for, so a DICOM object that can't be written is no error.
+        object_formats: of DICOM objects.
+        are_defaults: `object_formats` were not asked for, so a DICOM object that can't be written is no error.
     """
 
     uncertainty: bool
     preview: bool
     calibration: Calibration | None
-    formats: tuple[str, ...]
+    object_formats: tuple[str, ...]
     are_defaults: bool
     segmentation_type: str
     lesion_segments: bool
@@ -285,7 +285,8 @@ class _Extras:
         if self.preview:
             row |= _preview(prediction, target)
         if self.calibration is not None:
-            found = measure(MaskVolume(prediction.labels, prediction.volume.geometry), prediction.volume)
+            mask = MaskVolume(prediction.labels, prediction.volume.geometry, classes=prediction.classes)
+            found = measure(mask, prediction.volume)
             row["calibrated"] = self.calibration.judge(found, row.get("uncertainty"))
         return row | self._objects(predictor, prediction, target)
 
@@ -293,7 +294,7 @@ class _Extras:
         """Write the DICOM objects of a prediction; by default only if the DICOM series allows it."""
         beside_mask = is_nifti_name(target)
         may_lack = beside_mask and self.are_defaults
-        if not self.formats or (may_lack and prediction.volume.series is None):
+        if not self.object_formats or (may_lack and prediction.volume.series is None):
             return {}
         from liverseg_tf.dicom_objects.findings import Findings
         from liverseg_tf.dicom_objects.objects import write_objects
@@ -310,7 +311,7 @@ class _Extras:
             return {}
         written = write_objects(
             findings,
-            {name: product(target, PRODUCTS[name][0]) for name in self.formats},
+            {name: product(target, PRODUCTS[name][0]) for name in self.object_formats},
             segmentation_type=self.segmentation_type,
             lesion_segments=self.lesion_segments,
         )

@@ -25,7 +25,8 @@ class Augmentation(Config):
     """Vary a slice as scanners, protocols and patients vary; the mask is moved by the same coordinates.
 
     One composed warp moves the slice (HU bilinear, labels nearest; air and background outside), then HU are changed.
-    Every amount is a maximum: a slice draws uniformly from [-amount, amount]. 0 turns a variation off.
+    Unless said otherwise, an amount is a maximum: a slice draws uniformly from [-amount, amount]. 0 turns a variation
+    off.
 
     Attributes:
         rotation_degrees: in-plane rotation.

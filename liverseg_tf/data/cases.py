@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from liverseg_tf.data.nifti import is_nifti_name, stem
-from liverseg_tf.data.reading import format_of, is_itk_name
+from liverseg_tf.data.reading import format_of, is_volume_name
 from liverseg_tf.errors import CaseError, ConfigError, DataWarning, InputFileError, MissingDependencyError, warn
 from liverseg_tf.files import is_hidden
 from liverseg_tf.hounsfield import HU_RANGE
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 _NUMBER = r"(\d{1,18})"  # fits 64 bits
 _LITS_NAME = re.compile(rf"(volume|segmentation)-{_NUMBER}", re.IGNORECASE)
 _DECATHLON_NAME = re.compile(rf"[a-z]+_{_NUMBER}", re.IGNORECASE)
-_NUMBERED_NAME = re.compile(rf"(?:volume|segmentation)-{_NUMBER}(?:_seg)?|[a-z]+_{_NUMBER}(?:_seg)?", re.IGNORECASE)
+_NUMBERED_NAME = re.compile(rf"(?:(?:volume|segmentation)-|[a-z]+_){_NUMBER}(?:[._]seg)?", re.IGNORECASE)
+# `predict` appends _seg, and _seg_entropy and the like to maps; 3D Slicer appends .seg
+_MASK_NAME = re.compile(r"segmentation-.*|.*[._]seg(_[a-z]+)*", re.IGNORECASE)
+_MASK_FOLDERS = ("labelstr", "labelsts")
 
 
 @dataclass(frozen=True)
@@ -217,8 +220,7 @@ def find_files(*folders: str | Path, files: bool = False) -> CaseFiles:
             raise InputFileError(f"{folder}: expected a folder of CTs, {what}; check the path")
         if folder.is_dir():
             for path in sorted(folder.rglob("*")):
-                has_name = is_nifti_name(path) or is_itk_name(path)
-                is_volume = has_name and path.is_file() and not is_hidden(path, folder)
+                is_volume = is_volume_name(path) and path.is_file() and not is_hidden(path, folder)
                 if is_volume and path.resolve() not in seen:  # overlapping folders give no duplicates
                     seen.add(path.resolve())
                     _add_file(found, path, *_kind_and_number(path))
@@ -351,13 +353,18 @@ def read_patients(path: str | Path) -> dict[int, str]:
 def case_number(path: str | Path) -> int | None:
     """The case number in a file's name, or None: 7 for `segmentation-7`, `volume-7_seg`, `liver_7`, `liver_7_seg`."""
     match = _NUMBERED_NAME.fullmatch(stem(path))
-    return int(match[1] or match[2]) if match else None
+    return int(match[1]) if match else None
 
 
 def is_mask_name(path: str | Path) -> bool:
-    """Tell whether a file's name or folder says that it is a mask: `segmentation-7`, `labelsTr/liver_7`, `x_seg`."""
-    name = stem(path).lower()
-    return name.startswith("segmentation-") or name.endswith("_seg") or Path(path).parent.name.lower() == "labelstr"
+    """Tell whether a file's name or folder says that it is a mask or a map of `predict`.
+
+    Examples:
+        >>> names = "segmentation-7.nii.gz", "labelsTr/liver_7.nii", "x_seg.nii", "x_seg_entropy.nii", "x.seg.nrrd"
+        >>> [is_mask_name(name) for name in (*names, "x.nii.gz", "imagesTr/liver_7.nii")]
+        [True, True, True, True, True, False, False]
+    """
+    return bool(_MASK_NAME.fullmatch(stem(path))) or Path(path).parent.name.lower() in _MASK_FOLDERS
 
 
 def split_by_patient(

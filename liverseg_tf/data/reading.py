@@ -110,11 +110,16 @@ def format_of(path: str | Path) -> str:
 
 def is_segmentation_file(path: str | Path) -> bool:
     """Whether a file is a DICOM segmentation, which is a mask."""
-    if is_nifti_name(path) or is_itk_name(path) or not Path(path).is_file() or format_of(path) != "dicom":
+    if is_volume_name(path) or not Path(path).is_file() or format_of(path) != "dicom":
         return False
     from liverseg_tf.data.dicom.segmentation import is_segmentation
 
     return is_segmentation(path)
+
+
+def is_volume_name(path: str | Path) -> bool:
+    """Whether a name is that of a CT or mask in one file (NIfTI, NRRD or MetaImage) and is not hidden."""
+    return is_nifti_name(path) or is_itk_name(path)
 
 
 def is_itk_name(path: str | Path) -> bool:

@@ -40,8 +40,8 @@ class CaseScores:
     Attributes:
         row: the case's values by name; None if undefined.
         slices: one row per slice, from the lowest.
-        lesions: one row per reference lesion and per predicted lesion; `lesion` is the number in the challenge's order,
-            `number` the one of `statistics`.
+        lesions: one row per reference lesion and per predicted lesion. `number` is the one that all other commands
+            print; `lesion` is the challenge's, to compare with its own program.
         counts: per overlap and size (`all` among them): true positives, false negatives, false positives.
         voxels: per region: voxels of reference, prediction, both.
         lits: the case's part in the challenge's scores.

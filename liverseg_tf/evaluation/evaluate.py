@@ -55,8 +55,8 @@ RULES: dict[str, str] = {
 
 _LENGTHS = ("assd_mm", "rmsd_mm", "msd_mm", "hd95_mm", *(f"surface_dice_{t}mm" for t in TOLERANCES_MM))
 _VOLUMES = ("volume_truth_ml", "volume_prediction_ml", "volume_error_ml")
-# Endings of figures that an identity affine makes unreliable.
-_METRIC_FIELDS = frozenset(f"{region}_{field}" for region in REGIONS for field in _LENGTHS + _VOLUMES)
+# Endings of figures that an identity affine makes unreliable, of any region.
+_METRIC_ENDINGS = tuple(f"_{field}" for field in _LENGTHS + _VOLUMES)
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def _summary_fields(case: CaseScores) -> list[str]:
 
 def _values(cases: Sequence[CaseScores], name: str, exclude_identity: bool) -> np.ndarray:
     """One figure of all cases, (cases,) float64, NaN where undefined or left out."""
-    left_out = exclude_identity and name in _METRIC_FIELDS
+    left_out = exclude_identity and name.endswith(_METRIC_ENDINGS)
     values = [None if left_out and case.row["identity_affine"] else case.row[name] for case in cases]
     return np.array(values, float)
 

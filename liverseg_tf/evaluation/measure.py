@@ -14,8 +14,8 @@ import numpy as np
 
 from liverseg_tf.data.cases import case_number, is_mask_name
 from liverseg_tf.data.dicom.segmentation import referenced_series
-from liverseg_tf.data.nifti import is_nifti_name, stem
-from liverseg_tf.data.reading import is_itk_name, is_segmentation_file
+from liverseg_tf.data.nifti import stem
+from liverseg_tf.data.reading import is_segmentation_file, is_volume_name
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import CaseError, InputFileError, MissingDependencyError
 from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions, volume_sd
@@ -194,7 +194,7 @@ def find_masks(mask: str | Path, ct: str | Path | None = None) -> list[MaskAndCT
         raise InputFileError(f"{folder}: expected a folder of CTs beside a folder of masks; name the folder")
     volumes: dict[int | str, tuple[Path, str | None]] = {}
     for path in sorted(folder.rglob("*")):
-        is_volume = (is_nifti_name(path) or is_itk_name(path)) and path.is_file() and not is_mask_name(path)
+        is_volume = is_volume_name(path) and path.is_file() and not is_mask_name(path)
         if is_volume and path not in masks.values():
             number = case_number(path)
             volumes.setdefault(stem(path) if number is None else number, (path, None))

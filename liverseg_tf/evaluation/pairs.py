@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from liverseg_tf.data.cases import case_number, read_patients
-from liverseg_tf.data.nifti import is_nifti_name, open_nifti, stem
-from liverseg_tf.data.reading import is_segmentation_file
+from liverseg_tf.data.nifti import stem
+from liverseg_tf.data.reading import is_segmentation_file, is_volume_name, open_volume
 from liverseg_tf.data.volume import Geometry, check_same_grid
-from liverseg_tf.errors import CaseError, DataWarning, GeometryWarning, InputFileError, warn
+from liverseg_tf.errors import CaseError, DataWarning, InputFileError, warn
 from liverseg_tf.files import is_hidden
 from liverseg_tf.ownership import MAPS, kind_of
 from liverseg_tf.wording import counted
@@ -40,8 +39,8 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
     """Pair two folders of masks by case number, or two files.
 
     `segmentation-7`, `liver_7`, `liver_7_seg` and `volume-7_seg` are all case 7; a name without a number pairs with the
-    same name, with or without `_seg`. Sub-folders are searched too. CTs beside the masks (`volume-7`,
-    `imagesTr/liver_7`) are skipped, and so are DICOM SEGs beside a NIfTI mask of the same case. Shapes and affines
+    same name, with or without `_seg` or `.seg`. Sub-folders are searched too. CTs beside the masks (`volume-7`,
+    `imagesTr/liver_7`) are skipped, and so are DICOM SEGs beside another mask of the same case. Shapes and affines
     are compared from the headers before any case is scored; those of a SEG when it is read.
 
     Args:
@@ -53,7 +52,7 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
         Pairs by number, then by name.
 
     Raises:
-        InputFileError: for a missing path, or a file that is no NIfTI file.
+        InputFileError: for a missing path, or a file that can't be read.
         CaseError: if no mask is found, a case has two masks, or a reference has no prediction.
         GeometryError: if the masks of a pair differ in shape or affine.
 
@@ -84,9 +83,7 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
     for _, reference, predicted in matched:
         if is_segmentation_file(reference) or is_segmentation_file(predicted):
             continue  # a SEG is put on the other's grid when it is read
-        with warnings.catch_warnings():  # loading the masks warns again
-            warnings.simplefilter("ignore", GeometryWarning)
-            grid, other = (Geometry(file.shape, file.affine) for file in map(open_nifti, (reference, predicted)))
+        grid, other = (Geometry(header.shape, header.affine) for header in map(open_volume, (reference, predicted)))
         check_same_grid(grid, other, (reference, predicted))
     patient_of = {case: groups.get(case, str(case)) if isinstance(case, int) else case for case, _, _ in matched}
     return [MaskPair(case, patient_of[case], *paths) for case, *paths in matched]
@@ -105,14 +102,14 @@ def masks_in(folder: Path) -> dict[int | str, Path]:
         raise InputFileError(f"{folder}: expected a folder of masks, got a file; give two folders or two files")
     masks: dict[int | str, Path] = {}
     segmentations: dict[int | str, Path] = {}
-    seg_doubles: dict[int | str, Path] = {}
+    seg_duplicates: dict[int | str, Path] = {}
     for path in sorted(folder.rglob("*")):
         is_volume = _VOLUME_NAME.fullmatch(stem(path)) or path.parent.name.lower() in ("imagestr", "imagests")
         if is_volume or not path.is_file() or is_hidden(path, folder):
             continue
-        if not is_nifti_name(path):
+        if not is_volume_name(path):
             if path.suffix.lower() == ".dcm" and _is_segmentation(path):
-                seg_doubles.update({_case(path): path} if _case(path) in segmentations else {})
+                seg_duplicates.update({_case(path): path} if _case(path) in segmentations else {})
                 segmentations.setdefault(_case(path), path)
             continue
         if kind_of(path) in MAPS:  # for classes of any name
@@ -121,13 +118,14 @@ def masks_in(folder: Path) -> dict[int | str, Path]:
         if case in masks:
             raise CaseError(f"case {case} is there twice: {masks[case]} and {path}; remove one, or name another folder")
         masks[case] = path
-    for case in [case for case in seg_doubles if case not in masks]:
-        paths = f"{segmentations[case]} and {seg_doubles[case]}"
+    for case in [case for case in seg_duplicates if case not in masks]:
+        paths = f"{segmentations[case]} and {seg_duplicates[case]}"
         raise CaseError(f"case {case} is there twice: {paths}; remove one, or name another folder")
     masks = segmentations | masks  # `predict` writes both of one mask
     if not masks:
         raise CaseError(
-            f"{folder}: expected masks (.nii or .nii.gz, as segmentation-<number>.nii.gz, or DICOM SEG), got none"
+            f"{folder}: expected masks (.nii, .nii.gz, .nrrd, .mha or .mhd, as segmentation-<number>.nii.gz, or DICOM "
+            "SEG), got none"
         )
     return dict(sorted(masks.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
@@ -145,7 +143,7 @@ def _is_segmentation(path: Path) -> bool:
 
 def _case(path: Path) -> int | str:
     number = case_number(path)
-    return stem(path).removesuffix("_seg") if number is None else number
+    return re.sub(r"[._]seg$", "", stem(path)) if number is None else number
 
 
 def _listed(names: list[str]) -> str:

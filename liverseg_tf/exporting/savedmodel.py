@@ -19,7 +19,6 @@ from liverseg_tf.hounsfield import AIR_HU, PNG_OFFSET_HU
 from liverseg_tf.inference.slice_function import SliceFunction
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, version_folders
 
-# PNG holds unsigned 16-bit numbers: this is added to HU before encoding, and subtracted after decoding.
 WARMUP_REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
 # Batch sizes and slice size that the server runs once before it takes requests.
 WARMUP_BATCHES = (1, 8)

@@ -17,7 +17,7 @@ from liverseg_tf.data.dicom.formats import PRODUCTS, parse_formats
 from liverseg_tf.data.dicom.segmentation import lesion_tracking, liver_tracking
 from liverseg_tf.data.dicom.writing import uid_of
 from liverseg_tf.data.nifti import is_nifti_name, read_comment
-from liverseg_tf.data.reading import is_itk_name, is_segmentation_file, read_volume
+from liverseg_tf.data.reading import is_segmentation_file, is_volume_name, read_volume
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.dicom_objects.findings import lesion_tracking_uid, liver_tracking_uid
 from liverseg_tf.errors import ConfigError
@@ -482,7 +482,7 @@ def _liver_uid(mask: MaskVolume, ct: CTVolume | None) -> str | None:
 def _is_mask(path: str | Path, classes: ClassSet | None) -> bool:
     if is_segmentation_file(path):
         return True
-    if not (is_nifti_name(path) or is_itk_name(path)) or not Path(path).is_file():
+    if not is_volume_name(path) or not Path(path).is_file():
         return False
     stored = read_volume(path)
     stored_classes = ClassSet.from_json(read_comment(path)) if is_nifti_name(path) else None

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from liverseg_tf.data.cases import is_mask_name
 from liverseg_tf.data.dicom.formats import PRODUCTS
 from liverseg_tf.data.nifti import is_nifti_name, stem
-from liverseg_tf.data.reading import format_of, is_itk_name
+from liverseg_tf.data.reading import format_of, is_volume_name
 from liverseg_tf.data.remote import child, fetch, fetch_all, file_name, join, listing, location, parent, starts, store
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.errors import (
@@ -28,7 +29,8 @@ from liverseg_tf.errors import (
     without_secrets,
 )
 from liverseg_tf.files import is_hidden, staging_folder
-from liverseg_tf.inference.predictor import Prediction, Predictor, manifest_row, side_product
+from liverseg_tf.inference.predictor import Prediction, Predictor, side_product
+from liverseg_tf.inference.run_manifest import manifest_row
 from liverseg_tf.inference.thread_warnings import routed_warnings, warnings_here
 from liverseg_tf.ownership import (
     MAPS,
@@ -44,9 +46,7 @@ from liverseg_tf.ownership import (
 
 UNCERTAINTY = "uncertainty"
 PREVIEW = "_preview.png"
-_MASK_NAME = re.compile(r"segmentation-\d+(_[a-z]+)*|.*_seg(_[a-z]+)*", re.IGNORECASE)
 _RESULTS = ("mask", *MAPS)
-_MASK_FOLDERS = ("labelstr", "labelsts")
 # first bytes of a remote file, enough to see whether this library made it
 _START_BYTES = 2048
 
@@ -163,7 +163,7 @@ def check_outputs(
     of: dict[Path | Url, Path | Url] = {}
     kinds: dict[Path | Url, str] = {}
     for job in jobs:
-        for ending, kind in {"": "mask", **products}.items():
+        for ending, kind in {"": "mask", **products}.items():  # the mask's name must be unique, written or not
             path = product(job.target, ending)
             if path in of:
                 raise OutputError(f"{path}: both {of[path]} and {job.source} would be written there; name two folders")
@@ -389,9 +389,7 @@ def _sources(inputs: Sequence[str | Path], series: str | None, allow_gaps: bool)
             found = _remote_sources(given, series)
         elif given.is_dir():
             files = [p for p in sorted(given.rglob("*")) if p.is_file() and not is_hidden(p, given)]
-            paths = [
-                p for p in files if (is_nifti_name(p) or is_itk_name(p)) and not (_is_mask(p) or kind_of(p) in _RESULTS)
-            ]
+            paths = [p for p in files if is_volume_name(p) and not (is_mask_name(p) or kind_of(p) in _RESULTS)]
             found = [_Source(path, path.name) for path in paths] if series is None else []
             found += _dicom_sources(given, series, allow_gaps, needed=not found)
         elif given.exists() and format_of(given) == "dicom":
@@ -453,7 +451,7 @@ def _remote_sources(given: Url, series: str | None) -> list[_Source]:
     found = []
     for url, seconds in there.items():
         path = Path(file_name(url))
-        if (is_nifti_name(path) or is_itk_name(path)) and not _is_mask(path):
+        if is_volume_name(path) and not is_mask_name(path):
             found.append(_Source(url, path.name, seconds))
         elif path.suffix.lower() == ".zip":
             found.append(_Source(url, path.name, seconds, series, is_dicom=True))
@@ -468,7 +466,3 @@ def _remote_sources(given: Url, series: str | None) -> list[_Source]:
             "holds none"
         )
     return found
-
-
-def _is_mask(path: Path) -> bool:
-    return bool(_MASK_NAME.fullmatch(stem(path))) or path.parent.name.lower() in _MASK_FOLDERS

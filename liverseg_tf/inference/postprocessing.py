@@ -14,8 +14,8 @@ from liverseg_tf.errors import ConfigError
 from liverseg_tf.inference.pieces import ROWS_A_SLAB, Pieces
 from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet
 
-# A ball whose radius is one slice spacing reaches the next slice. The network may miss its thin end, so twice that is
-# needed.
+# Largest radius, in slice spacings, of tumour that is believed though one slice alone shows it. A ball with a radius of
+# one spacing would reach the next slice; twice that, as the network may miss its thin end.
 _BROAD = 2.0
 
 

@@ -160,7 +160,8 @@ class Predictor:
     Args:
         model: a run folder, a `.keras` file, a SavedModel folder, a `.tflite` file, a Keras model of this library, a
             `Model`, a `Runtime`, or a list of these, whose probabilities are averaged. By default the shipped model.
-        batch_size: slices in a batch; by default as many as fit a fixed number of pixels.
+        batch_size: slices in a batch, by default as many as fit a fixed number of pixels; at most 8 while the liver is
+            being located.
         postprocessing: 3-D post-processing; None for none. By default `PostProcessing()` for a liver, and only
             smoothing and hole filling for other organs.
         runtime: the runtime for a model that was exported in several formats: `auto`, `tflite`, `savedmodel` or
@@ -509,17 +510,3 @@ def _model_digest(model, runtime: Runtime) -> str | None:
     from liverseg_tf.models.saving import weights_sha256
 
     return weights_sha256(network.model.network)
-
-
-def manifest_row(
-    source: str | Path, target: str | Path | None, prediction: Prediction | None, error: str | None
-) -> dict[str, Any]:
-    """One volume's row in the manifest of a prediction run."""
-    row: dict[str, Any] = {"input": str(source), "output": str(target) if target else None}
-    row["status"] = "error" if error else "done"
-    if error:
-        row["error"] = error
-    if prediction is not None:
-        row["seconds"] = round(prediction.seconds, 3)
-        row["statistics"] = prediction.statistics().to_dict()
-    return row

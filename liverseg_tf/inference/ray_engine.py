@@ -15,7 +15,8 @@ from typing import Any
 
 from liverseg_tf.errors import ConfigError, LiverSegError, ServerError, first_line, require
 from liverseg_tf.inference.jobs import AheadReader, Job, predict_job
-from liverseg_tf.inference.predictor import Predictor, manifest_row
+from liverseg_tf.inference.predictor import Predictor
+from liverseg_tf.inference.run_manifest import manifest_row
 from liverseg_tf.inference.thread_warnings import routed_warnings
 from liverseg_tf.ownership import is_url
 

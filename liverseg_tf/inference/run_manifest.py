@@ -20,6 +20,7 @@ from liverseg_tf.strict_json import to_json
 
 if TYPE_CHECKING:
     from liverseg_tf.inference.jobs import Job
+    from liverseg_tf.inference.predictor import Prediction
 
 MANIFEST = "manifest.jsonl"
 _KIND = "manifest"
@@ -204,6 +205,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for row in filter(None, contents[1:]):  # none: a line that was cut
         rows[str(row.get("input")), row.get("series")] = row
     return list(rows.values())
+
+
+def manifest_row(
+    source: str | Path, target: str | Path | None, prediction: Prediction | None, error: str | None
+) -> dict[str, Any]:
+    """One volume's row in the manifest; `jobs` and `predict_folder` add to it."""
+    row: dict[str, Any] = {"input": str(source), "output": str(target) if target else None}
+    row["status"] = "error" if error else "done"
+    if error:
+        row["error"] = error
+    if prediction is not None:
+        row["statistics"] = prediction.statistics().to_dict()
+    return row
 
 
 def _has_mask(path: Path) -> bool:

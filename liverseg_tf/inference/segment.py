@@ -17,8 +17,8 @@ from liverseg_tf.labels import BACKGROUND
 
 Item = TypeVar("Item")
 
-# Batch size while the number of slices that are needed is still unknown.
-_BATCH_OF_A_WALK = 8
+# Largest batch of `liver_slices`, which doesn't know where the liver ends: larger ones would compute slices in vain.
+_LARGEST_BATCH_AT_EDGES = 8
 # Number of slices whose scores are cached: 0.8 MB each at 256 x 256.
 _MOST_KEPT = 64
 
@@ -127,7 +127,7 @@ class Segmenter:
         scoring, count = self._scoring, self._volume.shape[2]
         assert isinstance(scoring, NetworkScoring)
         coarse, areas = coarse_slices(count, self._volume.spacing_mm[2], self._step), []
-        whole, self._batch = self._batch, min(self._batch, _BATCH_OF_A_WALK)
+        whole, self._batch = self._batch, min(self._batch, _LARGEST_BATCH_AT_EDGES)
         for index, scores in self._scores(coarse):
             areas.append(scoring.found(scores))
             if areas[-1]:

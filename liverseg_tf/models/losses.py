@@ -24,7 +24,7 @@ def build_loss(
     Args:
         name: names of `LOSSES` joined by `+`, each with an optional factor, as `"cross_entropy+0.5*dice"`.
         classes: number of classes, background included.
-        class_weights: weight of each class in the cross entropy.
+        class_weights: weight of each class in cross entropy and focal loss; Dice and Tversky ignore them.
         ignore_label: label of pixels that are ignored, such as 255; None to count all pixels.
 
     Returns:

@@ -205,7 +205,8 @@ def _quality(content: ReportContent) -> list[str]:
     if small:
         which = counted(small, "finding is", "findings are")
         notes.append(
-            f"{which} shorter than {_SMALL_FINDING_MM:.0f} mm: near the size below which findings are dropped, and "
+            f"{which} shorter than {_SMALL_FINDING_MM:.0f} mm: "
+            f"{'near the size below which findings are dropped, and ' if classes.is_liver else ''}"
             "where the model errs most."
         )
     return notes

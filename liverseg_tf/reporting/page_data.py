@@ -1,4 +1,5 @@
-"""Volumes as text inside a page: pooled, in HU steps, as differences from the left neighbour, gzip, base64.
+"""Encode volumes as text for a page: averaged to fewer pixels, in HU steps, as differences from the left neighbour,
+gzipped, in base64.
 
 A line of text holds `SLICES_A_LINE` slices, so that a browser can show one before it has decoded the others.
 """

@@ -24,7 +24,7 @@ class Recipe(Config):
         channels: how HU become channels.
         clip_hu: clip HU to [-1024, 3071] when reading.
         loss: as `build_loss` takes it.
-        class_weights: weight of each class in the cross entropy, or None.
+        class_weights: weight of each class in cross entropy and focal loss, or None; Dice and Tversky ignore them.
         frozen_epochs: epochs with the encoder's convolutions frozen; skipped if the encoder starts with random weights.
         epochs: epochs after that.
         learning_rate: highest rate of the frozen phase; times `unfrozen_factor`, the decoder's highest rate after it.

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from liverseg_tf.errors import CaseError, DataWarning, GeometryError, InputFileError
+from liverseg_tf.evaluation.evaluate import evaluate
+from liverseg_tf.evaluation.measure import find_masks
 from liverseg_tf.evaluation.pairs import find_pairs
 
 LABELS = np.ones((4, 5, 3), np.uint8)
@@ -33,6 +35,19 @@ def test_names_without_a_number_pair_by_name_and_files_pair_as_they_are(tmp_path
     prediction = write_mask(tmp_path / "pred" / "Anna B_seg.nii.gz", LABELS)
     assert find_pairs(tmp_path / "truth", tmp_path / "pred")[0].case == "Anna B"
     assert find_pairs(truth, prediction)[0].prediction == prediction
+
+
+@pytest.mark.parametrize("name", ["case-a.nrrd", "case-a.seg.nrrd", "case-a_seg.mha"])
+def test_masks_of_other_programs_pair_and_score_as_nifti(tmp_path, write_mask, name):
+    itk = pytest.importorskip("SimpleITK")
+    truth = write_mask(tmp_path / "truth" / "case-a.nii.gz", LABELS)
+    (tmp_path / "pred").mkdir()
+    itk.WriteImage(itk.ReadImage(str(truth)), str(tmp_path / "pred" / name))
+    for reference, predicted in ((tmp_path / "truth", tmp_path / "pred"), (truth, tmp_path / "pred" / name)):
+        (pair,) = find_pairs(reference, predicted)
+        assert pair.prediction.name == name
+        assert evaluate(reference, predicted, resamples=1).cases[0]["liver_dice"] == 1.0
+    assert [one.mask.name for one in find_masks(tmp_path / "pred")] == [name]
 
 
 def test_a_missing_prediction_is_an_error_that_names_it(tmp_path, write_mask):

@@ -1,4 +1,4 @@
-"""DICOMweb: a study in from an archive, objects back to it (QIDO-RS, WADO-RS, STOW-RS)."""
+"""DICOMweb: copies series from an archive, sends objects to it (QIDO-RS, WADO-RS, STOW-RS)."""
 
 from __future__ import annotations
 
