@@ -25,7 +25,7 @@ from scipy.spatial.transform import Rotation
 
 import liverseg_tf as ls
 from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume
-from liverseg_tf.evaluation.measurements import numbered_lesions
+from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.surface import bounding_box
 from liverseg_tf.followup.registration import RegistrationError
 

@@ -92,7 +92,7 @@ EQUIVALENT = {
     ("data/slices.py", "[bool(g.transform[2 - z, 1] < 0)", "g.transform[2 - z, 1] < 0 -> g.transform[2 - z, 1] <= 0"): (
         "a flip is -1 or 1"
     ),
-    ("evaluation/measurements.py", "along = np.diff(ends @ steps.T, axis=0)[0]", "0 -> -1"): (
+    ("evaluation/lesion_axes.py", "along = np.diff(ends @ steps.T, axis=0)[0]", "0 -> -1"): (
         "two points have one difference: the first and the last"
     ),
     ("evaluation/statistics.py", "inside = numbered[..., there] > 0", "0 -> -1"): (

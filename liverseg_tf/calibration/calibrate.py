@@ -22,8 +22,8 @@ from liverseg_tf.config import Config
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.errors import CaseError, ConfigError, DataWarning, warn
 from liverseg_tf.evaluation.evaluate import load_pair
+from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.measure import Measurement, find_masks, measure
-from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.pairs import find_pairs
 from liverseg_tf.labels import BACKGROUND, CLASS_NAMES, LIVER_CLASSES, TUMOUR, ClassSet
 from liverseg_tf.ownership import claim, write_text

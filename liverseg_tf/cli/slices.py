@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from liverseg_tf.cli.options import add_classes, add_folders, add_json, add_output, add_patients, classes_of
-from liverseg_tf.data.image_formats import IMAGE_FORMATS
+from liverseg_tf.data.picture_formats import IMAGE_FORMATS
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -19,7 +19,7 @@ import tensorflow as tf
 from liverseg_tf.channels import CTChannels, SquareResize, resize_labels
 from liverseg_tf.config import ChannelsConfig, Config
 from liverseg_tf.data.cases import Case, with_masks
-from liverseg_tf.data.image_formats import IMAGE_FORMATS
+from liverseg_tf.data.picture_formats import IMAGE_FORMATS
 from liverseg_tf.data.slice_options import SliceSelection
 from liverseg_tf.data.slices import explain_read_error, slice_dataset
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LabelError, LiverSegError

@@ -15,7 +15,7 @@ from liverseg_tf.data.dicom.series import DicomSeries
 from liverseg_tf.data.dicom.writing import uid_of
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import OutputError, require
-from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions
+from liverseg_tf.evaluation.lesion_axes import LesionAxes, lesion_axes, numbered_lesions
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, statistics
 
 

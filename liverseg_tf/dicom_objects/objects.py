@@ -111,9 +111,9 @@ def write_objects(
         OutputError: if a file may not or can't be written, or does not agree with the mask.
     """
     from liverseg_tf.dicom_objects.document import write_document, write_picture
-    from liverseg_tf.dicom_objects.report import write_report
     from liverseg_tf.dicom_objects.segmentation import write_segmentation
     from liverseg_tf.dicom_objects.structure_set import write_structure_set
+    from liverseg_tf.dicom_objects.structured_report import write_report
 
     each = lesion_segments or "sr" in paths
     writers: dict[str, Callable[[Path], None]] = {

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from liverseg_tf.data.volume import Geometry, MaskVolume
+from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.lesions import (
     SIZES,
     LesionMatch,
@@ -19,7 +20,6 @@ from liverseg_tf.evaluation.lesions import (
     size_class,
 )
 from liverseg_tf.evaluation.lits import MIN_OVERLAP, LitsCase, ObjectScores, challenge_detections, object_scores
-from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import SurfaceDistances, bounding_box, enclosing_box, surface_distances
 from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet
 

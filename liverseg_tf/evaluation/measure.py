@@ -18,7 +18,7 @@ from liverseg_tf.data.nifti import stem
 from liverseg_tf.data.reading import is_segmentation_file, is_volume_name
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.errors import CaseError, InputFileError, MissingDependencyError
-from liverseg_tf.evaluation.measurements import LesionAxes, lesion_axes, numbered_lesions, volume_sd
+from liverseg_tf.evaluation.lesion_axes import LesionAxes, lesion_axes, numbered_lesions, volume_sd
 from liverseg_tf.evaluation.pairs import masks_in
 from liverseg_tf.evaluation.radiomics import load_radiomics, radiomics_of
 from liverseg_tf.evaluation.statistics import LesionStatistics, MaskStatistics, as_mask, check_fits, statistics

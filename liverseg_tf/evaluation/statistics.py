@@ -11,8 +11,8 @@ import numpy as np
 
 from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume, check_same_voxels, grid_in_words
 from liverseg_tf.errors import GeometryError
+from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.lesions import measure_lesions, size_class
-from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import Box, bounding_box
 from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 from liverseg_tf.wording import counted

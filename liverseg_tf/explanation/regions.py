@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.errors import ConfigError, GeometryError
-from liverseg_tf.evaluation.measurements import numbered_lesions
+from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.surface import bounding_box
 from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 

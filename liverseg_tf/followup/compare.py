@@ -21,8 +21,8 @@ from liverseg_tf.data.reading import is_segmentation_file, is_volume_name, read_
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.dicom_objects.findings import lesion_tracking_uid, liver_tracking_uid
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.measure import FLAGS, Measurement, measure
-from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.files import csv_cell
 from liverseg_tf.followup.lesions import Cloud, Link, find_fragments, link_lesions
 from liverseg_tf.followup.page import build_page

@@ -12,8 +12,8 @@ import numpy as np
 from liverseg_tf.data.volume import CTVolume, MaskVolume
 from liverseg_tf.drawing import areas_of, liver_window
 from liverseg_tf.evaluation.case_scores import CaseScores
+from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.measure import FLAGS, LesionMeasurement, Measurement
-from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.inference.predictor import Prediction
 from liverseg_tf.labels import TUMOUR

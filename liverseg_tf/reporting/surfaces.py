@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from liverseg_tf.data.volume import MaskVolume
-from liverseg_tf.evaluation.measurements import numbered_lesions
+from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.surface import Box, bounding_box, class_box, within
 from liverseg_tf.labels import BACKGROUND, LIVER, TUMOUR
 from liverseg_tf.reporting.page_data import gzip, to_text

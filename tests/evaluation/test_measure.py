@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import liverseg_tf as ls
 from liverseg_tf.data.volume import CTVolume, Geometry, MaskVolume
 from liverseg_tf.errors import GeometryError
+from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.measure import FLAGS, measure, measurement_tables
-from liverseg_tf.evaluation.measurements import numbered_lesions
 from liverseg_tf.evaluation.surface import distances_mm, surface_voxels
 
 SPACING = (2.0, 2.0, 2.0)

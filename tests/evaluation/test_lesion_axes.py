@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liverseg_tf.data.volume import Geometry, MaskVolume
-from liverseg_tf.evaluation.measurements import lesion_axes, numbered_lesions, volume_sd
+from liverseg_tf.evaluation.lesion_axes import lesion_axes, numbered_lesions, volume_sd
 from liverseg_tf.evaluation.statistics import statistics
 
 
