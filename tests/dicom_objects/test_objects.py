@@ -13,7 +13,7 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
 from liverseg_tf.data.dicom.formats import PRODUCTS  # noqa: E402
-from liverseg_tf.dicom_objects import segmentation, structure_set  # noqa: E402
+from liverseg_tf.dicom_objects import segmentation, structure_set, structured_report  # noqa: E402
 from liverseg_tf.dicom_objects.objects import write_objects  # noqa: E402
 from liverseg_tf.errors import OutputError  # noqa: E402
 from tests.dicom_objects.conftest import TILTED  # noqa: E402
@@ -99,9 +99,7 @@ def test_wrong_contours_and_numbers_are_refused(findings, tmp_path, monkeypatch)
     with pytest.raises(OutputError, match="lies 1.50 mm from where the mask has it"):
         write_objects(findings, paths(tmp_path, "rtstruct"))
     monkeypatch.undo()
-    from liverseg_tf.dicom_objects import report
-
-    monkeypatch.setattr(report, "_number", lambda value: value * 1.01)
+    monkeypatch.setattr(structured_report, "_number", lambda value: value * 1.01)
     with pytest.raises(OutputError, match="ml when read again"):
         write_objects(findings, paths(tmp_path, "seg", "sr"))
     assert not (tmp_path / "x_seg_sr.dcm").exists()
