@@ -153,7 +153,8 @@ def check_same_grid(first: Geometry, second: Geometry, names: tuple[str | Path, 
 
         raise GeometryError(
             f"{names[1]}: its affine {show(second.affine)} differs from {show(first.affine)} of {names[0]} "
-            f"by more than {AFFINE_TOLERANCE}; resample one onto the other"
+            f"by more than {AFFINE_TOLERANCE}; resample one onto the other, or copy the other's header if only this "
+            "one's is wrong"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from liverseg_tf.data.cases import case_number, read_patients
 from liverseg_tf.data.nifti import stem
 from liverseg_tf.data.reading import is_segmentation_file, is_volume_name, open_volume
-from liverseg_tf.data.volume import Geometry, check_same_grid
+from liverseg_tf.data.volume import Geometry, check_same_voxels
 from liverseg_tf.errors import CaseError, DataWarning, InputFileError, warn
 from liverseg_tf.files import is_hidden
 from liverseg_tf.ownership import MAPS, kind_of
@@ -41,7 +41,8 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
     `segmentation-7`, `liver_7`, `liver_7_seg` and `volume-7_seg` are all case 7; a name without a number pairs with the
     same name, with or without `_seg` or `.seg`. Sub-folders are searched too. CTs beside the masks (`volume-7`,
     `imagesTr/liver_7`) are skipped, and so are DICOM SEGs beside another mask of the same case. Shapes and affines
-    are compared from the headers before any case is scored; those of a SEG when it is read.
+    are compared from the headers before any case is scored, those of a SEG when it is read; the files may store their
+    axes in different orders and directions.
 
     Args:
         truth: folder of reference masks, or one file.
@@ -54,7 +55,7 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
     Raises:
         InputFileError: for a missing path, or a file that can't be read.
         CaseError: if no mask is found, a case has two masks, or a reference has no prediction.
-        GeometryError: if the masks of a pair differ in shape or affine.
+        GeometryError: if the masks of a pair don't hold the same voxels.
 
     Warns:
         DataWarning: for predictions without a reference.
@@ -84,7 +85,7 @@ def find_pairs(truth: str | Path, prediction: str | Path, patients: str | Path |
         if is_segmentation_file(reference) or is_segmentation_file(predicted):
             continue  # a SEG is put on the other's grid when it is read
         grid, other = (Geometry(header.shape, header.affine) for header in map(open_volume, (reference, predicted)))
-        check_same_grid(grid, other, (reference, predicted))
+        check_same_voxels(grid, other, (reference, predicted))
     patient_of = {case: groups.get(case, str(case)) if isinstance(case, int) else case for case, _, _ in matched}
     return [MaskPair(case, patient_of[case], *paths) for case, *paths in matched]
 

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from liverseg_tf.errors import CaseError, DataWarning, GeometryError, InputFileError
 from liverseg_tf.evaluation.evaluate import evaluate
@@ -9,6 +15,9 @@ from liverseg_tf.evaluation.measure import find_masks
 from liverseg_tf.evaluation.pairs import find_pairs
 
 LABELS = np.ones((4, 5, 3), np.uint8)
+TRUE, PREDICTED = np.zeros((2, 12, 10, 6), np.uint8)
+TRUE[2:10, 1:8, 1:5], PREDICTED[2:11, 2:8, 1:6] = 1, 1
+TRUE[3:5, 2:5, 2:4] = TRUE[8, 5:7, 2] = PREDICTED[3:6, 3:5, 2] = PREDICTED[9, 6, 3] = 2
 
 
 @pytest.mark.parametrize("name", ["segmentation-7.nii", "liver_7.nii.gz", "liver_7_seg.nii.gz", "volume-7_seg.nii.gz"])
@@ -48,6 +57,22 @@ def test_masks_of_other_programs_pair_and_score_as_nifti(tmp_path, write_mask, n
         assert pair.prediction.name == name
         assert evaluate(reference, predicted, resamples=1).cases[0]["liver_dice"] == 1.0
     assert [one.mask.name for one in find_masks(tmp_path / "pred")] == [name]
+
+
+@given(st.permutations(range(3)), st.tuples(*[st.booleans()] * 3))
+@settings(max_examples=12, deadline=None)
+def test_masks_that_store_their_axes_otherwise_get_the_same_scores(order, flipped):
+    image = nib.Nifti1Image(PREDICTED, np.diag([-0.8, -0.8, 2.5, 1]))
+    turned = image.as_reoriented(np.stack([order, np.where(flipped, -1, 1)], axis=1))
+    with TemporaryDirectory() as folder:
+        names = [f"{folder}/{name}/segmentation-1.nii.gz" for name in ("truth", "plain", "turned")]
+        for name, one in zip(names, (nib.Nifti1Image(TRUE, image.affine), image, turned), strict=True):
+            Path(name).parent.mkdir()
+            nib.save(one, name)
+        plain, otherwise = (evaluate(names[0], name, resamples=1) for name in names[1:])
+    strip = {"prediction": None}
+    assert [row | strip for row in plain.cases] == [row | strip for row in otherwise.cases]
+    assert plain.lits == otherwise.lits and plain.lesions == otherwise.lesions
 
 
 def test_a_missing_prediction_is_an_error_that_names_it(tmp_path, write_mask):
