@@ -1,18 +1,20 @@
 """Training images per second plain, with XLA and with bfloat16 convolutions; time of the pipeline beside the step.
 
 Run: python benchmarks/training.py [--size 128] [--batch 16] [--steps 4] [--repeats 2] [--variants plain bfloat16]
-         [--peer PYTHON]
+         [--peer PYTHON] [--profile]
 
 A ResNet34 U-Net is trained by `Trainer` on batches of phantoms that are held in memory; the variants run in turns in
 one process, and the best of each counts. Compiling and the first steps are timed separately.
 `--peer` names the Python of an environment with `torch` and `segmentation-models-pytorch`, where the same network is
 trained in turns with ours: float32 and bfloat16 autocast, channels last, AdamW, cross entropy.
 Then the same batches come through the pipeline of a training (cached slices, augmentation), alone and with the step.
+`--profile` also tells which operations a step consists of, by their profilers' time.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import itertools
 import json
 import os
@@ -68,6 +70,33 @@ def timed(function: Callable[[], object]) -> tuple[float, float]:
     return seconds(function), time.process_time() - begun
 
 
+def operations(function: Callable[[], object]) -> dict[str, float]:
+    """Seconds of each kind of operation that TensorFlow ran meanwhile."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space, found = xplane_pb2.XSpace(), collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder, tf.profiler.experimental.ProfilerOptions(host_tracer_level=2)):
+            function()
+        space.ParseFromString(next(Path(folder).rglob("*.xplane.pb")).read_bytes())
+    for plane in space.planes:
+        for event in itertools.chain.from_iterable(line.events for line in plane.lines):
+            path, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+            if path and not path.endswith(":"):  # `A::B` is a function of TensorFlow's, not an operation
+                found[kind] += event.duration_ps / 1e12
+    return {kind: seconds for kind, seconds in found.items() if not kind.startswith(" ")}
+
+
+def show_operations(name: str, found: dict[str, float], steps: int) -> None:
+    """The eight longest kinds, and the others' sum."""
+    whole, longest = sum(found.values()), sorted(found.items(), key=lambda item: -item[1])
+    rest = "others", sum(seconds for _, seconds in longest[8:])
+    print(f"{name}: {whole / steps:.2f} s in a step's operations")
+    for kind, seconds in [*longest[:8], rest]:
+        print(f"    {kind:40}{1000 * seconds / steps:8.0f} ms{100 * seconds / whole:6.1f} %")
+
+
 class Peer:
     """PyTorch in a process of its own, which waits while ours trains."""
 
@@ -89,6 +118,12 @@ class Peer:
         wall, cpu = self._answer()
         return wall, cpu
 
+    def operations(self, steps: int) -> dict[str, float]:
+        """Seconds of each kind of operation in float32 steps."""
+        self._process.stdin.write(f"profile {steps}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
     def close(self) -> None:
         self._process.communicate()
 
@@ -108,6 +143,7 @@ def main() -> None:
     variants = ("plain", "XLA", "bfloat16")
     parser.add_argument("--variants", nargs="+", choices=variants, default=variants, help="of ours (default: all)")
     parser.add_argument("--peer", metavar="PYTHON", help="an interpreter with torch and segmentation-models-pytorch")
+    parser.add_argument("--profile", action="store_true", help="time by operation of the first variant, and the peer")
     args = parser.parse_args()
     images = args.steps * args.batch
     with tempfile.TemporaryDirectory() as folder:
@@ -138,6 +174,12 @@ def main() -> None:
                 wall, used = run(args.steps)
                 cpu[name] = min(cpu[name], used / images)
                 best[name] = max(best[name], images / wall)
+        if args.profile:
+            plain = args.variants[0]
+            found = operations(lambda: train(plain, trainers[plain], batches, args.steps))
+            show_operations(plain, found, args.steps)
+            if peer is not None:
+                show_operations("PyTorch float32", peer.operations(args.steps), args.steps)
         if peer is not None:
             peer.close()
         first = best[args.variants[0]]
