@@ -72,7 +72,7 @@ def listing(url: Url) -> dict[Url, float]:
         MissingDependencyError: if fsspec or the protocol's package is missing.
     """
     system, path = _open(url)
-    with _explained(url, InputFileError, "listed"):
+    with _errors_as_ours(url, InputFileError, "listed"):
         system.invalidate_cache()
         found = system.find(path, detail=True)
         return {
@@ -87,7 +87,7 @@ def starts(urls: Sequence[Url], count: int) -> list[bytes]:
         return []
     system, _ = _open(urls[0])
     paths = [_open(url)[1] for url in urls]
-    with _explained(urls[0], InputFileError, "read"):
+    with _errors_as_ours(urls[0], InputFileError, "read"):
         found = system.cat_ranges(paths, [0] * len(paths), [count] * len(paths), on_error="return")
     return [content if isinstance(content, bytes) else b"" for content in found]
 
@@ -100,7 +100,7 @@ def fetch(url: Url, path: Path) -> None:
     """
     system, remote = _open(url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _explained(url, InputFileError, "read"):
+    with _errors_as_ours(url, InputFileError, "read"):
         system.get_file(remote, str(path))
 
 
@@ -125,7 +125,7 @@ def store(path: Path, url: Url) -> None:
         OutputError: if it can't be written.
     """
     system, remote = _open(url)
-    with _explained(url, OutputError, "written"):
+    with _errors_as_ours(url, OutputError, "written"):
         if url.split("://")[0].lower() in _OBJECT_STORES:
             system.put_file(str(path), remote)
             return
@@ -164,7 +164,7 @@ def _modified(info: dict[str, Any]) -> float:
 
 
 @contextlib.contextmanager
-def _explained(url: str, kind: type[LiverSegError], done: str) -> Iterator[None]:
+def _errors_as_ours(url: str, kind: type[LiverSegError], done: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:

@@ -46,7 +46,7 @@ def fetch_series(
         MissingDependencyError: if dicomweb-client is missing.
     """
     client = _client(url)
-    with _told(url), quiet():
+    with _errors_as_ours(url), quiet():
         filters: dict[str, Any] = {} if series else {"Modality": "CT"}
         listed = client.search_for_series(study_instance_uid=study, search_filters=filters)
         found = {_value(row, "0020000E"): row for row in listed}
@@ -58,12 +58,12 @@ def fetch_series(
         target = Path(folder, uid)
         if target.exists():
             raise OutputError(f"{target}: exists already; choose another output, or move the folder away")
-        with _told(url), quiet():
+        with _errors_as_ours(url), quiet():
             expected = {_value(r, "00080018") for r in client.search_for_instances(study, uid)}
         with atomic_write(target) as temporary:
             temporary.mkdir()
             got = set()
-            with _told(url), quiet():
+            with _errors_as_ours(url), quiet():
                 for data in client.iter_series(study, uid):
                     got.add(str(data.SOPInstanceUID))
                     data.save_as(temporary / f"{len(got):05d}.dcm", enforce_file_format=True)
@@ -101,7 +101,7 @@ def send_objects(
     rows = []
     for count, (path, data) in enumerate(objects, 1):
         study, series, instance = str(data.StudyInstanceUID), str(data.SeriesInstanceUID), str(data.SOPInstanceUID)
-        with _told(url), quiet():
+        with _errors_as_ours(url), quiet():
             client.store_instances([data])
             there = {_value(row, "00080018") for row in client.search_for_instances(study, series)}
         if instance not in there:
@@ -155,7 +155,7 @@ def _client(url: str) -> Any:
 
 
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
+def _errors_as_ours(url: str) -> Iterator[None]:
     import requests
 
     try:
