@@ -25,7 +25,7 @@ from liverseg_tf.errors import ConfigError, ServerError, first_line, require, wi
 from liverseg_tf.hounsfield import PNG_OFFSET_HU
 from liverseg_tf.strict_json import to_json
 
-_SERVED_NAME = "liverseg"
+SERVED_NAME = "liverseg"
 # gRPC's default limit of a reply, less a little for names and shapes.
 REPLY_BYTES = 4 * 1024**2 - 4096
 # The largest batch in the batching configuration of `examples/serving`.
@@ -349,7 +349,7 @@ def _parse_url(url: str) -> tuple[str, str, str, tuple[str, str] | None, str | N
     names = [name for name in parts.path.split("/") if name]
     if names[:2] == ["v1", "models"]:
         names = names[2:]
-    model, version = (names or [_SERVED_NAME])[0], tuple(names[1:]) or None
+    model, version = (names or [SERVED_NAME])[0], tuple(names[1:]) or None
     if version and (
         len(version) != 2
         or version[0] not in ("versions", "labels")

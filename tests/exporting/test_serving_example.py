@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 
-from liverseg_tf.inference.serving_client import DEFAULT_MODEL, SLICES_A_REQUEST
+from liverseg_tf.inference.serving_client import SERVED_NAME, SLICES_A_REQUEST
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "serving"
 
@@ -23,7 +23,7 @@ def parsed(text):
 def test_the_server_starts_after_the_one_export_that_is_listed():
     """A version that is asked for and missing keeps the server from starting."""
     model = parsed((FOLDER / "models.config").read_text())
-    assert model.name == DEFAULT_MODEL
+    assert model.name == SERVED_NAME
     listed = re.findall(r"^liverseg export run/ -o models/(\S+)", (FOLDER / "README.md").read_text(), re.MULTILINE)
     assert model.base_path == f"/models/{listed[0]}"
     assert list(model.model_version_policy.specific.versions) == list(range(1, len(listed) + 1))
