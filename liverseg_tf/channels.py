@@ -241,8 +241,7 @@ class SquareResize(_Float32Layer):
         rows, columns = images.shape[1:3]
         images = _pad_to_square(images)
         if rows is not None and columns is not None and max(rows, columns) % self.size == 0:
-            factor = max(rows, columns) // self.size
-            return tf.nn.avg_pool2d(images, factor, factor, "VALID") if factor > 1 else images
+            return _pool(images, max(rows, columns) // self.size)
         for _ in range(2):  # rows, then columns
             images = tf.transpose(_average_rows(images, self.size), [0, 2, 1, 3])
         return images
@@ -317,6 +316,21 @@ def _pad_to_square(images):
         rows, columns = tf.shape(images)[1], tf.shape(images)[2]
     side, top, left = _square(rows, columns)
     return tf.pad(images, [[0, 0], [top, side - rows - top], [left, side - columns - left], [0, 0]])
+
+
+def _pool(images, factor: int):
+    """Mean of blocks of factor x factor pixels, (B, N, N, C) -> (B, N / factor, N / factor, C).
+
+    Without oneDNN, `tf.nn.avg_pool2d` takes ten times as long.
+    """
+    if factor == 1:
+        return images
+    size, channels = images.shape[1] // factor, images.shape[3]
+    rows = tf.reduce_sum(tf.reshape(images, [-1, size, factor, size * factor * channels]), 2)
+    # the columns by a matrix, since sums over a short axis are slow; of ones, so that sums of whole numbers are exact
+    ones = np.kron(np.ones((factor, 1)), np.eye(channels)).astype(np.float32)
+    total = tf.matmul(tf.reshape(rows, [-1, factor * channels]), ones)
+    return tf.reshape(total * np.float32(1 / factor**2), [-1, size, size, channels])
 
 
 def _average_rows(images, size: int):
@@ -402,15 +416,10 @@ def _histogram_table(bins, quantiles, portable: bool):
     """(B, N) bin numbers -> (B, bins) float32: what each integer HU is scaled to."""
     batch = tf.shape(bins)[0]
     positions = tf.tile(_break_positions(tf.shape(bins)[1], quantiles)[None], [batch, 1])
-    every_bin = tf.tile(tf.range(_BINS, dtype=tf.float32)[None], [batch, 1])
     if not portable:
-        # one row of bins for all slices: the operation is slower on rows of their own, and with float counts
-        counts = tf.raw_ops.DenseBincount(
-            input=tf.reshape(_places(bins), [-1]), size=batch * _BINS, weights=tf.zeros([0], tf.int32)
-        )
-        below = tf.cumsum(tf.reshape(counts, [batch, _BINS]), axis=1)
-        breaks = tf.cast(tf.searchsorted(below, positions, side="right"), tf.float32)
-        return _interpolate(every_bin, breaks)
+        below = tf.cumsum(_counts(bins, batch), axis=1)
+        return _interpolate_bins(tf.searchsorted(below, positions, side="right"), batch)
+    every_bin = tf.tile(tf.range(_BINS, dtype=tf.float32)[None], [batch, 1])
     places = tf.reshape(_places(bins), [-1])
     ones = tf.cast(places >= 0, tf.int32)  # computed, since a constant would put a megabyte into the file
     counts = tf.scatter_nd(places[:, None], ones, [batch * _BINS])
@@ -419,6 +428,30 @@ def _histogram_table(bins, quantiles, portable: bool):
     rises, widths = _segments(breaks)
     parts = tf.clip_by_value((every_bin[:, None] - breaks[:, :-1, None]) / widths[..., None], 0.0, 1.0)
     return tf.reduce_sum(parts * rises[..., None], axis=1)
+
+
+def _counts(bins, batch):
+    """(B, N) bin numbers -> (B, bins) int32: how often each occurs."""
+    # one row of bins for all slices: the operation is slower on rows of their own, and with float counts
+    counts = tf.raw_ops.DenseBincount(
+        input=tf.reshape(_places(bins), [-1]), size=batch * _BINS, weights=tf.zeros([0], tf.int32)
+    )
+    return tf.reshape(counts, [batch, _BINS])
+
+
+def _interpolate_bins(breaks, batch):
+    """`_interpolate` of every bin number, (B, bins) float32, over breaks (B, K) that are sorted bin numbers.
+
+    A bin's segment is found by counting the breaks below it, which takes half the time of a search.
+    """
+    last = breaks.shape[1] - 2
+    left = tf.clip_by_value(tf.cumsum(_counts(breaks, batch), axis=1) - 1, 0, last)
+    breaks = tf.cast(breaks, tf.float32)
+    ranks, (rises, widths) = _breaks_to_ranks(breaks), _segments(breaks)
+    segments = tf.stack([breaks[:, :-1], ranks[:, :-1], rises / widths, ranks[:, 1:]], -1)
+    places = left + (last + 1) * tf.range(batch)[:, None]
+    x0, y0, slope, y1 = tf.unstack(tf.gather_nd(tf.reshape(segments, [-1, 4]), places[..., None]), axis=-1)
+    return tf.clip_by_value(y0 + slope * (tf.range(_BINS, dtype=tf.float32) - x0), y0, y1)
 
 
 def _segments(breaks):
