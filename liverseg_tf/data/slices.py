@@ -72,7 +72,11 @@ def slice_dataset(
     """
     options = with_changes(options, SliceOptions, changes, "slice_dataset")
     pipeline = _Pipeline(cases, image_size, options)
-    dataset = tf.data.Dataset.from_tensors(tf.constant(options.epoch, tf.int64)).flat_map(_as_written(pipeline.round))
+    epoch = tf.constant(options.epoch, tf.int64)
+    if options.shuffle:  # within a graph function, whose seed `round` sets
+        dataset = tf.data.Dataset.from_tensors(epoch).flat_map(_as_written(pipeline.round))
+    else:  # each pass prepares nested functions anew, which takes as long as a hundred slices
+        dataset = _as_written(pipeline.round)(epoch)
     if pipeline.keep is None and not pipeline.source.is_filtered:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(pipeline.source.count))
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(_options())
@@ -195,9 +199,10 @@ class _Pipeline:
         return slices.cache(str(where))
 
     def round(self, number: tf.Tensor) -> tf.data.Dataset:
-        """The dataset of one pass; called while a graph function is traced."""
-        # tf.data mixes the graph's seed into every shuffle; a seed set by the user must not affect it
-        tf.random.set_seed(1)
+        """The dataset of one pass; called while a graph function is traced, if slices are shuffled."""
+        if self.options.shuffle:
+            # tf.data mixes the graph's seed into every shuffle; a seed set by the user must not affect it
+            tf.random.set_seed(1)
         order = None
         if self.options.shuffle and self.cached is None:
             order = tf.random.experimental.stateless_shuffle(
