@@ -14,6 +14,7 @@ from liverseg_tf.evaluation.measure import SMALLEST_LIVER_ML
 from liverseg_tf.inference.extent import coarse_slices, likely_extent, slab_weights
 from liverseg_tf.inference.postprocessing import SliceSmoother
 from liverseg_tf.labels import BACKGROUND
+from liverseg_tf.native_memory import zeros_in_small_pages
 
 Item = TypeVar("Item")
 
@@ -237,13 +238,15 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _no_labels(volume: CTVolume) -> np.ndarray:
-    """Background, a view of an array in the file's own order: it is written without a copy, and of an axial file slices
+    """Background, a view of an array in the file's own order: it is written without a copy, and of an axial file rows
     without findings take no physical memory."""
-    return volume.geometry.to_canonical(np.zeros(volume.geometry.shape, np.uint8, order="F"))
+    return volume.geometry.to_canonical(zeros_in_small_pages(volume.geometry.shape))
 
 
 def _put(labels: np.ndarray, index: int, found: np.ndarray) -> int:
-    """Store a slice's labels, unless all are background; returns the number of foreground pixels."""
+    """Store the rows of a slice that are not all background; returns the number of foreground pixels."""
     if voxels := int(np.count_nonzero(found)):
-        labels[..., index] = found
+        rows = np.flatnonzero(found.any(1))
+        there = slice(rows[0], rows[-1] + 1)
+        labels[there, :, index] = found[there]
     return voxels
