@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from liverseg_tf.data.cases import is_mask_name
 from liverseg_tf.data.dicom.formats import PRODUCTS
@@ -44,6 +44,9 @@ from liverseg_tf.ownership import (
     why_not_ours,
 )
 
+if TYPE_CHECKING:
+    from liverseg_tf.data.dicom.series import DicomSeries
+
 UNCERTAINTY = "uncertainty"
 PREVIEW = "_preview.png"
 _RESULTS = ("mask", *MAPS)
@@ -65,6 +68,7 @@ class Job:
         series: UID of the DICOM series; None for another format, or if the source holds only one series.
         is_dicom: whether the volume is DICOM.
         allow_gaps: resample a DICOM series with gaps or uneven steps.
+        found: the DICOM series if its headers are known already, as those of a run's only volume are.
     """
 
     source: Path | Url
@@ -73,6 +77,7 @@ class Job:
     series: str | None = None
     is_dicom: bool = False
     allow_gaps: bool = False
+    found: DicomSeries | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -89,6 +94,7 @@ class _Source:
     time: float | None = None
     series: str | None = None
     is_dicom: bool = False
+    found: DicomSeries | None = None
 
 
 def plan(
@@ -125,7 +131,10 @@ def plan(
     output = location(output)
 
     def job(source: _Source, target: Path | Url) -> Job:
-        return Job(source.path, target, source.time, source.series, source.is_dicom, allow_gaps and source.is_dicom)
+        # a cohort's headers would take memory during the whole run
+        found = source.found if len(sources) == 1 else None
+        gaps = allow_gaps and source.is_dicom
+        return Job(source.path, target, source.time, source.series, source.is_dicom, gaps, found)
 
     is_file = is_nifti_name(output) if ending == ".nii.gz" else Path(output).name.lower().endswith(".dcm")
     if is_file and not (isinstance(output, Path) and output.is_dir()):
@@ -254,7 +263,8 @@ def read_job(predictor: Predictor, job: Job) -> Reading:
                 local_names[str(copy)] = source
                 fetch_all(source, copy) if job.is_dicom else fetch(source, copy)
                 source = copy
-            volume = predictor.read(source, series=job.series, allow_gaps=job.allow_gaps, in_memory=False)
+            series = job.series if job.found is None else job.found
+            volume = predictor.read(source, series=series, allow_gaps=job.allow_gaps, in_memory=False)
         except Exception as failed:  # reported in the volume's row
             error = failed
     return Reading(volume, error, found, time.perf_counter() - began, local_names, copies)
@@ -438,7 +448,9 @@ def _dicom_sources(given: Path, series: str | None, allow_gaps: bool, needed: bo
     sources = []
     for name, one in named_series(given, usable):
         path = given / Path(one.folder).relative_to(given) if given.is_dir() else given
-        sources.append(_Source(path, name, series=one.uid or None, is_dicom=True))
+        # what an archive may expand to is checked when it is read
+        kept = one if given.is_dir() else None
+        sources.append(_Source(path, name, series=one.uid or None, is_dicom=True, found=kept))
     return sources
 
 

@@ -37,6 +37,7 @@ from liverseg_tf.shipped import DEFAULT_MODEL, SECOND_LOOK_MODEL, locate_model, 
 if TYPE_CHECKING:
     import keras
 
+    from liverseg_tf.data.dicom.series import DicomSeries
     from liverseg_tf.evaluation.statistics import MaskStatistics
 
 # Pixels of a batch: enough to keep two cores busy, in little memory.
@@ -441,7 +442,7 @@ class Predictor:
         source: Any,
         spacing_mm: tuple[float, float, float] | None = None,
         *,
-        series: str | None = None,
+        series: str | DicomSeries | None = None,
         allow_gaps: bool = False,
         in_memory: bool = True,
     ) -> CTVolume:

@@ -54,6 +54,20 @@ def test_every_usable_series_is_a_volume(study, tmp_path):
     assert [job.target.name for job in plan([study / "broken"], tmp_path, allow_gaps=True)] == ["broken_seg.nii.gz"]
 
 
+def test_headers_of_the_only_series_are_read_once(study, tmp_path, small_model_file, monkeypatch):
+    from liverseg_tf.data.dicom import series
+
+    searched = []
+    find = series.find_series
+    monkeypatch.setattr(series, "find_series", lambda path, *rest: searched.append(path) or find(path, *rest))
+    predictor = Predictor(small_model_file)
+    for inputs in ([study / "b"], [study / "a"]):
+        searched.clear()
+        jobs = plan(inputs, tmp_path)
+        assert all(predict_job(predictor, job)["status"] == "done" for job in jobs)
+        assert len(searched) == (1 if len(jobs) == 1 else 1 + len(jobs))
+
+
 def test_what_can_not_be_planned(study, tmp_path):
     with pytest.raises(InputFileError, match="1 missing"):
         plan([study / "broken"], tmp_path)
