@@ -9,6 +9,7 @@ volume effect.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -133,6 +134,7 @@ def write_phantoms(
     progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
     dicom: bool = False,
+    accept: Callable[[dict[str, Any]], bool] | None = None,
 ) -> list[dict[str, Any]]:
     """Write LiTS-style pairs `volume-<i>.nii.gz` and `segmentation-<i>.nii.gz`.
 
@@ -142,12 +144,13 @@ def write_phantoms(
     Args:
         folder: made if missing. Phantoms of an earlier call are replaced.
         cases: number of phantoms; they are numbered from 0.
-        seed: of the set; case i is `make_phantom((seed, i), shape)`, except for a lost grid.
+        seed: of the set; case i is `make_phantom((seed, i), shape)`, except for a lost grid, or for `accept`.
         shape: (rows, columns, slices) of each.
         progress: called with the number of cases written and their total.
         overwrite: replace files of these names that are not this library's phantoms, or were changed since; never
             folders.
         dicom: write the CTs as DICOM series; needs the extra `[dicom]`.
+        accept: given `Phantom.description`; a phantom for which it is False is passed over, and the next one is taken.
 
     Returns:
         A row for each case: its `id` and the entries of `Phantom.description`.
@@ -174,8 +177,9 @@ def write_phantoms(
         else:
             claim_folder(path, "phantom")
     rows = []
-    for i, paths in enumerate(pairs):
-        phantom = make_phantom((seed, i), shape)
+    made = (make_phantom((seed, i), shape) for i in itertools.count())
+    accepted = (one for one in made if accept is None or accept(one.description))
+    for i, (paths, phantom) in enumerate(zip(pairs, accepted, strict=False)):
         if phantom.geometry.is_identity_affine:
             phantom = _with_its_grid(phantom)
         if dicom:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from liverseg_tf.cli import demo
 from liverseg_tf.cli.main import main
 from liverseg_tf.data import phantom
-from liverseg_tf.training import recipes
 from tests.documented_fields import undocumented
 
 
@@ -23,8 +21,7 @@ def test_every_option_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "_STEPS", 2)
     monkeypatch.setattr(demo, "_IMAGE_SIZE", 32)
     monkeypatch.setattr(phantom, "write_phantoms", partial(phantom.write_phantoms, shape=(64, 64, 8)))
-    small = replace(recipes.get_recipe("default"), backbone="tiny")
-    monkeypatch.setattr(recipes, "RECIPES", {"default": small})
+    monkeypatch.setattr(demo, "_BACKBONE", "tiny")
     output = tmp_path / "demo"
     options = ["--seed", "1", "--epochs", "1", "--explain", "--report", "--export", "--json"]
     assert main(["demo", "-o", str(output), *options]) == 0

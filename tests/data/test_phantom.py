@@ -161,6 +161,14 @@ def test_pairs_are_found_and_read_back(tmp_path):
         assert image.get_data_dtype() == np.int16 and image.header.get_xyzt_units()[0] == "mm"
 
 
+def test_phantoms_that_are_not_accepted_are_passed_over(tmp_path):
+    wanted = make_phantom((7, 1), SHAPE)
+    rows = write_phantoms(tmp_path, 1, seed=7, shape=SHAPE, accept=lambda one: one == wanted.description)
+    assert [row["id"] for row in rows] == [0] and rows[0]["tumours"] == wanted.description["tumours"]
+    volume = CTVolume.load(tmp_path / "volume-0.nii.gz", hu_range=None)
+    assert np.array_equal(volume.hu, wanted.hu)
+
+
 def test_same_seed_writes_the_same_bytes_over_its_own(tmp_path):
     write_phantoms(tmp_path, cases=1, seed=7, shape=SHAPE)
     first = (tmp_path / "volume-0.nii.gz").read_bytes()
