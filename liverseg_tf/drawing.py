@@ -180,7 +180,7 @@ def scale_bar(axis: Axes, pixel_mm: float) -> None:
     )
     halo = [withStroke(linewidth=2, foreground="black")]
     axis.text(
-        0.03, 0.05, f"{length_mm} mm", color="white", fontsize="small", transform=axis.transAxes, path_effects=halo
+        0.03, 0.06, f"{length_mm} mm", color="white", fontsize="medium", transform=axis.transAxes, path_effects=halo
     )  # fmt: skip
 
 

@@ -139,13 +139,19 @@ def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
             if interval is not None and enough:
                 axes.vlines(place, *interval, color="black", linewidth=1)
             if row["true_positives"] + row["false_negatives"]:
-                axes.text(place, 1.03, f"{value:.2f}", ha="center", va="bottom", fontsize="small")
+                axes.text(place, 1.03, f"{value:.2f}", ha="center", va="bottom", fontsize="medium")
     counts = [evaluation.detection["overlap_above_0"][size] for size in SIZES]
     for place, row in zip(places, counts, strict=True):
         if not row["true_positives"] + row["false_negatives"]:
             text = f"no reference,\n{row['false_positives']} false"
             axes.text(
-                float(place), 0.05, text, ha="center", va="bottom", fontsize="small", bbox={"fc": "white", "ec": "none"}
+                float(place),
+                0.05,
+                text,
+                ha="center",
+                va="bottom",
+                fontsize="medium",
+                bbox={"fc": "white", "ec": "none"},
             )
     sizes = ("small\n< 10 mm", "medium\n10 to 20 mm", "large\n> 20 mm")
     axes.set_xticks(
@@ -161,7 +167,7 @@ def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
 
 def _legend_below(axes: Axes, height: float = -0.14) -> None:
     """Position below the axis, where there are no points."""
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, height), fontsize="small", frameon=False, ncols=2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, height), fontsize="medium", frameon=False, ncols=2)
 
 
 def _counted(count: int, what: str) -> str:

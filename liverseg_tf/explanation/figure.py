@@ -88,5 +88,5 @@ def _curves(axis: Axes, curves: DeletionInsertion, kind: str) -> None:
     better = "lower" if kind == "deletion" else "higher"
     axis.set(title=f"{kind}: {better} is better", xlabel="share of the body", ylabel="probability in the region")
     axis.set_ylim(-0.02, max(1.02 * float(max(own.max(), np.nanmax(random))), 0.05))
-    axis.legend(fontsize="small", loc="upper right" if kind == "deletion" else "lower right")  # where no curve runs
+    axis.legend(fontsize="medium", loc="upper right" if kind == "deletion" else "lower right")  # where no curve runs
     axis.grid(alpha=0.3)

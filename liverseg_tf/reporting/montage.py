@@ -21,7 +21,7 @@ from liverseg_tf.drawing import (
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.evaluation.lesions import label_lesions
 from liverseg_tf.hounsfield import BODY_HU
-from liverseg_tf.labels import LIVER, TUMOUR
+from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
 from liverseg_tf.reporting.figures import mask_array
 from liverseg_tf.windows import window_bounds
 
@@ -102,7 +102,7 @@ def montage(
         styles = [Line2D([], [], color="0.3", linestyle="dashed", label="reference")] if masks[1] is not None else []
         if styles and masks[0] is not None:
             styles.insert(0, Line2D([], [], color="0.3", label="prediction"))
-        class_legend(figure, safe_colors, styles)
+        class_legend(figure, safe_colors, styles, [c for c in CLASSES if (seen == c.index).any()])
     figure.suptitle(f"{volume.path.name if volume.path else 'volume'}, {window_title(window)}\n{_why_these(seen)}")
     return figure
 

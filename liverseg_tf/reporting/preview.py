@@ -68,7 +68,7 @@ def preview(volume: CTVolume, mask: MaskVolume, found: MaskStatistics, safe_colo
     words = figure.add_subplot(grid[1, 3])
     words.axis("off")
     words.text(0.0, 0.98, "\n".join(_lines(found)), va="top", fontsize=13, linespacing=1.5, transform=words.transAxes)
-    class_legend(figure, safe_colors, classes=mask.classes.classes)
+    class_legend(figure, safe_colors, classes=[c for c in mask.classes.classes if (labels == c.index).any()])
     name = volume.path.name if volume.path else "volume"
     figure.suptitle(f"{name}, {window_title(window)}   (for research only)", fontsize=14)
     return figure
@@ -80,7 +80,10 @@ def _lines(found: MaskStatistics) -> list[str]:
     lines = [f"{readable(classes.organ)} {found.liver_volume_ml:.0f} ml"]
     if classes.lesion is not None:
         tumours = "tumours" if classes.is_liver else readable(classes.lesion)
-        lines += [f"{tumours} {found.tumour_volume_ml:.1f} ml{burden}", counted(found.lesion_count, "lesion")]
+        if found.lesion_count:
+            lines += [f"{tumours} {found.tumour_volume_ml:.1f} ml{burden}", counted(found.lesion_count, "lesion")]
+        else:
+            lines.append("no lesion found")
     lines += [f"{readable(name)} {ml:.1f} ml" for name, ml in found.further_volumes_ml.items()]
     for lesion in found.lesions[:_MOST_LESIONS_NAMED]:
         lines.append(f"  {lesion.number}: {lesion.volume_ml:.1f} ml, slice {lesion.slice}")

@@ -10,6 +10,7 @@ import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.errors import CaseError, ConfigError, GeometryWarning, InputFileError, LabelError, OutputError
+from tests.legibility import illegible
 
 
 def test_scores_of_two_folders(folders):
@@ -157,6 +158,7 @@ def test_figure_shows_every_case_and_size(folders):
 
     scores = ls.evaluate(*folders, resamples=10)
     figure = plot_evaluation(scores)
+    assert illegible(figure) == []
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == [
         "Dice per case",

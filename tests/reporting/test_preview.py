@@ -32,7 +32,9 @@ def test_it_fits_a_slide_and_tells_slices_sides_and_volumes(result):
     assert "1 lesion\n" in words and f"liver {(mask.labels > 0).sum() * volume.voxel_volume_ml:.0f} ml" in words
     assert "L 100 HU" in figure.get_suptitle()
     empty = MaskVolume(np.zeros_like(mask.labels), volume.geometry)
-    assert "0 lesions" in preview(volume, empty, statistics(empty, volume)).axes[-1].texts[0].get_text()
+    figure = preview(volume, empty, statistics(empty, volume))
+    assert "no lesion found" in figure.axes[-1].texts[0].get_text()
+    assert not figure.legends[0].get_texts()  # nothing is drawn, so nothing is named
 
 
 def test_the_liver_is_drawn_from_the_front_with_the_patients_right_on_the_left(result):
