@@ -325,12 +325,7 @@ def explain(
     layer, network = explainer.layer, runtime.model.network.name
     if options.faithfulness and explained:
         give_back_memory()  # what the maps took
-        seeds = range(options.seed, options.seed + options.randomized_models)
-        if isinstance(own, KerasRuntime):  # the caller's network keeps its weights
-            make = functools.partial(make_explainer, method=options.method, layer=options.layer)
-            others = _randomized_copies(runtime.model, seeds, make)
-        else:  # rebuilt from a file for these maps, which are made
-            others = _randomized(runtime.model, seeds, explainer)
+        others = _others(own, runtime.model, explainer, options)
         explained = _compared(explained, others, volume, organ, report)
         del explainer, runtime, others  # the curves take memory of their own
         give_back_memory()
@@ -430,6 +425,16 @@ def _slice_map(explainer: Explainer, volume: CTVolume, labels: np.ndarray, regio
 
 def _on_slice(region: Region, index: int) -> np.ndarray:
     return region.mask[..., index - region.first_slice]
+
+
+def _others(own: Runtime, model: Model, explainer: Explainer, options: ExplainOptions) -> Iterator[Explainer]:
+    """Explainers of re-initialised networks."""
+    seeds = range(options.seed, options.seed + options.randomized_models)
+    if not isinstance(own, KerasRuntime):  # rebuilt from a file for the maps, which are made by now
+        return _randomized(model, seeds, explainer)
+    # the caller's network keeps its weights
+    make = functools.partial(make_explainer, method=options.method, layer=options.layer)
+    return _randomized_copies(model, seeds, make)
 
 
 def _randomized(model: Model, seeds: Iterable[int], explainer: Explainer) -> Iterator[Explainer]:

@@ -122,21 +122,11 @@ def build_page(
         if resection is not None:
             blobs["plan"] = text
     tell(2, 3)
-    full: list[int] = []
-    if grid.factor > 1:
-        wanted = _slices_with_lesions(list(masks.values()))
-        full, blobs["full-hu"] = encode_full_slices(volume, grid, wanted, PICTURE_BYTES - packed_bytes(blobs))
-        for key, shown in masks.items():
-            blobs[f"full-{key}"] = encode_labels(shown[..., full], 1, slices_a_line=1)
+    full = _add_full_slices(blobs, volume, masks, grid) if grid.factor > 1 else []
     tell(3, 3)
     lesions = [_lesion_place(volume, labels, one) for one in content.measured.lesions]
     data = {
-        "grid": {
-            "shape": grid.shape,
-            "spacing_mm": [round(s, 6) for s in grid.spacing_mm],
-            "factor": grid.factor,
-            "step_hu": grid.step_hu,
-        },
+        "grid": _grid_facts(grid),
         "lowest_hu": AIR_HU,
         "slices_a_line": SLICES_A_LINE,
         "full_slices": full,
@@ -150,7 +140,6 @@ def build_page(
         "classes": [{"name": readable(c.name), "color": c.color, "safe_color": c.safe_color} for c in classes.classes],
         "safe_colors": safe_colors,
     }
-    explained = content.explanation is not None and bool(content.explanation.regions)
     return _template().render(
         title=title,
         named=classes.words,
@@ -160,20 +149,10 @@ def build_page(
         style=Markup(asset("liverseg_tf.reporting", "style.css")),
         scripts=[Markup(asset("liverseg_tf.reporting", name)) for name in _SCRIPTS],
         plan=resection is not None,
-        caveat=content.explanation.settings["can_show"] if content.explanation is not None and explained else "",
-        quality=_quality(content),
         views=_VIEWS,
         surfaces=solid,
-        findings=_findings(content),
-        notes=content.notes,
-        lesions=_lesion_rows(content),
-        liver_found=content.measured.statistics.liver_slices is not None,
-        scores=_scores(content.scores) if content.scores else [],
-        missed=_missed(content.scores, content.truth, volume) if content.scores and content.truth else [],
         shown=_what_is_shown(content, grid, full),
-        model=content.model,
-        versions=[(name, version) for name, version in versions().items() if version],
-        model_card=content.model_card,
+        **_texts(content),
         footer=SOFTWARE,
         data=Markup(script_data(data)),
         blobs=[(name, Markup(text)) for name, text in blobs.items()],
@@ -181,6 +160,24 @@ def build_page(
 
 
 # --- Words and figures ---
+
+
+def _texts(content: ReportContent) -> dict[str, Any]:
+    """What the template writes about the findings, the scores and the model."""
+    volume, explanation = content.prediction.volume, content.explanation
+    return {
+        "caveat": explanation.settings["can_show"] if explanation is not None and explanation.regions else "",
+        "quality": _quality(content),
+        "findings": _findings(content),
+        "notes": content.notes,
+        "lesions": _lesion_rows(content),
+        "liver_found": content.measured.statistics.liver_slices is not None,
+        "scores": _scores(content.scores) if content.scores else [],
+        "missed": _missed(content.scores, content.truth, volume) if content.scores and content.truth else [],
+        "model": content.model,
+        "versions": [(name, version) for name, version in versions().items() if version],
+        "model_card": content.model_card,
+    }
 
 
 def _quality(content: ReportContent) -> list[str]:
@@ -386,6 +383,24 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
 
 
 # --- Pictures ---
+
+
+def _grid_facts(grid: Grid) -> dict[str, Any]:
+    return {
+        "shape": grid.shape,
+        "spacing_mm": [round(s, 6) for s in grid.spacing_mm],
+        "factor": grid.factor,
+        "step_hu": grid.step_hu,
+    }
+
+
+def _add_full_slices(blobs: dict[str, str], volume: CTVolume, masks: dict[str, np.ndarray], grid: Grid) -> list[int]:
+    """Add slices with lesions at full resolution, as many as the page has room for: their indices."""
+    wanted = _slices_with_lesions(list(masks.values()))
+    full, blobs["full-hu"] = encode_full_slices(volume, grid, wanted, PICTURE_BYTES - packed_bytes(blobs))
+    for key, shown in masks.items():
+        blobs[f"full-{key}"] = encode_labels(shown[..., full], 1, slices_a_line=1)
+    return full
 
 
 def _layers(
