@@ -104,12 +104,12 @@ class DeletionInsertion:
 
     @property
     def random_deletion_areas(self) -> np.ndarray:
-        """(R,) areas of the random maps; with steps left out the least that they can be."""
+        """(R,) areas of the random maps; lower bounds where steps were left out."""
         return np.trapezoid(np.nan_to_num(self.random_deletion, nan=0.0), self.fractions, axis=1)
 
     @property
     def random_insertion_areas(self) -> np.ndarray:
-        """(R,) areas of the random maps; with steps left out the most that they can be."""
+        """(R,) areas of the random maps; upper bounds where steps were left out."""
         return np.trapezoid(np.nan_to_num(self.random_insertion, nan=1.0), self.fractions, axis=1)
 
     @property
@@ -299,8 +299,8 @@ def randomized_model(model: keras.Model, seed: int = 0, into: keras.Model | None
     Args:
         model: as `build_unet` makes it.
         seed: of the new weights.
-        into: what gets the new weights in place of a new copy, so that functions traced for it serve again: an earlier
-            copy, or the model itself, if its own weights are needed no more.
+        into: re-initialise this network instead of a new copy, to reuse its traced functions: an earlier copy,
+            or `model` itself if its weights are no longer needed.
     """
     rng = np.random.default_rng(seed)
     copy = keras.models.clone_model(model) if into is None else into

@@ -35,7 +35,7 @@ def make_explainer(model: Model | keras.Model, method: str, layer: str = "bottle
     Args:
         model: a `Model`, or a Keras model that brings its configuration.
         method: one of `METHODS`.
-        layer: as `SegGradCam` takes it; integrated gradients and occlusion look at none.
+        layer: as `SegGradCam` takes it; ignored by integrated gradients and occlusion.
 
     Raises:
         ConfigError: for an unknown method or layer.

@@ -1,4 +1,4 @@
-"""Occlusion of a segmentation network: what falls when a patch is covered."""
+"""Occlusion of a segmentation network: how far the score falls when a patch is covered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BATCH = 8
 
 
 class Occlusion:
-    """Which patches of a slice the class depends on: each is replaced by a slice on which there is nothing to be found.
+    """Which patches of a slice the class depends on: each is covered with the same slice without the finding.
 
     Occlusion (Zeiler and Fergus 2014, arXiv 1311.2901) on a grid of 16 x 16 patches; patches that hold nothing of the
     body are left out. A patch's heat is the fall of the region's score (`region_score`). It needs no gradients, and

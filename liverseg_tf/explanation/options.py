@@ -22,20 +22,20 @@ class ExplainOptions:
     Attributes:
         method: "integrated-gradients" (`IntegratedGradients`), "occlusion" (`Occlusion`), or "gradcam", "gradcam++",
             "layercam", "scorecam", "hirescam", "segxrescam" (`SegGradCam`).
-        layer: "bottleneck", "decoder0" to "decoder4", or a layer's name; integrated gradients and occlusion look at
-            none.
+        layer: "bottleneck", "decoder0" to "decoder4", or a layer's name; ignored by integrated gradients and
+            occlusion.
         all_slices: make maps of all slices of a region, not only of the tested one.
         radius_mm: radius of the explained surroundings of `point`, in mm, above 0.
         faithfulness: test the maps.
         random_maps: random maps to compare each with, at least 2; a verdict needs 20.
-        whole_curves: False measures the random maps' curves only until it is certain which area is larger: the same
-            verdict in a third of the time, but curves with gaps.
+        whole_curves: False measures each random map's curves only until it is certain which area is larger: the
+            same verdict in a third of the time, but curves with gaps.
         randomized_models: largest number of re-initialised networks to compare with, at least 1; further ones are
             used where the first one's rank correlation is near the limit.
         most_lesions: largest number of lesions to explain, the largest first; at least 1.
         seed: of the random maps and networks.
         overwrite: replace files that this library did not make.
-        safe_colors: colours in figures that are told apart with any colour vision.
+        safe_colors: use the colour-blind-safe colours in figures.
         progress: called with regions done, their number, and what is being done.
 
     Raises:

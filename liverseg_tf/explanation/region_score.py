@@ -1,4 +1,4 @@
-"""What is explained: one number for a class in a region."""
+"""The score that maps explain: one number for a class in a region."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def region_score(logits: tf.Tensor, weights: tf.Tensor, label: tf.Tensor | int) -> tf.Tensor:
-    """Sum over a region of a class's log-odds against all other classes.
+    """Sum of a class's log-odds against all other classes over a region.
 
     Args:
         logits: (B, S, S, classes).

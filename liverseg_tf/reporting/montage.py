@@ -1,4 +1,4 @@
-"""A contact sheet of a volume's telling slices."""
+"""A contact sheet of a volume's most informative slices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from liverseg_tf.labels import CLASSES, LIVER, TUMOUR
 from liverseg_tf.reporting.figures import mask_array
 from liverseg_tf.windows import window_bounds
 
-# Between lung and fat: what is denser is the body or the couch
 _MARGIN_MM = 8
 
 
@@ -39,7 +38,7 @@ def montage(
     window: str | tuple[float, float] = MEASURED,
     safe_colors: bool = True,
 ) -> Figure:
-    """Draw the slices of a volume that have something to see, with contours.
+    """Draw a volume's most informative slices with the outlines of its masks.
 
     Args:
         volume: the CT.

@@ -17,13 +17,13 @@ class ReportOptions:
 
     Attributes:
         title: heading; by default the file's name.
-        explanations: add heatmaps and their verdicts, if the network can be looked into. Heat that is not supported
-            is not shown until asked for.
+        explanations: add heatmaps and their verdicts, if the model's layers are accessible. Unsupported heat is
+            hidden at first.
         uncertainty: add test-time variation: takes about eight times as long as predicting.
         method: of the heatmaps; see `ExplainOptions`.
         layer: of the heatmaps; see `ExplainOptions`.
         most_lesions: explain at most so many, the largest.
-        safe_colors: begin with colours that any colour vision tells apart; the page can switch.
+        safe_colors: start with the colour-blind-safe colours; the page can switch.
         plan: let the reader try a resection: a plane, or a ball around a lesion. Not for planning treatment.
         overwrite: replace a file that this library did not make.
         progress: called with steps done, their number, and what is being done.

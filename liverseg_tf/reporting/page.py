@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from liverseg_tf.explanation.uncertainty import Uncertainty
 
 SIGNATURE = '<meta name="generator" content="liverseg_tf'
-# After the measured one; windows of the head have no place here
+# After the measured window; those of the head are left out
 _OFFERED_WINDOWS = ("liver", "custom", "abdomen_soft", "mediastinum", "lungs", "spine_soft", "spine_bone")
-# Key, name, letter; heat that is not supported is off until asked for
+# Key, name, letter, shown at first
 _HEAT_LAYERS = (("heatmap", "Heatmap", "h", True), ("heatmap-unsupported", "Unsupported heat", "k", False))
 # In their order: each uses those before it.
 _SCRIPTS = ("three.min.js", "solid.js", "plan.js", "voxels.js", "viewer.js")
@@ -95,7 +95,7 @@ def build_page(
     Args:
         content: its content.
         title: heading.
-        safe_colors: begin with colours that any colour vision tells apart.
+        safe_colors: start with the colour-blind-safe colours.
         progress: called with steps done and their number.
         plan: add a resection tool.
 
@@ -368,16 +368,16 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
             "body on deletion (removing what it marks) and on insertion (restoring only that), if its rank "
             "correlation with maps of networks with a re-initialised decoder is below "
             f"{needed['rank_correlation_below']}, and if more than {100 * needed['heat_in_liver_above']:.0f} % of its "
-            "heat is within the liver. Heat that is not supported is off until it is asked for. Filled: the "
+            "heat is within the liver. Unsupported heat is hidden at first. Filled: the "
             "probability of tumour in the lesion, once the lesion alone has the HU of the liver around it."
         )
     if content.uncertainty is not None:
         count = content.uncertainty.variations.count
         text.append(
             f"Uncertainty: entropy of the mean of {count} predictions on the volume slightly shifted, turned, scaled "
-            "and changed in HU. Volumes over variations are the smallest and the largest of these: they say how far "
-            "the result depends on what should not matter, not how far it is from the truth, which often lies outside. "
-            "They are of the network alone: the volumes themselves come after 3-D clean-up and may lie outside too."
+            "and changed in HU. Volumes over variations: the smallest and the largest of these. They show how much the "
+            "result depends on irrelevant changes, not how far it is from the truth, which often lies outside them. "
+            "They are measured before 3-D clean-up, so the final volume may lie outside them too."
         )
     return text
 
