@@ -108,7 +108,10 @@ class Trainer:
             self.first_bad_step = tf.Variable(-1, dtype=tf.int64, **options)
             self.averaged = [tf.Variable(v.numpy(), **options) for v in model.weights] if recipe.ema else []
         self.optimizer: keras.optimizers.Optimizer | None = None
-        self._validate_step = tf.function(self._validation_step, reduce_retracing=True)
+        # AutoGraph has nothing to convert in either step. The last batch of a validation may be smaller: one trace.
+        shape = (None, *model.input_shape[1:])
+        specs = tf.TensorSpec(shape, tf.float32), tf.TensorSpec(shape[:-1], tf.uint8)
+        self._validate_step = tf.function(self._validation_step, specs, autograph=False)
         self._training_weights: list[np.ndarray] | None = None
 
     def _check_combination(self) -> None:
@@ -155,8 +158,8 @@ class Trainer:
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
             optimizer.build(variables)
         self.optimizer = optimizer
-        step = tf.function(self._train_step, jit_compile=True) if self.xla else self._train_step
-        self._run_step = tf.function(lambda batch, index: self.strategy.run(step, (batch, index)))
+        step = tf.function(self._train_step, jit_compile=True, autograph=False) if self.xla else self._train_step
+        self._run_step = tf.function(lambda batch, index: self.strategy.run(step, (batch, index)), autograph=False)
 
     def _train_step(self, batch, index):
         channels, labels = batch

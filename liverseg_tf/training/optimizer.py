@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -48,6 +48,17 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         return {"steps": self.steps, "top": self.top, "warmup": self.warmup, "start_factor": self.start_factor}
 
 
+class _Step(NamedTuple):
+    """What all variables share in a step; `rates` has each factor's rate and the share of a weight that decays."""
+
+    beta_1: tf.Tensor
+    beta_2: tf.Tensor
+    beta_1_power: tf.Tensor
+    beta_2_power: tf.Tensor
+    epsilon: tf.Tensor
+    rates: dict[float, tuple[tf.Tensor, tf.Tensor]]
+
+
 @keras.saving.register_keras_serializable("liverseg_tf")
 class GroupedAdamW(keras.optimizers.Adam):
     """AdamW (Loshchilov and Hutter, 2019, arXiv 1711.05101) with a rate factor for each variable.
@@ -74,12 +85,10 @@ class GroupedAdamW(keras.optimizers.Adam):
         super().__init__(learning_rate, beta_1=momentum[0], **kwargs)
         self._cycled_momentum = tuple(momentum)
         self.factors, self.decayed, self.decay = tuple(factors), tuple(decayed), decay
-        self._beta_1_of_step = None
+        self._step: _Step | None = None
 
     @property
     def beta_1(self):
-        if self._beta_1_of_step is not None:
-            return self._beta_1_of_step
         schedule = self._learning_rate
         if not isinstance(schedule, OneCycle):
             return self._cycled_momentum[0]
@@ -91,19 +100,40 @@ class GroupedAdamW(keras.optimizers.Adam):
         pass  # set by Adam's constructor; the schedule overrides it
 
     def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        rate = learning_rate * self.factors[index]
+        """One operation a variable: Keras's own forty take a third of the time in which a step is traced."""
+        index, step = self._get_variable_index(variable), self._step
+        rate, decay = step.rates[self.factors[index]]
         if self.decayed[index] and self.decay:
-            self.assign_sub(variable, variable * tf.cast(rate * self.decay, variable.dtype))
-        super().update_step(gradient, variable, rate)
+            variable.assign_sub(variable * decay)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=step.beta_1_power,
+            beta2_power=step.beta_2_power,
+            lr=rate,
+            beta1=step.beta_1,
+            beta2=step.beta_2,
+            epsilon=step.epsilon,
+            grad=tf.cast(gradient, tf.float32),
+        )
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # once per step: computed for each variable it would double the tracing time
-        self._beta_1_of_step = self.beta_1
+        count = tf.cast(self.iterations + 1, tf.float32)
+        beta_1, beta_2, epsilon = (tf.cast(value, tf.float32) for value in (self.beta_1, self.beta_2, self.epsilon))
+        rates = {factor: learning_rate * factor for factor in self.factors}
+        self._step = _Step(
+            beta_1,
+            beta_2,
+            tf.pow(beta_1, count),
+            tf.pow(beta_2, count),
+            epsilon,
+            {factor: (rate, rate * self.decay) for factor, rate in rates.items()},
+        )
         try:
             super()._backend_update_step(grads, trainable_variables, learning_rate)
         finally:
-            self._beta_1_of_step = None
+            self._step = None
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return grads_and_vars  # summing again would send them over the network twice

@@ -1,6 +1,9 @@
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from liverseg_tf.models.unet import build_unet
 from liverseg_tf.training.optimizer import GroupedAdamW, OneCycle, decays, one_cycle, rate_factors
@@ -23,6 +26,31 @@ def test_first_updates_have_the_sizes_of_their_factors():
     optimizer.apply([keras.ops.ones(4) * g for g in (100.0, 1.0, 0.001)], variables)
     steps = [float(1 - v.numpy()[0]) for v in variables]
     np.testing.assert_allclose(steps, [0.0001, 0.001, 0.01], rtol=1e-3)
+
+
+def _apply(optimizer, variable, gradient):
+    optimizer.apply([gradient], [variable])
+
+
+def test_without_factors_and_decay_it_is_keras_adam():
+    """Over several steps in a graph, with gradients of both signs and many sizes."""
+    rng = np.random.default_rng(0)
+    gradients = tf.constant(rng.normal(size=(6, 50)) * 10.0 ** rng.integers(-6, 3, 50), tf.float32)
+    start = rng.normal(size=50).astype(np.float32)
+    ends = []
+    for optimizer in (
+        GroupedAdamW(0.03, factors=(1.0,), decayed=(False,), momentum=(0.8, 0.8), beta_2=0.99, epsilon=1e-5),
+        keras.optimizers.Adam(0.03, beta_1=0.8, beta_2=0.99, epsilon=1e-5),
+    ):
+        variable = keras.Variable(start)
+        optimizer.build([variable])
+        step = tf.function(partial(_apply, optimizer, variable))
+        for gradient in gradients:
+            step(gradient)
+        ends.append([v.numpy() for v in (variable, *optimizer.variables)])
+    assert np.abs(ends[0][0] - start).max() > 0.1
+    for ours, theirs in zip(*ends, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_decay_acts_on_kernels_alone():
