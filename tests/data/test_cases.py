@@ -35,7 +35,7 @@ def test_decathlon_layout(tmp_path):
     assert [(c.id, c.segmentation is not None) for c in cases] == [(3, True), (4, False)]
 
 
-def test_overlapping_folders_are_no_doubles(tmp_path):
+def test_overlapping_folders_are_no_duplicates(tmp_path):
     _touch(tmp_path, "a/volume-1.nii")
     assert len(find_cases(tmp_path, tmp_path / "a")) == 1
 
@@ -52,7 +52,7 @@ def test_names_with_more_behind_the_number_are_no_cases(tmp_path):
     assert [(case.id, case.segmentation) for case in find_cases(tmp_path)] == [(7, None)]
 
 
-def test_doubles_are_an_error_that_names_both(tmp_path):
+def test_duplicates_are_an_error_that_names_both(tmp_path):
     _touch(tmp_path, "a/volume-1.nii", "b/volume-1.nii.gz")
     with pytest.raises(CaseError, match=r"volume 1 is there twice: .*a.volume-1.nii and .*b.volume-1.nii.gz"):
         find_cases(tmp_path)
