@@ -185,7 +185,7 @@ def test_every_warning_by_its_name(data, write_nifti):
         assert words in message
 
 
-def test_doubles_and_misfits_are_errors(data, tmp_path, write_nifti):
+def test_duplicates_and_misfits_are_errors(data, tmp_path, write_nifti):
     hu, labels = body(1)
     write_nifti(tmp_path / "more" / "volume-1.nii", hu)
     write_nifti(data / "segmentation-2.nii.gz", labels[:-1])

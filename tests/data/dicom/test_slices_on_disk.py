@@ -87,7 +87,7 @@ def test_a_phantom(tmp_path):
     assert whole.hu.std() > 100
 
 
-def test_doubles_are_compared(make_series, hu):
+def test_duplicates_are_compared(make_series, hu):
     folder = make_series()
     make_series(seed=0, names="again{:03d}", change=lambda data, index: index == 2 or False)
     whole, sliced = both(folder)
