@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy  # its parts are loaded where they are first used: not every mask has lesions
-from scipy import ndimage
 
 from liverseg_tf.data.volume import Geometry
 from liverseg_tf.evaluation.lesions import label_lesions
@@ -126,7 +125,7 @@ def lesion_axes(lesion: np.ndarray, geometry: Geometry, offset: tuple[int, int, 
         if distance > length + 1e-9:
             length, ends, hull, index = distance, pair, outline, int(at)
     width, chord = _widest_across(hull, ends, steps[:2, :2])
-    whole = _faces(np.argwhere(lesion & ~ndimage.binary_erosion(lesion)))
+    whole = _faces(np.argwhere(lesion & ~scipy.ndimage.binary_erosion(lesion)))
     mm = whole @ steps.T
     largest, largest_ends = _farthest(whole[scipy.spatial.ConvexHull(mm).vertices], steps)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+import scipy  # its parts are loaded where they are first used
 
 from liverseg_tf.evaluation.surface import Box
 
@@ -28,7 +28,7 @@ def label_lesions(tumour: np.ndarray) -> tuple[np.ndarray, int]:
         2
     """
     components = np.empty(tumour.shape, np.int32)
-    return components, ndimage.label(tumour, output=components)
+    return components, scipy.ndimage.label(tumour, output=components)
 
 
 def equivalent_diameter_mm(volume_ml: np.ndarray | float) -> np.ndarray | float:
@@ -178,6 +178,6 @@ def measure_lesions(lesions: np.ndarray, voxel_volume_ml: float) -> LesionMeasur
         volume_ml,
         diameter_mm,
         centroid,
-        ndimage.find_objects(lesions),
+        scipy.ndimage.find_objects(lesions),
         area.argmax(axis=1),
     )

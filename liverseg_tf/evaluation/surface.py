@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy  # its parts are loaded where they are first used
 from edt import edt
-from scipy import ndimage
 
 # One slice for each axis.
 Box = tuple[slice, ...]
@@ -91,7 +90,7 @@ def surface_voxels(mask: np.ndarray) -> np.ndarray:
     Returns:
         (I, J, K) bool.
     """
-    return mask & ~ndimage.binary_erosion(mask, ndimage.generate_binary_structure(3, 2))
+    return mask & ~scipy.ndimage.binary_erosion(mask, scipy.ndimage.generate_binary_structure(3, 2))
 
 
 @dataclass(frozen=True)

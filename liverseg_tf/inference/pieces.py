@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from scipy import ndimage
+import scipy  # its parts are loaded where they are first used
 
 from liverseg_tf.labels import TUMOUR
 
@@ -37,7 +37,7 @@ class Pieces:
         starts, voxels, outer, joined = [0], [], [], []
         below: np.ndarray | None = None
         for slab in self._slabs():
-            numbers, count = ndimage.label(of_class(slab))
+            numbers, count = scipy.ndimage.label(of_class(slab))
             voxels.append(np.bincount(numbers.ravel(), minlength=count + 1)[1:])
             faces = [numbers[:, [0, -1]], numbers[:, :, [0, -1]]]
             if below is None:
@@ -112,7 +112,7 @@ class Pieces:
         for index, (slab, pieces) in enumerate(zip(self._slabs(), self._pieces_of_slabs, strict=True)):
             numbers_of = pieces + 1 if chosen is None else np.where(chosen[pieces], pieces + 1, 0)
             if numbers_of.any():
-                numbers, _ = ndimage.label(self._of_class(slab))
+                numbers, _ = scipy.ndimage.label(self._of_class(slab))
                 yield index * self._rows, np.concatenate([[0], numbers_of])[numbers]
 
     def _slabs(self) -> list[np.ndarray]:

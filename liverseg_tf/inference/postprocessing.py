@@ -12,6 +12,7 @@ import numpy as np
 from liverseg_tf.config import Config
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.inference.pieces import ROWS_A_SLAB, Pieces
+from liverseg_tf.inference.threads import usable_threads
 from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet
 
 # Largest radius, in slice spacings, of tumour that is believed though one slice alone shows it. A ball with a radius of
@@ -191,7 +192,7 @@ def _drop_tumour_on_bridges(labels: np.ndarray, spacing_mm: tuple[float, float, 
     # depths are measured to the background's first voxel, half a voxel beyond the surface
     least_mm = (width_mm + min(spacing_mm)) / 2
     for rows, wider, inner in _overlapping_slabs(len(labels), least_mm / spacing_mm[0]):
-        depth_mm = edt.edt(np.ascontiguousarray(labels[wider] != BACKGROUND), anisotropy=spacing_mm)
+        depth_mm = _depth_mm(labels[wider] != BACKGROUND, spacing_mm)
         cores[rows] = depth_mm[inner] > least_mm
     parts = Pieces(cores, lambda slab: slab == 1)
     dropped = 2 * parts.count_where(labels == TUMOUR) > parts.voxels
@@ -201,10 +202,13 @@ def _drop_tumour_on_bridges(labels: np.ndarray, spacing_mm: tuple[float, float, 
     parts.relabel(dropped, 2)
     for rows, wider, inner in _overlapping_slabs(len(labels), width_mm / spacing_mm[0]):
         if (cores[wider] == 2).any():
-            to_dropped_mm, to_kept_mm = (
-                edt.edt(np.ascontiguousarray(cores[wider] != part), anisotropy=spacing_mm)[inner] for part in (2, 1)
-            )
+            to_dropped_mm, to_kept_mm = (_depth_mm(cores[wider] != part, spacing_mm)[inner] for part in (2, 1))
             labels[rows][(to_dropped_mm <= width_mm) & (to_dropped_mm < to_kept_mm)] = BACKGROUND
+
+
+def _depth_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """Distance in mm of each voxel of a mask to the nearest voxel outside it."""
+    return edt.edt(np.ascontiguousarray(mask), anisotropy=spacing_mm, parallel=usable_threads())
 
 
 def _fill_holes(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -384,6 +387,8 @@ class Predictor:
             if progress is not None and (done % batch == 0 or done == count):
                 progress(done, count)
 
+        if self.postprocessing is not None or self._second_runtime is not None:
+            _load_meanwhile("scipy.ndimage")
         keeps_one_piece = self.postprocessing is not None and self.postprocessing.largest_liver
         if selects and keeps_one_piece and not kept:
             labels = segmenter.liver_slices(tell)
@@ -463,6 +468,12 @@ class Predictor:
         if spacing_mm is None:
             raise ConfigError("an HU array needs its spacing: give spacing_mm=(row, column, slice)")
         return CTVolume.from_array(np.asarray(source), spacing_mm, hu_range=self.config.hu_range)
+
+
+def _load_meanwhile(module: str) -> None:
+    """Import a module that is needed later, in another thread: at first the network leaves time for that."""
+    if module not in sys.modules:
+        threading.Thread(target=importlib.import_module, args=(module,), name="liverseg-import").start()
 
 
 def side_product(target: Path, name: str) -> Path:
