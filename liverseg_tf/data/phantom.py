@@ -31,6 +31,8 @@ DEFAULT_SHAPE = (128, 128, 40)
 _SMALLEST_SHAPE = (32, 32, 8)
 # Voxels drawn at a time, to keep intermediate arrays small.
 _SLAB_VOXELS = 2_000_000
+# In a row: a condition that no phantom meets must end.
+_MOST_REFUSED = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +158,8 @@ def write_phantoms(
         A row for each case: its `id` and the entries of `Phantom.description`.
 
     Raises:
-        ConfigError: for fewer than one case, a negative seed, or a shape too small.
+        ConfigError: for fewer than one case, a negative seed, a shape too small, or an `accept` that refuses a thousand
+            phantoms in a row.
         OutputError: if a file of one of these names is not a phantom of this library (checked before anything is
             written), or can't be written.
 
@@ -177,9 +180,7 @@ def write_phantoms(
         else:
             claim_folder(path, "phantom")
     rows = []
-    made = (make_phantom((seed, i), shape) for i in itertools.count())
-    accepted = (one for one in made if accept is None or accept(one.description))
-    for i, (paths, phantom) in enumerate(zip(pairs, accepted, strict=False)):
+    for i, (paths, phantom) in enumerate(zip(pairs, _accepted(seed, shape, accept), strict=False)):
         if phantom.geometry.is_identity_affine:
             phantom = _with_its_grid(phantom)
         if dicom:
@@ -192,6 +193,19 @@ def write_phantoms(
         if progress is not None:
             progress(i + 1, cases)
     return rows
+
+
+def _accepted(
+    seed: int, shape: tuple[int, int, int], accept: Callable[[dict[str, Any]], bool] | None
+) -> Iterator[Phantom]:
+    refused = 0
+    for i in itertools.count():
+        phantom = make_phantom((seed, i), shape)
+        if accept is None or accept(phantom.description):
+            refused = 0
+            yield phantom
+        elif (refused := refused + 1) == _MOST_REFUSED:
+            raise ConfigError(f"accept: expected it to be true for some phantom, it was false for {refused} in a row")
 
 
 def _with_its_grid(phantom: Phantom) -> Phantom:

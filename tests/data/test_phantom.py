@@ -169,6 +169,12 @@ def test_phantoms_that_are_not_accepted_are_passed_over(tmp_path):
     assert np.array_equal(volume.hu, wanted.hu)
 
 
+def test_nothing_accepted_ends_with_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom_module, "_MOST_REFUSED", 3)
+    with pytest.raises(ConfigError, match="false for 3 in a row"):
+        write_phantoms(tmp_path, 1, shape=SHAPE, accept=lambda one: False)
+
+
 def test_same_seed_writes_the_same_bytes_over_its_own(tmp_path):
     write_phantoms(tmp_path, cases=1, seed=7, shape=SHAPE)
     first = (tmp_path / "volume-0.nii.gz").read_bytes()
