@@ -13,6 +13,9 @@ and lesion synthesis.
 
 from __future__ import annotations
 
+import liverseg_tf  # noqa: F401, before TensorFlow, whose oneDNN it turns on
+
+# isort: split
 import argparse
 import gzip
 import os

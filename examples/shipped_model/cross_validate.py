@@ -8,6 +8,9 @@ continue; the table uses the folds that are done. The interval is that of the me
 
 from __future__ import annotations
 
+import liverseg_tf  # noqa: F401, before TensorFlow, whose oneDNN it turns on
+
+# isort: split
 import argparse
 import json
 import logging

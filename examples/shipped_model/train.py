@@ -9,6 +9,9 @@ scoring; the log and `history.jsonl` have the scores on them (see `scores.py`).
 
 from __future__ import annotations
 
+import liverseg_tf as ls  # before TensorFlow, whose oneDNN it turns on
+
+# isort: split
 import argparse
 import json
 import logging
@@ -24,7 +27,6 @@ from loss import loss_of
 from prepare import LIVER, OPEN, TUMOUR
 from scores import counts_by_patient, scores_of
 
-import liverseg_tf as ls
 from liverseg_tf.channels import CTChannels, SquareResize
 from liverseg_tf.config import ChannelsConfig, ModelConfig
 from liverseg_tf.data.augmentation import Augmentation, smooth_noise
