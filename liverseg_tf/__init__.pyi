@@ -58,7 +58,7 @@ from .models.model import Model as Model
 from .models.saving import load_model as load_model
 from .models.saving import save_model as save_model
 from .models.unet import build_unet as build_unet
-from .reporting.describe_cases import describe_cases as describe_cases
+from .reporting.case_table import describe_cases as describe_cases
 from .reporting.montage import montage as montage
 from .reporting.options import ReportOptions as ReportOptions
 from .reporting.report import report as report

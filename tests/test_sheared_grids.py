@@ -19,7 +19,7 @@ from liverseg_tf.explanation.uncertainty import measure_uncertainty
 from liverseg_tf.inference.postprocessing import PostProcessing
 from liverseg_tf.inference.predictor import Predictor
 from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
-from liverseg_tf.reporting.describe_cases import describe_cases
+from liverseg_tf.reporting.case_table import describe_cases
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 # 2 x 2 mm pixels, slices 4 mm apart along the table, the gantry tilted by 20 degrees

@@ -64,7 +64,8 @@ def test_a_slices_map_does_not_depend_on_its_batch(dark_is_tumour, lesions):
     hu, region = volume.slices(1, 7), np.moveaxis(labels[..., 1:7] >= 1, 2, 0)
     together = cam(np.concatenate([hu, hu]), np.concatenate([region, region]), 2)  # more than one batch inside
     alone = np.concatenate([cam(hu[i : i + 1], region[i : i + 1], 2) for i in range(6)])
-    assert together[:6] == pytest.approx(alone, abs=1e-5) and together[6:] == pytest.approx(alone, abs=1e-5)
+    near = pytest.approx(alone, rel=1e-4, abs=1e-5)  # kernels are chosen by the size of the batch
+    assert together[:6] == near and together[6:] == near
 
 
 def test_a_class_that_nothing_raises_has_an_empty_map(dark_is_tumour, lesions):

@@ -7,7 +7,7 @@ import pytest
 
 from liverseg_tf.data.cases import find_cases
 from liverseg_tf.errors import GeometryError
-from liverseg_tf.reporting.describe_cases import describe_cases, format_cases
+from liverseg_tf.reporting.case_table import describe_cases, format_cases
 
 
 @pytest.fixture
