@@ -25,10 +25,9 @@ def test_import_loads_nothing_heavy():
 
 def test_onednn_is_on_unless_the_user_turned_it_off():
     code = "import liverseg_tf, os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
-    assert [_run(before + code) for before in ("", "import os; os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'; ")] == [
-        "1\n",
-        "0\n",
-    ]
+    unset = "import os; os.environ.pop('TF_ENABLE_ONEDNN_OPTS', None); "
+    off = "import os; os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'; "
+    assert (_run(unset + code), _run(off + code)) == ("1\n", "0\n")
 
 
 def test_help_loads_nothing_heavy():

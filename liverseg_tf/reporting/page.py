@@ -16,7 +16,7 @@ from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.measure import FLAGS, LesionMeasurement, Measurement
 from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.inference.predictor import Prediction
-from liverseg_tf.labels import TUMOUR
+from liverseg_tf.labels import TUMOUR, LabelClass
 from liverseg_tf.provenance import SOFTWARE, versions
 from liverseg_tf.reporting.assets import asset, script_data
 from liverseg_tf.reporting.page_data import (
@@ -137,7 +137,7 @@ def build_page(
         "plan": resection,
         "start": lesions[0] if lesions else _start(labels),
         "windows": _windows(liver_window(volume, labels), classes.words("this liver")),
-        "classes": [{"name": readable(c.name), "color": c.color, "safe_color": c.safe_color} for c in classes.classes],
+        "classes": [_class_facts(c, masks) for c in classes.classes],
         "safe_colors": safe_colors,
     }
     return _template().render(
@@ -237,9 +237,10 @@ def _findings(content: ReportContent) -> list[tuple[str, str]]:
         ),
         (
             "Tumours" if found.classes.is_liver else _sentence(named("tumour")),
-            f"{found.tumour_volume_ml:.1f} ml{burden}{_over_variations(content, 'tumour_range_ml', 1)}",
+            (f"{found.tumour_volume_ml:.1f} ml{burden}" if found.lesion_count else "none found")
+            + _over_variations(content, "tumour_range_ml", 1),
         ),
-        ("Lesions", str(found.lesion_count)),
+        *([("Lesions", str(found.lesion_count))] if found.lesion_count else []),
         (named("Mean HU of liver / tumours"), f"{_number(found.liver_mean_hu, 0)} / {_number(found.tumour_mean_hu, 0)}")
         if found.lesion_count
         else (named("Mean HU of the liver"), _number(found.liver_mean_hu, 0)),
@@ -392,6 +393,11 @@ def _grid_facts(grid: Grid) -> dict[str, Any]:
         "factor": grid.factor,
         "step_hu": grid.step_hu,
     }
+
+
+def _class_facts(one: LabelClass, masks: dict[str, np.ndarray]) -> dict[str, Any]:
+    is_drawn = any((mask == one.index).any() for mask in masks.values())
+    return {"name": readable(one.name), "color": one.color, "safe_color": one.safe_color, "is_drawn": is_drawn}
 
 
 def _add_full_slices(blobs: dict[str, str], volume: CTVolume, masks: dict[str, np.ndarray], grid: Grid) -> list[int]:

@@ -102,6 +102,18 @@ def test_lesions_around_one_centre_are_matched_each_by_itself(threshold_model, s
     assert badges == ["in the reference", "false alarm"]
 
 
+def test_a_healthy_liver_has_no_tumours_in_figures_and_legend(threshold_model, scan, tmp_path):
+    prediction = Predictor(threshold_model).predict(scan[0])
+    found = data_of(report(prediction, tmp_path / "tumour.html", threshold_model, explanations=False))
+    assert {one["name"]: one["is_drawn"] for one in found["classes"]}["tumour"]
+    prediction.canonical_labels[prediction.canonical_labels == 2] = 1
+    page = report(prediction, tmp_path / "healthy.html", threshold_model, explanations=False)
+    drawn = {one["name"]: one["is_drawn"] for one in data_of(page)["classes"]}
+    assert drawn["liver"] and not drawn["tumour"]
+    markup = re.sub(r"<script.*?</script>", "", page.read_text("utf-8"), flags=re.DOTALL)
+    assert "none found" in markup and "0.0 ml" not in markup
+
+
 def test_heat_that_is_supported_is_shown_and_all_else_is_off(page, threshold_model, scan, tmp_path, monkeypatch):
     layers = {layer["key"]: layer["on"] for layer in data_of(page)["layers"]}
     assert layers["heatmap"] and "heatmap-unsupported" not in layers

@@ -578,7 +578,7 @@
   function legend() {
     $("legend").textContent = "";
     page.classes.forEach((one, label) => {
-      if (!label) return; // the background is not drawn
+      if (!label || !one.is_drawn) return; // nor is the background
       const mark = document.createElement("span");
       mark.textContent = one.name;
       mark.style.setProperty("--color", "rgb(" + colorOf(label).join(",") + ")");
