@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "demo",
         help="try the whole workflow on phantoms, without data",
         description="Make CT phantoms in LiTS layout, train a ResNet18 U-Net on some of the patients, segment the "
-        "others, score the masks and draw them. Takes about five minutes on two CPU cores.",
+        "others, score the masks and draw them. Takes two to five minutes on two CPU cores.",
     )
     parser.add_argument(
         "-o",
