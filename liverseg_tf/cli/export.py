@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from liverseg_tf.cli.options import add_json, add_output, add_overwrite
-from liverseg_tf.exporting.formats import FORMATS, PRECISIONS
+from liverseg_tf.exporting.formats import EXPORT_PRECISIONS, FORMATS
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -27,8 +27,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
-        default=PRECISIONS[0],
+        choices=EXPORT_PRECISIONS,
+        default=EXPORT_PRECISIONS[0],
         help="number format of the weights: float16 halves the file; int8, for TFLite only, quarters it (default: "
         "%(default)s)",
     )

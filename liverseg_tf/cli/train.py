@@ -14,7 +14,7 @@ from liverseg_tf.cli.options import (
     add_seed,
     add_training_input,
 )
-from liverseg_tf.training.options import PRECISIONS, SPLITS, STRATEGIES, TrainingOptions
+from liverseg_tf.training.options import SPLITS, STRATEGIES, TRAINING_PRECISIONS, TrainingOptions
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -85,7 +85,7 @@ def _add_devices(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=TRAINING_PRECISIONS,
         help="number format of the computation (default: mixed_float16 on a GPU with tensor cores, bfloat16 on a CPU "
         "with bfloat16 instructions, else float32)",
     )

@@ -255,7 +255,7 @@ def evaluate(
         "resamples": resamples,
         "seed": seed,
     }
-    return summarize(cases, [pair.patient for pair in pairs], settings)
+    return _evaluation_of(cases, [pair.patient for pair in pairs], settings)
 
 
 def load_pair(
@@ -282,7 +282,7 @@ def load_pair(
     return reference, MaskVolume.load(prediction, like=reference)
 
 
-def summarize(cases: Sequence[CaseScores], patients: Sequence[str], settings: dict[str, Any]) -> Evaluation:
+def _evaluation_of(cases: Sequence[CaseScores], patients: Sequence[str], settings: dict[str, Any]) -> Evaluation:
     """Combine the scores of cases.
 
     Args:

@@ -16,7 +16,7 @@ from liverseg_tf.config import ModelConfig
 from liverseg_tf.data.cases import Case
 from liverseg_tf.errors import ConfigError, LiverSegError, OutputError
 from liverseg_tf.exporting.card import model_card
-from liverseg_tf.exporting.formats import FORMATS, PRECISIONS
+from liverseg_tf.exporting.formats import EXPORT_PRECISIONS, FORMATS
 from liverseg_tf.exporting.parity import REFERENCE, Parity, check_parity, megabytes
 from liverseg_tf.exporting.samples import samples
 from liverseg_tf.exporting.savedmodel import has_warmup_requests, write_savedmodel
@@ -57,7 +57,7 @@ def export(
     model: str | Path | Model | keras.Model,
     output: str | Path,
     format: str = FORMATS[0],
-    precision: str = PRECISIONS[0],
+    precision: str = EXPORT_PRECISIONS[0],
     calibration: str | Path | Sequence[Case] | None = None,
     check: bool | str | Path | Sequence[Case] = False,
     progress: Callable[[str], None] | None = None,
@@ -126,8 +126,8 @@ def export(
 def _check_options(format: str, precision: str, calibration) -> None:
     if format not in FORMATS:
         raise ConfigError(f"format: expected one of {', '.join(FORMATS)}. Received: {format!r}")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
+    if precision not in EXPORT_PRECISIONS:
+        raise ConfigError(f"precision: expected one of {', '.join(EXPORT_PRECISIONS)}. Received: {precision!r}")
     if format == "savedmodel" and precision == "int8":
         raise ConfigError("a SavedModel is stored in float32 or float16; int8 is for format 'tflite'")
     if calibration is not None and precision != "int8":

@@ -1,4 +1,4 @@
 """What a model may be exported as, the default first. Loads nothing heavy."""
 
 FORMATS = ("savedmodel", "tflite")
-PRECISIONS = ("float32", "float16", "int8")
+EXPORT_PRECISIONS = ("float32", "float16", "int8")

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError, first_line
-from liverseg_tf.exporting.formats import PRECISIONS
+from liverseg_tf.exporting.formats import EXPORT_PRECISIONS
 from liverseg_tf.inference.slice_function import SliceFunction
 
 # In every file: identifies the files of this library.
@@ -54,8 +54,8 @@ def convert(
         ConfigError: for an unknown precision, or int8 without calibration.
         ModelError: if an operation has no builtin operator.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
+    if precision not in EXPORT_PRECISIONS:
+        raise ConfigError(f"precision: expected one of {', '.join(EXPORT_PRECISIONS)}. Received: {precision!r}")
     if precision == "int8" and calibration is None:
         raise ConfigError("int8 needs slices to calibrate on")
     function = SliceFunction(model, config, portable=True)

@@ -14,6 +14,7 @@ import keras
 from liverseg_tf.config import BACKBONES
 from liverseg_tf.errors import ConfigError, ModelError, first_line
 from liverseg_tf.models import efficientnet_lite, tiny
+from liverseg_tf.models.batch_normalization import fuse_batch_normalization
 from liverseg_tf.models.efficientnet_lite import EFFICIENTNET_LITE, load_imagenet
 
 # Keras's 0.99 needs hundreds of steps before validation means anything; this is PyTorch's and fastai's default.
@@ -93,6 +94,7 @@ def build_unet(
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
+    fuse_batch_normalization(model)
     if str(encoder_weights) == "imagenet" and backbone in EFFICIENTNET_LITE:
         load_imagenet(model, backbone)
     elif str(encoder_weights) == "imagenet":

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-PRECISIONS = ("float32", "mixed_float16", "bfloat16")
+TRAINING_PRECISIONS = ("float32", "mixed_float16", "bfloat16")
 SPLITS = ("patients", "slices")
 STRATEGIES = ("one", "mirrored", "multiworker")
 
@@ -88,8 +88,10 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ConfigError(f"split: expected 'patients' or 'slices'. Received: {self.split!r}")
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {self.precision!r}")
+        if self.precision is not None and self.precision not in TRAINING_PRECISIONS:
+            raise ConfigError(
+                f"precision: expected one of {', '.join(TRAINING_PRECISIONS)}. Received: {self.precision!r}"
+            )
         given = self.backbone or self.encoder_weights
         if self.from_model is not None and given is not None:
             raise ConfigError(

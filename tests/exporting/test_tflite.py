@@ -13,7 +13,7 @@ import tensorflow as tf
 from liverseg_tf.channels import SquareResize
 from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError, ModelError
-from liverseg_tf.exporting.tflite import PRECISIONS, check_builtin_only, convert, operators
+from liverseg_tf.exporting.tflite import EXPORT_PRECISIONS, check_builtin_only, convert, operators
 from liverseg_tf.inference.runtimes import TFLiteRuntime
 from liverseg_tf.inference.slice_function import SliceFunction
 
@@ -80,7 +80,7 @@ def test_float16_and_int8_are_smaller_and_weights_stand_in_the_file_once(small_c
         x = keras.layers.Conv2D(filters, 3, 8 if filters == 256 else 2, "same")(x)
     model = keras.Model(inputs, keras.layers.UpSampling2D(16)(keras.layers.Conv2D(3, 1)(x)))
     slices = list(np.random.default_rng(0).random((2, 32, 32, 3), np.float32))
-    size = {p: len(convert(model, small_config, p, slices if p == "int8" else None)) for p in PRECISIONS}
+    size = {p: len(convert(model, small_config, p, slices if p == "int8" else None)) for p in EXPORT_PRECISIONS}
     assert size["float32"] < 1.03 * model.count_params() * 4 + 200_000
     assert size["float16"] < 0.55 * size["float32"]
     assert size["int8"] < 0.3 * size["float32"]
