@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from liverseg_tf.config import Config
-from liverseg_tf.data.augmentation import as_batch, smooth_noise
+from liverseg_tf.data.augmentation import as_batch, slices_in, smooth_noise, uniform
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.labels import LIVER, TUMOUR
 
@@ -141,26 +141,25 @@ class LesionSynthesis(Config):
         def drawn():
             # Vessels end at a lesion; the image noise is kept.
             tissue = _Tissue(hu - tf.nn.relu(smooth - mean_hu - 8.0), liver, mean_hu, spacing_mm)
-            result, tumour = hu, tf.zeros_like(liver)
-            for k in range(self.max_lesions):
-                result, tumour = tf.cond(
-                    tf.reduce_any(lesions.present[:, k]),
-                    lambda k=k, r=result, t=tumour: self._paint(lesions.of(k), tissue, noise, r, t),
-                    lambda r=result, t=tumour: (r, t),
-                )
-            return result, tf.where(tumour, tf.constant(TUMOUR, tf.uint8), labels)
+            painted = tf.while_loop(
+                lambda k, *_: k < number,
+                lambda k, *before: (k + 1, *self._paint(lesions.of(k), tissue, noise, *before)),
+                (0, hu, tf.zeros_like(liver)),
+            )
+            return painted[1], tf.where(painted[2], tf.constant(TUMOUR, tf.uint8), labels)
 
-        new_hu, new_labels = tf.cond(tf.reduce_any(lesions.present), drawn, lambda: (hu, labels))
+        number = tf.math.count_nonzero(tf.reduce_any(lesions.present, 0), dtype=tf.int32)  # the most of a slice
+        new_hu, new_labels = tf.cond(number > 0, drawn, lambda: (hu, labels))
         new_hu, new_labels = tf.ensure_shape(new_hu, hu.shape), tf.ensure_shape(new_labels, labels.shape)
         return (new_hu[0], new_labels[0]) if single else (new_hu, new_labels)
 
     def _draw(self, liver: tf.Tensor, is_tissue: tf.Tensor, spacing_mm: tf.Tensor, seeds: Iterator) -> _Lesions:
         """Draw position, size and density of lesions. Another order of draws would change what a seed gives."""
-        batch, lesions = tf.shape(liver)[0], self.max_lesions
+        batch, lesions = slices_in(liver), self.max_lesions
 
         def draw(low_high=(0.0, 1.0), columns=lesions):
             low, high = low_high
-            return tf.random.stateless_uniform([batch, columns], next(seeds)) * (high - low) + low
+            return uniform([batch, columns], next(seeds)) * (high - low) + low
 
         pixels = tf.reduce_sum(tf.cast(liver, tf.float32), axis=(1, 2))[:, None]
         center_y, center_x = _centers(liver, is_tissue, draw())
@@ -233,8 +232,9 @@ class _Lesions(NamedTuple):
     rim_width: tf.Tensor
     calcified: tf.Tensor
 
-    def of(self, k: int) -> _Lesions:
-        return _Lesions(*(values[:, k, None, None] for values in self))
+    def of(self, k: tf.Tensor) -> _Lesions:
+        index = tf.reshape(k, [1, 1])
+        return _Lesions(*(tf.gather(values, index, axis=1) for values in self))
 
 
 class _Noise(NamedTuple):

@@ -405,6 +405,7 @@ class _Training:
         )
         callbacks.on_train_begin()
         try:
+            batches = self._batches_from(len(self.history))
             for phase in self.phases:
                 if len(self.history) >= phase.first_epoch + phase.epochs:
                     continue
@@ -418,7 +419,7 @@ class _Training:
                             f"({first_line(error)}); name another folder"
                         ) from error
                     arrays = None
-                best = self._run_phase(trainer, phase, callbacks, best)
+                best = self._run_phase(trainer, phase, batches, callbacks, best)
         except tf.errors.OpError as error:
             if lost := explain_lost_worker(error):
                 raise lost from error
@@ -451,23 +452,27 @@ class _Training:
                     layer.synchronized = True  # statistics over the global batch, as one device would have them
         return model
 
+    def _batches_from(self, epoch: int) -> Iterator:
+        """Batches of this epoch and all that follow; tracing them takes seconds, so phases share them."""
+        if self.replicas == 1:
+            return iter(self._batches(epoch))
+        each = self.recipe.batch_size // self.replicas
+        return iter(distributed(lambda: self._batches(epoch), self.strategy, each))
+
     def _run_phase(
-        self, trainer: Trainer, phase: Phase, callbacks: keras.callbacks.CallbackList, best: dict[str, Any]
+        self,
+        trainer: Trainer,
+        phase: Phase,
+        batches: Iterator,
+        callbacks: keras.callbacks.CallbackList,
+        best: dict[str, Any],
     ) -> dict[str, Any]:
-        first = len(self.history)
-        if self.replicas > 1:
-            batches = distributed(
-                lambda: self._batches(first), self.strategy, self.recipe.batch_size // self.replicas
-            )  # fmt: skip
-        else:
-            batches = self._batches(first)
-        iterator = iter(batches)
-        for epoch in range(first, phase.first_epoch + phase.epochs):
+        for epoch in range(len(self.history), phase.first_epoch + phase.epochs):
             callbacks.on_epoch_begin(epoch)
             try:
                 with bfloat16_convolutions(self.precision == "bfloat16"):
                     figures = trainer.train_epoch(
-                        iterator, self.steps, lambda step: callbacks.on_train_batch_end(step, {"phase": phase.name})
+                        batches, self.steps, lambda step: callbacks.on_train_batch_end(step, {"phase": phase.name})
                     )
             except NotFiniteLossError as error:
                 raise self._explain_nan(epoch, error.step) from None

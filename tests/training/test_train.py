@@ -74,11 +74,15 @@ def ls_confusion(labels, logits):
     return confusion_matrices(labels, logits, 3).numpy().sum(0)
 
 
-def test_transfer_takes_weights_over_and_freezes_first(cases, finished, tmp_path):
+def test_transfer_takes_weights_over_and_freezes_first(cases, finished, tmp_path, monkeypatch):
     """Over a split by slices, as the original has it: it validates on patients that are trained on, here and before."""
     run, _ = finished
     source = ls.load_model(run.output)
-    frozen = {}
+    frozen, begun = {}, []
+    recipe_batches = module.recipe_batches
+    monkeypatch.setattr(
+        module, "recipe_batches", lambda *a, **k: begun.append(k["first_epoch"]) or recipe_batches(*a, **k)
+    )
 
     class Watch(Record):
         def on_epoch_end(self, epoch, logs=None):
@@ -100,6 +104,7 @@ def test_transfer_takes_weights_over_and_freezes_first(cases, finished, tmp_path
     expected = ("slices of one patient are in both parts", f"patients that are validated on here ({seen})")
     assert all(any(words in str(warning.message) for warning in told) for words in expected)
     assert [row["phase"] for row in watch.epochs] == ["frozen", "full"]
+    assert begun == [0]  # both phases take their batches from one dataset
     assert trained.best["val_loss"] == min(row["val_loss"] for row in watch.epochs)
     start = source.get_layer("conv0").get_weights()[0]
     np.testing.assert_array_equal(frozen["frozen"], start)
