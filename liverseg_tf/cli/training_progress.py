@@ -43,13 +43,12 @@ class TrainingProgress(keras.callbacks.Callback):
         self.rows += 1
         if self.rows == 1:
             self.out.print(f"first step after {logs['first_step_seconds']:.0f} s (tracing and compiling)", markup=False)
+        phase = " (frozen)" if logs["phase"] == "frozen" else ""
         self.out.print(
-            f"epoch {epoch + 1:>3} {logs['phase']:<6} loss {logs['loss']:.4f}  validation {logs['val_loss']:.4f}  "
-            f"foreground accuracy {logs['val_foreground_accuracy']:.4f}  with background {logs['val_accuracy']:.4f}  "
-            f"Dice by case: {dice_in_words(logs)}  "
-            f"{logs['seconds']:.0f} s",
+            f"epoch {epoch + 1:>3}{phase}: loss {logs['loss']:.4f}, validation {logs['val_loss']:.4f}, "
+            f"Dice {logs['val_dice']:.4f} (by case: {dice_in_words(logs)}), {logs['seconds']:.0f} s",
             markup=False,
-            soft_wrap=True,
+            soft_wrap=not self.out.is_terminal,  # a log keeps one line for each epoch, a terminal breaks between words
         )
 
     def on_train_end(self, logs=None):

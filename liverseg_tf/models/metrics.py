@@ -42,15 +42,36 @@ def metrics_from_confusion(confusion: np.ndarray, classes: ClassSet = LIVER_CLAS
         "accuracy": _ratio(np.trace(confusion), confusion.sum()),
         "foreground_accuracy": _ratio(np.trace(foreground[:, BACKGROUND + 1 :]), foreground.sum()),
     }
-    for index, name in enumerate(classes.names):
-        if index == BACKGROUND:
-            continue
-        members = slice(index, classes.organ_indices.stop) if index == 1 else slice(index, index + 1)
+    for name, members in _members(classes).items():
         both = confusion[members, members].sum()
         true, predicted = confusion[members].sum(), confusion[:, members].sum()
         result[f"{name}_dice"] = _ratio(2 * both, true + predicted)
         result[f"{name}_iou"] = _ratio(both, true + predicted - both)
     return result
+
+
+def mean_dice(confusion: np.ndarray, classes: ClassSet = LIVER_CLASSES) -> float:
+    """Mean of the classes' Dice over all pixels: the "global Dice" by which nnU-Net selects its checkpoint.
+
+    A class counts if it occurs in the reference, whatever is predicted. So a network that finds no tumour has the
+    tumour Dice 0, and a false tumour in a healthy patient costs as much as its pixels. (In a mean over patients, a
+    single false pixel turns a healthy patient's tumour Dice from undefined to 0, and finding nothing can score best.)
+
+    Args:
+        confusion: (K, K) counts over all validation slices, rows true, columns predicted.
+        classes: the K classes.
+
+    Returns:
+        0 to 1; NaN if no class occurs.
+
+    Examples:
+        >>> mean_dice([[90, 0, 0], [0, 8, 0], [0, 2, 0]])  # liver 1, tumour 0
+        0.5
+    """
+    confusion = np.asarray(confusion, np.float64)
+    figures = metrics_from_confusion(confusion, classes)
+    found = [figures[f"{name}_dice"] for name, members in _members(classes).items() if confusion[members].any()]
+    return float(np.mean(found)) if found else float("nan")
 
 
 def report_index_losses(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -69,6 +90,12 @@ def report_index_losses(labels: np.ndarray, predicted: np.ndarray) -> dict[str, 
         "report_dice_loss": float(1 - (2 * both + 1) / (total + 1)),
         "report_iou_loss": float(1 - (both + 1) / (total - both + 1)),
     }
+
+
+def _members(classes: ClassSet) -> dict[str, slice]:
+    """Each class but the background -> its indices; the organ includes its lesion."""
+    stops = {1: classes.organ_indices.stop}
+    return {name: slice(i, stops.get(i, i + 1)) for i, name in enumerate(classes.names) if i != BACKGROUND}
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.labels import ClassSet
 from liverseg_tf.models.losses import Loss
-from liverseg_tf.models.metrics import confusion_matrices, metrics_from_confusion
+from liverseg_tf.models.metrics import confusion_matrices, mean_dice, metrics_from_confusion
 from liverseg_tf.models.model import Model
 from liverseg_tf.models.unet import is_encoder
 from liverseg_tf.training.optimizer import GroupedAdamW, OneCycle, decays, rate_factors
@@ -254,8 +254,9 @@ class Trainer:
             cases: numbers of the cases of all workers; needed if there are several.
 
         Returns:
-            The metrics, with names that begin with `val_`; `val_case_dice` is the mean over cases of the mean Dice of
-            the classes that occur in the case or in its prediction.
+            The metrics, with names that begin with `val_`; `val_dice` is `mean_dice` over all slices;
+            `val_case_dice` is the mean over cases of the mean Dice of the classes that occur in the case or in its
+            prediction.
         """
         total, count = 0.0, 0
         by_case: dict[int, np.ndarray] = {}
@@ -272,7 +273,8 @@ class Trainer:
             sums = gather(self.strategy, np.concatenate([[total, count], matrices.ravel()])).sum(0)
             total, count = sums[:2]
             by_case = dict(zip(cases, sums[2:].reshape(matrices.shape), strict=True))
-        figures = metrics_from_confusion(np.sum(list(by_case.values()), axis=0), self._classes)
+        together = np.sum(list(by_case.values()), axis=0)
+        figures = metrics_from_confusion(together, self._classes)
         rows = {case: metrics_from_confusion(matrix, self._classes) for case, matrix in by_case.items()}
         dice = [[v for k, v in row.items() if k.endswith("_dice") and not np.isnan(v)] for row in rows.values()]
         by_class = {
@@ -282,6 +284,7 @@ class Trainer:
         return {
             "val_loss": total / count,
             **{f"val_{key}": value for key, value in figures.items()},
+            "val_dice": mean_dice(together, self._classes),
             **by_class,
             "val_case_dice": _mean([np.mean(values) for values in dice if values]),
         }

@@ -41,7 +41,8 @@ class Recipe(Config):
         lesion_synthesis: paint synthetic tumours into livers.
         proportions: shares of slices with tumour, with liver only, with neither; None takes them as they come.
         every_volume, every_slice, order, only_liver: see `SliceSelection`.
-        best_by: history column that chooses the kept epoch.
+        best_by: history column that selects the kept epoch: `val_dice` (`models.metrics.mean_dice`) or another of
+            `BEST_BY`.
 
     Raises:
         ConfigError: for values out of range, or an unknown column.
@@ -82,7 +83,7 @@ class Recipe(Config):
     every_slice: int = 1
     order: str = "number"
     only_liver: bool = False
-    best_by: str = "val_case_dice"
+    best_by: str = "val_dice"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "every_volume", "every_slice"):
@@ -124,7 +125,13 @@ class Recipe(Config):
 
 # What may choose the kept epoch, and whether more of it is better.
 BEST_BY = MappingProxyType(
-    {"val_case_dice": True, "val_loss": False, "val_foreground_accuracy": True, "val_tumour_dice": True}
+    {
+        "val_dice": True,
+        "val_case_dice": True,
+        "val_loss": False,
+        "val_foreground_accuracy": True,
+        "val_tumour_dice": True,
+    }
 )
 
 RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(

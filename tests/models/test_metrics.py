@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from liverseg_tf.models.metrics import confusion_matrices, metrics_from_confusion, report_index_losses
+from liverseg_tf.models.metrics import confusion_matrices, mean_dice, metrics_from_confusion, report_index_losses
 
 TRUTH = np.array([[[0, 0, 1, 1], [0, 1, 2, 2]]])
 GUESS = np.array([[[0, 1, 1, 1], [0, 0, 2, 1]]])
@@ -41,3 +41,24 @@ def test_the_reports_losses_show_their_flaw_only_with_class_two():
     assert binary["report_iou_loss"] == pytest.approx(1 - (4 + 1) / (6 + 1))
     perfect = report_index_losses(TRUTH, TRUTH)
     assert perfect["report_iou_loss"] < 0  # wrong: a perfect prediction's loss is not below 0
+
+
+def _case(liver, found, missed, false):
+    """Confusion of a patient: sound liver, tumour found, tumour missed, liver called tumour (pixels)."""
+    return np.array([[1000, 0, 0], [0, liver, false], [0, missed, found]])
+
+
+def test_finding_no_tumour_never_beats_finding_them_however_many_patients_are_healthy():
+    """As the mean over patients would have it: there each healthy patient's Dice of 1 for the liver alone counts fully."""
+    for healthy in (1, 5, 50):
+        nothing = sum([_case(900, 0, 100, 0)] * 4 + [_case(1000, 0, 0, 0)] * healthy)
+        some = sum([_case(880, 70, 30, 20)] * 4 + [_case(999, 0, 0, 1)] * healthy)  # and a false pixel in each
+        assert mean_dice(nothing) == pytest.approx(0.5)
+        assert mean_dice(some) > 0.7
+    more_false = sum([_case(880, 70, 30, 20)] * 4 + [_case(900, 0, 0, 100)] * 50)
+    assert mean_dice(more_false) < mean_dice(some)
+
+
+def test_a_class_that_the_reference_lacks_does_not_count():
+    assert mean_dice(_case(900, 0, 0, 0)) == mean_dice(_case(900, 0, 0, 1)) == 1.0
+    assert np.isnan(mean_dice(np.diag([5, 0, 0])))

@@ -135,8 +135,8 @@ def test_more_epochs_extend_a_finished_run(cases, finished, tmp_path):
         ls.train(cases, output, FINISHED, epochs=1, resume=True, **options())
     longer = ls.train(cases, output, FINISHED, epochs=3, resume=True, **options())
     assert [row["epoch"] for row in longer.history] == [1, 2, 3] and longer.history[:2] == first.history
-    best = max(longer.history, key=lambda row: row["val_case_dice"])
-    assert longer.best["val_case_dice"] == best["val_case_dice"]
+    best = max(longer.history, key=lambda row: row["val_dice"])
+    assert longer.best["val_dice"] == best["val_dice"]
     about = json.loads((output / "run.json").read_text())
     assert about["finished"] is True and about["extended_after"] == [2]
     again = ls.train(cases, output, FINISHED, epochs=3, resume=True, **options())
