@@ -47,7 +47,7 @@ class IntegratedGradients:
         self.model, self.config, self.steps = network, config, steps
         self.slice_function = SliceFunction(network, config)
         self._resize, self._restore = SquareResize(config.image_size), RestoreSize()
-        self._gradient = tf.function(self._score_gradient, reduce_retracing=True)
+        self._gradient = tf.function(self._score_gradient, reduce_retracing=True, autograph=False)
 
     def slice_map(self, hu: np.ndarray, region: np.ndarray, label: int, filled: np.ndarray) -> np.ndarray:
         """Map of one slice.

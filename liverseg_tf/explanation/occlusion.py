@@ -46,7 +46,7 @@ class Occlusion:
         self.model, self.config = taken.network, taken.config
         self.slice_function = SliceFunction(self.model, self.config)
         self._resize, self._restore = SquareResize(self.config.image_size), RestoreSize()
-        self._score = tf.function(self._scores, reduce_retracing=True)
+        self._score = tf.function(self._scores, reduce_retracing=True, autograph=False)
 
     def slice_map(self, hu: np.ndarray, region: np.ndarray, label: int, filled: np.ndarray) -> np.ndarray:
         """Map of one slice.

@@ -117,28 +117,30 @@ def write_savedmodel(
 
 def _signatures(function: SliceFunction) -> dict[str, Any]:
     hu_spec = tf.TensorSpec((None, None, None), tf.float32, "hu")
+    # The network is traced and stored once, for the three signatures that need it. AutoGraph has nothing to convert.
+    scores = tf.function(function.probabilities, [hu_spec], autograph=False)
 
-    @tf.function(input_signature=[hu_spec])
+    @tf.function(input_signature=[hu_spec], autograph=False)
     def serving_default(hu):
-        return {"labels": function.labels(hu)}
+        return {"labels": function.most_probable(scores(hu))}
 
-    @tf.function(input_signature=[hu_spec])
+    @tf.function(input_signature=[hu_spec], autograph=False)
     def probabilities(hu):
-        return {"probabilities": function.probabilities(hu)}
+        return {"probabilities": scores(hu)}
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "png")])
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "png")], autograph=False)
     def compact(png):
         def decode(content):
             image = tf.io.decode_png(content, channels=1, dtype=tf.uint16)[..., 0]
             return tf.cast(image, tf.int32) - PNG_OFFSET_HU
 
         hu = tf.map_fn(decode, png, fn_output_signature=tf.TensorSpec((None, None), tf.int32))
-        labels = function.labels(tf.cast(hu, tf.float32))
+        labels = function.most_probable(scores(tf.cast(hu, tf.float32)))
         return {"labels_bytes": tf.map_fn(tf.io.encode_png, labels[..., None], fn_output_signature=tf.string)}
 
     config_json = function.config.to_json()
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "name")])
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "name")], autograph=False)
     def describe(name):
         return {"json": tf.fill(tf.shape(name), config_json)}
 

@@ -66,7 +66,7 @@ def convert(
 
     def outputs(values):
         probabilities = function.from_logits(values, size, size)
-        return tf.cast(tf.argmax(probabilities, -1, output_type=tf.int32), tf.uint8), probabilities
+        return function.most_probable(probabilities), probabilities
 
     parts = [
         _convert_part(function.network_input, hu),
@@ -115,7 +115,7 @@ def _convert_part(
     function: Callable, spec: tf.TensorSpec, precision: str = "float32", calibration: Iterable[np.ndarray] | None = None
 ):
     """One function of one tensor as a flatbuffer model object."""
-    concrete = tf.function(function, [spec]).get_concrete_function()
+    concrete = tf.function(function, [spec], autograph=False).get_concrete_function()
     with _quiet():
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

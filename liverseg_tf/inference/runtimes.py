@@ -127,9 +127,9 @@ class KerasRuntime(_LocalRuntime):
         self.config, self.card = self.model.config, self.model.card
         self.slice_function = SliceFunction(self.model.network, self.config)
         signature = [tf.TensorSpec((None, None, None), tf.float32, "hu")]
-        self._labels = tf.function(self.slice_function.labels, signature)
-        self._probabilities = tf.function(self.slice_function.probabilities, signature)
-        self._at_network_size = tf.function(self.slice_function.at_network_size, signature)
+        self._labels = tf.function(self.slice_function.labels, signature, autograph=False)
+        self._probabilities = tf.function(self.slice_function.probabilities, signature, autograph=False)
+        self._at_network_size = tf.function(self.slice_function.at_network_size, signature, autograph=False)
 
     def at_network_size(self, hu: np.ndarray) -> np.ndarray:
         """As `TFLiteRuntime.at_network_size`."""

@@ -50,4 +50,9 @@ class SliceFunction(tf.Module):
 
     def labels(self, hu: tf.Tensor) -> tf.Tensor:
         """(B, H, W) HU -> (B, H, W) uint8 class indices."""
-        return tf.cast(tf.argmax(self.probabilities(hu), -1, output_type=tf.int32), tf.uint8)
+        return self.most_probable(self.probabilities(hu))
+
+    @staticmethod
+    def most_probable(probabilities: tf.Tensor) -> tf.Tensor:
+        """(B, H, W, K) probabilities -> (B, H, W) uint8 class indices."""
+        return tf.cast(tf.argmax(probabilities, -1, output_type=tf.int32), tf.uint8)

@@ -79,7 +79,7 @@ def gather(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
     """
     _, workers = worker_index(strategy)
 
-    @tf.function
+    @tf.function(autograph=False)
     def together(values):
         return strategy.run(lambda: tf.distribute.get_replica_context().all_gather(values[None], axis=0))
 

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from liverseg_tf.errors import OutputError
 from liverseg_tf.exporting.savedmodel import (
@@ -42,6 +44,13 @@ def test_gives_what_keras_gives(savedmodel, keras_runtime, body_hu, shape):
     assert labels.dtype == np.uint8
     assert np.array_equal(labels, keras_runtime.labels(hu))
     assert np.allclose(runtime.probabilities(hu), keras_runtime.probabilities(hu), atol=1e-6)
+
+
+def test_the_network_is_stored_once_for_all_signatures(savedmodel, small_model):
+    graph = SavedModel.FromString((savedmodel / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    convolutions = sum(isinstance(layer, keras.layers.Conv2D) for layer in small_model.layers)
+    assert sum(node.op == "Conv2D" for node in nodes) == convolutions > 10
 
 
 def test_runs_in_a_process_with_tensorflow_and_nothing_of_ours(savedmodel, keras_runtime, body_hu, tmp_path):
