@@ -22,27 +22,35 @@ LOWEST_BIN, BINS = -4096, 8192
 _LARGEST_HU = 1e6
 
 
-def network_input(hu: np.ndarray, config: ChannelsConfig, size: int) -> np.ndarray:
+def network_input(
+    hu: np.ndarray, config: ChannelsConfig, size: int, box: tuple[slice, slice] | None = None
+) -> np.ndarray:
     """The network's input for one slice, as `CTChannels` and `SquareResize` compute it.
 
     Args:
         hu: (rows, columns) float32 HU of one slice.
         config: how HU become channels.
-        size: rows and columns of the result, in pixels.
+        size: rows and columns of the whole input, in pixels.
+        box: rows and columns of the input to return; None for all.
 
     Returns:
-        (size, size, channels) float32 in [0, 1].
+        (size, size, channels) float32 in [0, 1], or the box's part of it.
 
     Examples:
         >>> network_input(np.full((4, 2), 30, np.float32), ChannelsConfig(("liver",), histogram=False), 2)[..., 0]
         array([[0.25, 0.25],
                [0.25, 0.25]], dtype=float32)
     """
+    side, top, left = _square(*hu.shape)
+    if box is not None and (config.histogram or side % size):  # all pixels are needed, or pixels at the edge in part
+        return np.ascontiguousarray(network_input(hu, config, size)[box])
+    factor = side // size
+    rows, columns = (slice(0, side), slice(0, side)) if box is None else (_scaled(part, factor) for part in box)
+    hu = hu[_shifted(rows, -top), _shifted(columns, -left)]
+    planes = np.zeros((config.count, rows.stop - rows.start, columns.stop - columns.start), np.float32)
+    top, left = max(0, top - rows.start), max(0, left - columns.start)
+    inside = planes[:, top : top + hu.shape[0], left : left + hu.shape[1]]
     hu = np.where(np.isnan(hu), np.float32(AIR_HU), hu) if np.isnan(hu).any() else hu
-    rows, columns = hu.shape
-    side, top, left = _square(rows, columns)
-    planes = np.zeros((config.count, side, side), np.float32)
-    inside = planes[:, top : top + rows, left : left + columns]
     for plane, window in zip(inside, config.windows, strict=False):
         low, high = window_bounds(window)
         np.subtract(hu, np.float32(low), out=plane)
@@ -50,9 +58,17 @@ def network_input(hu: np.ndarray, config: ChannelsConfig, size: int) -> np.ndarr
         np.clip(plane, 0, 1, out=plane)
     if config.histogram:
         inside[-1] = histogram_scale(hu, config.histogram_steps, config.histogram_tails)
-    planes = np.swapaxes(_average_rows(planes, size), 1, 2)
-    planes = np.swapaxes(_average_rows(planes, size), 1, 2)
+    for _ in range(2):
+        planes = np.swapaxes(_average_rows(planes, size if box is None else planes.shape[1] // factor), 1, 2)
     return np.ascontiguousarray(np.moveaxis(planes, 0, 2))
+
+
+def _scaled(part: slice, factor: int) -> slice:
+    return slice(part.start * factor, part.stop * factor)
+
+
+def _shifted(part: slice, by: int) -> slice:
+    return slice(max(0, part.start + by), max(0, part.stop + by))
 
 
 def histogram_scale(hu: np.ndarray, steps: int = 100, tails: tuple[float, float] = (0.001, 0.999)) -> np.ndarray:

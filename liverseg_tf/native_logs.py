@@ -8,10 +8,14 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 # glog's ("I0000 00:00:17955 12425 port.cc:153] ..."), absl's notice before them, and TensorFlow Lite's own
 _LOG_LINE = re.compile(rb"[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl|INFO: ")
+
+# stderr is the whole process's: a thread that held it back while another does would restore the other's file.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -20,6 +24,11 @@ def without_log_lines() -> Iterator[None]:
 
     Nothing is removed if the block fails, and a crash still writes its traceback. Does nothing without a stderr.
     """
+    with _ONE_AT_A_TIME:
+        yield from _held_back()
+
+
+def _held_back() -> Iterator[None]:
     try:
         sys.stderr.flush()
         kept = os.dup(2)

@@ -34,6 +34,17 @@ def test_what_the_network_sees_is_what_the_layers_give(hu, size, windows, histog
     np.testing.assert_allclose(found, layers_input(hu, config, size), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(512, 512), (512, 300), (290, 512), (476, 290), (64, 64)])
+@pytest.mark.parametrize("histogram", [False, True])
+def test_a_part_of_the_input_is_that_part_of_the_whole(shape, histogram):
+    config = ChannelsConfig(((150.0, 30.0), (200.0, 60.0)), histogram)
+    hu = np.random.default_rng(0).normal(50, 100, shape).astype(np.float32)
+    hu[::7, ::5] = np.nan
+    whole = network_input(hu, config, 64)
+    for box in ((slice(8, 40), slice(24, 56)), (slice(0, 32), slice(0, 64)), (slice(32, 64), slice(0, 32))):
+        np.testing.assert_array_equal(network_input(hu, config, 64, box), whole[box])
+
+
 @pytest.mark.parametrize("shape", [(512, 512), (476, 290), (130, 131)])
 def test_slices_as_scanners_give_them(body_hu, shape):
     config = ChannelsConfig(("liver", (250, 129)), histogram_steps=40)

@@ -1,4 +1,4 @@
-"""Which slices are segmented: those that can hold the liver, and of thin slices some only."""
+"""What is segmented: slices that can hold the liver, of thin slices some only, and of these what lies around it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ _LEAST_THICKNESS_MM = 1.6
 _STEP_MM = 20.0
 # If findings elsewhere are larger than this share of the liver, the result of the first pass is uncertain.
 _MOST_ELSEWHERE = 0.25
+# Parts of images that a network can take begin and end at multiples of these numbers of pixels.
+_STEP_OF_PLACES, _STEP_OF_LENGTHS = 8, 32
+# Shares of an image's side around the liver that the network sees too: the first that changes little.
+MARGINS = (1 / 16, 1 / 8)
+# If the network, shown a part only, changes more than this share of the liver found before, it needs to see more.
+MOST_CHANGED = 0.006
+# If it changes more than this, no margin is enough.
+FAR_TOO_MUCH_CHANGED = 0.06
 
 
 def slice_step(spacing_mm: float) -> int:
@@ -51,7 +59,7 @@ def coarse_slices(count: int, spacing_mm: float, step: int = 1) -> range:
     return range(coarse_step // 2 // step * step, count, coarse_step)
 
 
-def likely_extent(areas: Sequence[int]) -> tuple[int, int] | None:
+def likely_extent(areas: Sequence[float]) -> tuple[int, int] | None:
     """Which of the coarse slices show the liver.
 
     Args:
@@ -81,3 +89,49 @@ def likely_extent(areas: Sequence[int]) -> tuple[int, int] | None:
     if first == last or elsewhere > _MOST_ELSEWHERE * max(sizes):
         return None
     return first, last
+
+
+def box_around(masks: np.ndarray, margin: float) -> tuple[slice, slice]:
+    """Rows and columns that hold the liver in any slice with a margin.
+
+    Args:
+        masks: (n, S, S) bool, not all false.
+        margin: at least this share of the image's side on each side.
+
+    Examples:
+        >>> masks = np.zeros((1, 256, 256), bool)
+        >>> masks[0, 70:150, 40:130] = True
+        >>> box_around(masks, 1 / 8)
+        (slice(32, 192, None), slice(8, 168, None))
+    """
+    size = masks.shape[-1]
+    rows, columns = (_wider(np.flatnonzero(masks.any((0, axis))), size, margin) for axis in (2, 1))
+    return rows, columns
+
+
+def _wider(there: np.ndarray, size: int, margin: float) -> slice:
+    beside = math.ceil(size * margin)
+    first = max(0, int(there[0]) - beside) // _STEP_OF_PLACES * _STEP_OF_PLACES
+    after = min(size, int(there[-1]) + 1 + beside)
+    length = min(size, -(-(after - first) // _STEP_OF_LENGTHS) * _STEP_OF_LENGTHS)
+    spare = (first + length - after) // 2 // _STEP_OF_PLACES * _STEP_OF_PLACES
+    first = min(max(0, first - spare), size - length)
+    return slice(first, first + length)
+
+
+def share_changed(whole: np.ndarray, part: np.ndarray) -> float:
+    """Pixels whose labels (n, S, S) change when the network sees a part of the slices only, by pixels of liver."""
+    return float(np.count_nonzero(whole != part) / np.count_nonzero(whole))
+
+
+def reaches_edge(found: np.ndarray, box: tuple[slice, slice]) -> bool:
+    """Tell whether a finding (S, S) bool reaches an edge of the box within the image: it may continue beyond it.
+
+    Examples:
+        >>> reaches_edge(np.eye(64, dtype=bool), (slice(0, 32), slice(0, 64)))
+        True
+    """
+    size, (rows, columns) = len(found), box
+    lines = [found[line] for line in (rows.start, rows.stop - 1) if 0 < line < size - 1]
+    lines += [found[:, line] for line in (columns.start, columns.stop - 1) if 0 < line < size - 1]
+    return any(line.any() for line in lines)

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from pathlib import Path
@@ -27,7 +27,7 @@ from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.choice import choose
 from liverseg_tf.inference.extent import slice_step
 from liverseg_tf.inference.postprocessing import DEFAULT, OTHER_ORGANS, PostProcessing, SliceSmoother
-from liverseg_tf.inference.runtimes import Runtime, TFLiteRuntime, keras_runtime, open_keras, open_runtime
+from liverseg_tf.inference.runtimes import Box, Runtime, TFLiteRuntime, keras_runtime, open_keras, open_runtime
 from liverseg_tf.inference.second_look import look_again
 from liverseg_tf.inference.segment import LabelScoring, NetworkScoring, Scoring, Segmenter
 from liverseg_tf.inference.test_time_augmentation import TestTimeAugmentation
@@ -490,10 +490,17 @@ def _path_of(model: Any) -> str | os.PathLike | None:
 
 def _scoring_at_network_size(runtimes: Sequence[Runtime], size: tuple[int, int]) -> NetworkScoring | None:
     """None if a model can't return its network's own output, or the models' network sizes differ."""
-    scores = [f for runtime in runtimes if (f := getattr(runtime, "at_network_size", None)) is not None]
+    found = [getattr(runtime, "scores", getattr(runtime, "at_network_size", None)) for runtime in runtimes]
+    scores = [score for score in found if score is not None]
     if len(scores) < len(runtimes) or len({runtime.config.image_size for runtime in runtimes}) > 1:
         return None
-    return NetworkScoring(lambda hu: reduce(np.add, (score(hu) for score in scores)) / len(scores), size)
+    see_parts = all(getattr(runtime, "sees_parts", False) for runtime in runtimes)
+
+    def mean(hu: np.ndarray, box: Box | None = None) -> Iterable[np.ndarray]:
+        found = [score(hu, box) if box else score(hu) for score in scores]
+        return found[0] if len(found) == 1 else (reduce(np.add, each) / len(each) for each in zip(*found, strict=True))
+
+    return NetworkScoring(mean, size, mean if see_parts else None)
 
 
 def _mean_probabilities(runtimes: Sequence[Runtime], hu: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from liverseg_tf.errors import GeometryError, ModelError, first_line
 from liverseg_tf.inference.allowed_operations import check_operations, check_tflite_operators
 from liverseg_tf.inference.tflite_tables import TFLiteTables
 from liverseg_tf.inference.threads import usable_threads
+from liverseg_tf.labels import BACKGROUND
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest, looks_like_savedmodel, version_folder
 from liverseg_tf.models.model import Model
 from liverseg_tf.native_logs import without_log_lines
@@ -32,6 +33,8 @@ if TYPE_CHECKING:  # TFLite files run without both
     import keras
     import tensorflow as tf
 
+# Rows and columns of an image.
+Box = tuple[slice, slice]
 # Each interpreter keeps its own copy of the weights, tens of megabytes.
 _MOST_INTERPRETERS = 4
 
@@ -191,6 +194,7 @@ class TFLiteRuntime(_LocalRuntime):
 
     Attributes:
         weights: the SavedModel with the same weights, if there is one, for methods that need the network's layers.
+        sees_parts: whether parts of slices can go through the network.
 
     Raises:
         ModelError: if it is missing, truncated, or not made by this library.
@@ -217,6 +221,7 @@ class TFLiteRuntime(_LocalRuntime):
         # an interpreter runs one slice at a time; several with one thread each are more efficient than one with several
         threads = usable_threads()
         self._workers = min(threads, _MOST_INTERPRETERS)
+        self._change, self._opening = threading.Condition(), threading.Lock()
         self._threads = max(1, threads // self._workers)
         self.slices_at_once = 2 * self._workers
         # passed as bytes because only then is the content verified; a truncated file would crash the process otherwise
@@ -231,11 +236,10 @@ class TFLiteRuntime(_LocalRuntime):
                 raise ModelError(f"its number of classes is not that of its configuration: {self.config.class_names}")
             self.slice_shape = tuple(int(n) for n in whole.get_input_details()[0]["shape"][1:])
             content, self._ends = _network_of(content)
-            interpreters = [self._interpreter(content) for _ in range(self._workers)]
-            for interpreter in interpreters:
-                interpreter.allocate_tensors()
-        self._content, self._idle, self._closed = content, interpreters, 0
-        self._change = threading.Condition()
+            self._shape = (self.config.image_size,) * 2
+            self._content, self._idle, self._closed = content, [], 0
+            self._idle = [(self._shape, self._network_for(self._shape)) for _ in range(self._workers)]
+            self.sees_parts = TFLiteTables(content).is_of_any_size()
 
     def release(self) -> None:
         """Close the interpreters that nobody uses, tens of megabytes each; the next slices open them again."""
@@ -250,7 +254,17 @@ class TFLiteRuntime(_LocalRuntime):
 
         `channels_numpy.restore` and `restore_labels` bring them back to the slices' own size.
         """
-        return np.stack(list(self._pool.map(self._network, _slices(hu))))
+        return np.stack(list(self.scores(hu)))
+
+    def scores(self, hu: np.ndarray, box: Box | None = None) -> Iterator[np.ndarray]:
+        """The same slice by slice: later slices are computed while earlier ones are used.
+
+        Args:
+            hu: (B, H, W) HU.
+            box: rows and columns of the network's image, multiples of 32 in length; only these go through the network,
+                background is what lies outside. Only if `sees_parts`.
+        """
+        return self._pool.map(partial(self._network, box=box), _slices(hu))
 
     def _labels_of(self, hu: np.ndarray) -> np.ndarray:
         if hu.shape[1:] == self.slice_shape:
@@ -265,34 +279,56 @@ class TFLiteRuntime(_LocalRuntime):
             own[...] = np.moveaxis(channels_numpy.restore(found, *hu.shape[1:]), 0, -1)
         return probabilities
 
-    def _network(self, hu: np.ndarray) -> np.ndarray:
-        channels = channels_numpy.network_input(hu, self.config.channels, self.config.image_size)
-        with self._one_interpreter() as interpreter:
+    def _network(self, hu: np.ndarray, box: Box | None = None) -> np.ndarray:
+        size = self.config.image_size
+        channels = channels_numpy.network_input(hu, self.config.channels, size, box)
+        with self._one_interpreter(channels.shape[:2]) as interpreter:
             interpreter.set_tensor(self._ends[0], channels[None])
             interpreter.invoke()
             logits = interpreter.get_tensor(self._ends[1])[0]
-        return channels_numpy.softmax(logits)
+        found = channels_numpy.softmax(logits)
+        if box is None:
+            return found
+        probabilities = np.zeros((len(found), size, size), np.float32)
+        probabilities[BACKGROUND] = 1
+        probabilities[:, *box] = found
+        return probabilities
 
     @contextmanager
-    def _one_interpreter(self) -> Iterator[Any]:
-        """An interpreter that is idle, or one that is opened again; waits if all are in use."""
+    def _one_interpreter(self, shape: tuple[int, int]) -> Iterator[Any]:
+        """An idle interpreter for images of this shape, or one that is opened now; waits if all are in use."""
         with self._change:
             self._change.wait_for(lambda: self._idle or self._closed)
-            interpreter = self._idle.pop() if self._idle else None
-            self._closed -= interpreter is None
+            fitting = [place for place, (other, _) in enumerate(self._idle) if other == shape]
+            interpreter = self._idle.pop(fitting[-1])[1] if fitting else None
+            if interpreter is None:  # those for other shapes are closed: there is one shape at a time as a rule
+                self._closed += len(self._idle) - 1
+                self._idle.clear()
         try:
             if interpreter is None:
                 with _told_as(self.path):
-                    interpreter = self._interpreter(self._content)
-                    interpreter.allocate_tensors()
+                    interpreter = self._network_for(shape)
             yield interpreter
         finally:
             with self._change:
                 if interpreter is None:
                     self._closed += 1
                 else:
-                    self._idle.append(interpreter)
+                    self._idle.append((shape, interpreter))
                 self._change.notify()
+
+    def _network_for(self, shape: tuple[int, int]) -> Any:
+        """Open the network for images of this shape."""
+        with self._opening:
+            if shape != self._shape:
+                self._content = TFLiteTables(self._content).resized(self._shape, shape)
+                self._shape = shape
+            content = self._content
+        interpreter = self._interpreter(content)
+        if shape != (self.config.image_size,) * 2:
+            interpreter.resize_tensor_input(self._ends[0], [1, *shape, self.config.channels.count])
+        interpreter.allocate_tensors()
+        return interpreter
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -11,8 +12,19 @@ import numpy as np
 from liverseg_tf.channels_numpy import restore, restore_labels
 from liverseg_tf.data.volume import CTVolume
 from liverseg_tf.evaluation.measure import SMALLEST_LIVER_ML
-from liverseg_tf.inference.extent import coarse_slices, likely_extent, slab_weights
+from liverseg_tf.inference.extent import (
+    FAR_TOO_MUCH_CHANGED,
+    MARGINS,
+    MOST_CHANGED,
+    box_around,
+    coarse_slices,
+    likely_extent,
+    reaches_edge,
+    share_changed,
+    slab_weights,
+)
 from liverseg_tf.inference.postprocessing import SliceSmoother
+from liverseg_tf.inference.runtimes import Box
 from liverseg_tf.labels import BACKGROUND
 from liverseg_tf.native_memory import zeros_in_small_pages
 
@@ -20,6 +32,10 @@ Item = TypeVar("Item")
 
 # Largest batch of `liver_slices`, which doesn't know where the liver ends: larger ones would compute slices in vain.
 _LARGEST_BATCH_AT_EDGES = 8
+# Number of slices that a part of the image is tried on.
+_MOST_TRIED = 5
+# Number of slices' worth of the network's time that a part of the image must save, to make up for other interpreters.
+_LEAST_SAVED = 4
 # Number of slices whose scores are cached: 0.8 MB each at 256 x 256.
 _MOST_KEPT = 64
 
@@ -28,10 +44,10 @@ class Scoring:
     """Computes scores of slices and turns them into labels; here scores are probabilities at the slices' own size.
 
     Args:
-        score: (B, rows, columns) HU -> (B, ...) float32, first axis slices.
+        score: (B, rows, columns) HU -> B times (...) float32; it may be an iterator, which computes them meanwhile.
     """
 
-    def __init__(self, score: Callable[[np.ndarray], np.ndarray]):
+    def __init__(self, score: Callable[[np.ndarray], Iterable[np.ndarray]]):
         self.score = score
 
     def labels(self, scores: np.ndarray) -> np.ndarray:
@@ -59,11 +75,18 @@ class NetworkScoring(Scoring):
 
     Args:
         size: rows and columns of the slices.
+        score_part: the same, with the rows and columns of the network's image that the network sees; scores are those
+            of background elsewhere. None if the network sees whole slices only.
     """
 
-    def __init__(self, score: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]):
+    def __init__(
+        self,
+        score: Callable[[np.ndarray], Iterable[np.ndarray]],
+        size: tuple[int, int],
+        score_part: Callable[[np.ndarray, Box], Iterable[np.ndarray]] | None = None,
+    ):
         super().__init__(score)
-        self._size = size
+        self._size, self.score_part = size, score_part
 
     def labels(self, scores: np.ndarray) -> np.ndarray:
         return restore_labels(scores, *self._size)
@@ -71,9 +94,13 @@ class NetworkScoring(Scoring):
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         return restore(scores, *self._size)
 
-    def found(self, scores: np.ndarray) -> int:
-        """Number of foreground pixels in one slice, at the network's size."""
-        return int(np.count_nonzero(scores[1:].max(0) > scores[BACKGROUND]))
+    def found(self, scores: np.ndarray) -> np.ndarray:
+        """Where one slice has foreground, (S, S) bool, at the network's size."""
+        return scores[1:].max(0) > scores[BACKGROUND]
+
+    def area(self, scores: np.ndarray) -> float:
+        """Foreground of one slice, in pixels of the slice's own size."""
+        return np.count_nonzero(self.found(scores)) * (max(self._size) / scores.shape[-1]) ** 2
 
 
 class Segmenter:
@@ -99,6 +126,7 @@ class Segmenter:
         self._volume, self._scoring, self._batch, self._smoother = volume, scoring, batch, smoother
         self._step, self._weights = step, slab_weights(volume.spacing_mm[2]) if step > 1 else np.ones(1, np.float32)
         self._known: dict[int, np.ndarray] = {}
+        self._score = scoring.score
 
     def all_slices(
         self, progress: Callable[[int], None], each: Callable[[int, np.ndarray], None] | None = None
@@ -122,6 +150,9 @@ class Segmenter:
         largest component, gives the same mask as on all slices. If less than 200 ml are found, a larger component
         may lie between the slices of the first pass, and all slices are segmented.
 
+        The network sees only a part of these slices, around what the first pass found, if that is 200 ml or more, if
+        the network then finds the same in slices of the first pass, and if no finding reaches the part's edge.
+
         Args:
             progress: called with the number of slices done.
         """
@@ -130,34 +161,89 @@ class Segmenter:
         coarse, areas = coarse_slices(count, self._volume.spacing_mm[2], self._step), []
         whole, self._batch = self._batch, min(self._batch, _LARGEST_BATCH_AT_EDGES)
         for index, scores in self._scores(coarse):
-            areas.append(scoring.found(scores))
+            areas.append(scoring.area(scores))
             if areas[-1]:
                 self._known[index] = scores
-        extent = likely_extent(areas)
+        extent, box = likely_extent(areas), None
+        lowest, highest = (coarse[extent[0]], coarse[extent[1]]) if extent else (0, count - 1)
+        self._known = {index: scores for index, scores in self._known.items() if lowest <= index <= highest}
+        if sum(areas) * coarse.step * self._volume.voxel_volume_ml >= SMALLEST_LIVER_ML:
+            box = self._part(scoring)
         if extent is None:
             self._batch = whole
-            return self.all_slices(progress)
-        lowest, highest = coarse[extent[0]], coarse[extent[1]]
-        self._known = {index: scores for index, scores in self._known.items() if lowest <= index <= highest}
+        if extent is not None or box is not None:
+            labels, voxels = self._liver_between(lowest, highest, box, progress)
+            if voxels * self._volume.voxel_volume_ml >= SMALLEST_LIVER_ML:
+                progress(count)
+                return labels
+            # a larger liver may have been missed
+            self._batch = whole
+            self._see(None)
+        return self.all_slices(progress)
+
+    def _part(self, scoring: NetworkScoring) -> Box | None:
+        """Rows and columns around the liver of the first pass that the network needs to see; None for all."""
+        if scoring.score_part is None:
+            return None
+        located, places = self._known, list(self._known)
+        tried = [places[round(at)] for at in np.linspace(0, len(places) - 1, min(len(places), _MOST_TRIED))]
+        hu, whole = (np.stack(list(map(of, tried))) for of in (self._slab, lambda index: located[index].argmax(0)))
+        masks = np.stack([scoring.found(scores) for scores in located.values()])
+        for margin in MARGINS:
+            box = box_around(masks, margin)
+            share = math.prod((side.stop - side.start) / masks.shape[-1] for side in box)
+            rest = (max(places) - min(places)) / self._step - len(places)
+            if (1 - share) * rest < _LEAST_SAVED + share * len(tried):
+                return None
+            changed = share_changed(whole, np.stack([scores.argmax(0) for scores in scoring.score_part(hu, box)]))
+            if changed <= MOST_CHANGED:
+                return box
+            if changed > FAR_TOO_MUCH_CHANGED:
+                break
+        return None
+
+    def _see(self, box: Box | None) -> None:
+        """The network sees these rows and columns of its image from now on; for None all, and scores are dropped."""
+        scoring = self._scoring
+        if box is None:
+            self._score, self._known = scoring.score, {}
+        elif isinstance(scoring, NetworkScoring) and (part := scoring.score_part) is not None:
+            self._score = lambda hu: part(hu, box)
+
+    def _liver_between(
+        self, lowest: int, highest: int, box: Box | None, progress: Callable[[int], None]
+    ) -> tuple[np.ndarray, int]:
+        """Labels of the slices that can hold the liver, (rows, columns, slices) uint8, and the number of its voxels.
+
+        Args:
+            lowest, highest: slices with liver.
+            box: rows and columns of the network's image that it sees; None for all. It sees all once a finding reaches
+                the edge.
+            progress: called with the number of slices done.
+        """
+        scoring, count = self._scoring, self._volume.shape[2]
+        assert isinstance(scoring, NetworkScoring)
+        if box is not None:
+            self._see(box)
         empty, radius = -1, self._smoother().radius if self._smoother else 0
         for index, scores in self._smoothed(range(lowest, -1, -1), lambda _: None, again=True):
             # the first slices are smoothed without the slices above them
-            if lowest - index > radius and not scoring.found(scores):
+            if lowest - index > radius and not scoring.found(scores).any():
                 empty = index
                 break
         labels, voxels = _no_labels(self._volume), 0
         # from a scored slice on, so that the same slices are scored as without this selection
         first = max(empty - radius, 0) // self._step * self._step
         for index, scores in self._smoothed(range(first, count), progress):
+            found = scoring.found(scores)
+            if box is not None and reaches_edge(found, box):
+                self._see(None)
+                return self._liver_between(lowest, highest, None, progress)
             if index > empty:
                 voxels += _put(labels, index, scoring.labels(scores))
-            if index > highest and not scoring.found(scores):
+            if index > highest and not found.any():
                 break
-        if voxels * self._volume.voxel_volume_ml < SMALLEST_LIVER_ML:  # a larger liver can't be missed
-            self._batch = whole
-            return self.all_slices(progress)
-        progress(count)
-        return labels
+        return labels, voxels
 
     def _smoothed(
         self,
@@ -200,13 +286,12 @@ class Segmenter:
             for first in range(0, len(indices), self._batch):
                 chunk = indices[first : first + self._batch]
                 unknown = [index for index in chunk if index not in self._known]
-                if unknown:
-                    hu = np.stack([self._slab(index) for index in unknown])
-                    found = dict(zip(unknown, self._scoring.score(hu), strict=True))
-                yield [(index, found[index] if index in unknown else self._known.pop(index)) for index in chunk]
+                found = self._score(np.stack(list(map(self._slab, unknown)))) if unknown else ()
+                yield chunk, unknown, iter(found)
 
-        for batch in read_ahead(batches()):
-            yield from batch
+        for chunk, unknown, found in read_ahead(batches()):
+            for index in chunk:
+                yield index, next(found) if index in unknown else self._known.pop(index)
 
     def _slab(self, index: int) -> np.ndarray:
         """(rows, columns) float32 HU of a slice, averaged with its neighbours."""

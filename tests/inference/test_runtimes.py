@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from liverseg_tf.channels_numpy import network_input, softmax
 from liverseg_tf.errors import GeometryError, ModelError
 from liverseg_tf.files import sha256_of
 from liverseg_tf.inference.allowed_operations import check_operations
 from liverseg_tf.inference.runtimes import KerasRuntime, Runtime, SavedModelRuntime, TFLiteRuntime, open_runtime
 from liverseg_tf.models.artefacts import SAVEDMODEL_MANIFEST, Manifest
 from liverseg_tf.models.model import Model
+from liverseg_tf.shipped import shipped_model
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +77,29 @@ def test_a_tflite_file_whose_memory_was_given_back_serves_on(artefacts):
     assert not runtime._idle
     assert np.array_equal(runtime.labels(hu), expected)
     assert len(runtime._idle) + runtime._closed == interpreters
+
+
+def test_a_network_looks_at_parts_of_slices(body_hu):
+    path = next(shipped_model("liverseg-lite0").glob("*.tflite"))
+    runtime, hu = TFLiteRuntime(path), body_hu((3, 512, 512))
+    assert runtime.sees_parts
+    boxes = [None, (slice(32, 192), slice(8, 232)), (slice(0, 256), slice(0, 128))]
+    whole, part, half = expected = [np.stack(list(runtime.scores(hu, box))) for box in boxes]
+    assert half[:, 0, :, 128:].min() == 1
+    assert half[:, 1:, :, 128:].max() == 0
+    assert abs(part - whole)[..., 64:160, 64:176].mean() < 0.03
+    assert (part.argmax(1) == whole.argmax(1))[..., 64:160, 64:176].mean() > 0.95
+    # as a network sees it that was opened for this size
+    channels = np.stack([network_input(one, runtime.config.channels, 256)[boxes[1]] for one in hu])
+    interpreter = runtime._network_for(channels.shape[1:3])
+    for one, found in zip(channels, part, strict=True):
+        interpreter.set_tensor(runtime._ends[0], one[None])
+        interpreter.invoke()
+        np.testing.assert_array_equal(softmax(interpreter.get_tensor(runtime._ends[1])[0]), found[:, *boxes[1]])
+    with ThreadPoolExecutor(4) as pool:  # by turns
+        jobs = [pool.submit(lambda box: np.stack(list(runtime.scores(hu, box))), box) for box in boxes * 3]
+        for job, wanted in zip(jobs, expected * 3, strict=True):
+            np.testing.assert_array_equal(job.result(), wanted)
 
 
 def test_run_folder_opens(small_model_file, tmp_path):

@@ -215,6 +215,71 @@ def test_the_next_item_is_taken_meanwhile():
         list(read_ahead(failing()))
 
 
+class Parts(Bright):
+    """A network of 128 px that can look at parts of slices; `changes` changes what it finds there."""
+
+    sees_parts = True
+
+    def __init__(self, changes=lambda liver: liver):
+        self.config, self.boxes, self._changes = ls.ModelConfig(image_size=128), [], changes
+
+    def scores(self, hu, box=None):
+        self.boxes += [box] * len(hu)
+        liver = np.zeros_like(hu)
+        part = np.s_[:, *(box or (slice(None),) * 2)]
+        liver[part] = hu[part] / 100
+        liver = liver if box is None else self._changes(liver)
+        return np.stack([1 - liver, 0.9 * liver, 0.1 * liver], axis=1)
+
+    at_network_size = scores
+
+
+def column(heights):
+    """A liver 40 columns wide, as many rows high as said for each slice, in slices of 128 x 128."""
+    hu = np.zeros((128, 128, len(heights)), np.float32)
+    for index, height in enumerate(heights):
+        hu[40 : 40 + height, 40:80, index] = 90
+    return hu
+
+
+def test_only_what_lies_around_the_liver_is_segmented():
+    hu, runtime = column([0] * 20 + [40] * 60 + [0] * 20), Parts()
+    found = ls.Predictor(runtime).predict(hu, spacing_mm=SPACING).canonical_labels
+    expected = ls.Predictor(Parts(), extent=False).predict(hu, spacing_mm=SPACING).canonical_labels
+    np.testing.assert_array_equal(found, expected)
+    assert expected.any()
+    parts = [box for box in runtime.boxes if box]
+    assert len(parts) > 60
+    assert all((rows.stop - rows.start, columns.stop - columns.start) == (64, 64) for rows, columns in parts)
+
+
+def test_parts_of_all_slices_are_segmented_where_the_extent_is_uncertain():
+    hu, runtime = column([0] * 10 + [40] * 40 + [0] * 12 + [40] * 38 + [0] * 10), Parts()
+    found = ls.Predictor(runtime).predict(hu, spacing_mm=SPACING).canonical_labels
+    expected = ls.Predictor(Parts(), extent=False).predict(hu, spacing_mm=SPACING).canonical_labels
+    np.testing.assert_array_equal(found, expected)
+    assert sum(box is not None for box in runtime.boxes) > 80
+
+
+def test_whole_slices_are_segmented_where_a_part_is_not_enough():
+    liver = [0] * 20 + [40] * 60 + [0] * 20
+    wide = column(liver)
+    wide[40:44, 40:, 53:56] = 90  # between the slices of the first pass it reaches the edge of the part, and beyond
+    small = column([(10 if index % 5 == 2 else 2) * (height > 0) for index, height in enumerate(liver)])
+    small[90:, 30:100, 33:37] = 90
+    for hu, runtime in (
+        (column(liver), Parts(lambda liver: np.roll(liver, 1, axis=1))),  # a network that sees other things in a part
+        (wide, Parts()),
+        (small, Parts()),  # less than 200 ml is found around the largest piece of the first pass
+        (column([0] * 20 + [40] * 10 + [0] * 20), Parts()),  # so few slices that a part saves nothing
+    ):
+        found = ls.Predictor(runtime).predict(hu, spacing_mm=SPACING).canonical_labels
+        expected = ls.Predictor(Parts(), extent=False).predict(hu, spacing_mm=SPACING).canonical_labels
+        np.testing.assert_array_equal(found, expected)
+        assert expected.any()
+    assert not any(runtime.boxes)
+
+
 @pytest.mark.parametrize("signs", [(-1, -1, 1), (1, 1, 1), (1, -1, -1)])
 def test_labels_are_written_without_a_copy(signs):
     """A mask of a thousand slices would take a quarter of a gigabyte once more."""
