@@ -230,6 +230,7 @@ def _fit_matrix(fixed: _Liver, moving: _Liver, stretch: bool = True) -> tuple[np
     centre = np.mean(fixed.places(np.argwhere(fixed.signed_mm < 0)), axis=0)
     target = np.mean(moving.places(np.argwhere(moving.signed_mm < 0)), axis=0)
     near, far = fixed.band(6.0), moving.band(6.0)
+    near_mm, far_mm = fixed.at(near), moving.at(far)
 
     def matrix(values: np.ndarray) -> np.ndarray:
         linear = Rotation.from_rotvec(values[:3]).as_matrix()
@@ -251,8 +252,8 @@ def _fit_matrix(fixed: _Liver, moving: _Liver, stretch: bool = True) -> tuple[np
         # both directions, or one liver could shrink into the other; the later surface has more weight, as parts
         # resected since have no counterpart
         parts = [
-            between(moving.at(_apply(whole, near)), fixed.at(near)),
-            0.5 * between(fixed.at(_apply(back, far)), moving.at(far)),
+            between(moving.at(_apply(whole, near)), near_mm),
+            0.5 * between(fixed.at(_apply(back, far)), far_mm),
         ]
         if len(values) > 6:
             # scaling by 10 % costs as much as a distance of 1 mm everywhere
