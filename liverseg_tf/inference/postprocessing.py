@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from liverseg_tf.config import Config
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.evaluation.surface import class_box
 from liverseg_tf.inference.pieces import ROWS_A_SLAB, Pieces
 from liverseg_tf.inference.threads import usable_threads
 from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSet
@@ -18,6 +20,8 @@ from liverseg_tf.labels import BACKGROUND, LIVER, LIVER_CLASSES, TUMOUR, ClassSe
 # Largest radius, in slice spacings, of tumour that is believed though one slice alone shows it. A ball with a radius of
 # one spacing would reach the next slice; twice that, as the network may miss its thin end.
 _BROAD = 2.0
+# With more shifts than this a distance map is faster.
+_MOST_SHIFTS = 100
 
 
 @dataclass(frozen=True)
@@ -192,23 +196,53 @@ def _drop_tumour_on_bridges(labels: np.ndarray, spacing_mm: tuple[float, float, 
     # depths are measured to the background's first voxel, half a voxel beyond the surface
     least_mm = (width_mm + min(spacing_mm)) / 2
     for rows, wider, inner in _overlapping_slabs(len(labels), least_mm / spacing_mm[0]):
-        depth_mm = _depth_mm(labels[wider] != BACKGROUND, spacing_mm)
-        cores[rows] = depth_mm[inner] > least_mm
+        cores[rows] = _is_deeper(labels[wider] != BACKGROUND, least_mm, spacing_mm)[inner]
     parts = Pieces(cores, lambda slab: slab == 1)
     dropped = 2 * parts.count_where(labels == TUMOUR) > parts.voxels
     dropped[parts.voxels.argmax() if parts.count else []] = False
     if not dropped.any():
         return
     parts.relabel(dropped, 2)
+    box = class_box(cores, 2)
+    assert box is not None
+    more = [math.ceil(width_mm / mm) + 1 for mm in spacing_mm]
+    box = tuple(slice(max(side.start - n, 0), side.stop + n) for side, n in zip(box, more, strict=True))
+    labels, cores = labels[box], cores[box]
     for rows, wider, inner in _overlapping_slabs(len(labels), width_mm / spacing_mm[0]):
         if (cores[wider] == 2).any():
             to_dropped_mm, to_kept_mm = (_depth_mm(cores[wider] != part, spacing_mm)[inner] for part in (2, 1))
             labels[rows][(to_dropped_mm <= width_mm) & (to_dropped_mm < to_kept_mm)] = BACKGROUND
 
 
+def _is_deeper(mask: np.ndarray, least_mm: float, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """Which voxels of a mask are farther than a distance from each voxel outside it.
+
+    A short distance needs no distance map: the mask is shifted to all voxels of a ball, column runs of it at a time.
+    """
+    rows, columns, slices = (int(least_mm / mm) for mm in spacing_mm)
+    if (2 * rows + 1) * (2 * slices + 1) > _MOST_SHIFTS:
+        return _depth_mm(mask, spacing_mm) > least_mm
+    eroded = [mask]  # along columns, by 0, 1, 2 ... voxels
+    for _ in range(columns):
+        eroded.append(eroded[-1].copy(order="K"))
+        eroded[-1][:, 1:] &= eroded[-2][:, :-1]
+        eroded[-1][:, :-1] &= eroded[-2][:, 1:]
+    deep = mask.copy(order="K")
+    for row, plane in itertools.product(range(-rows, rows + 1), range(-slices, slices + 1)):
+        left_mm2 = least_mm**2 - (row * spacing_mm[0]) ** 2 - (plane * spacing_mm[2]) ** 2
+        if left_mm2 >= 0:
+            here, there = ((_shifted(row * sign), slice(None), _shifted(plane * sign)) for sign in (1, -1))
+            deep[here] &= eroded[int(math.sqrt(left_mm2) / spacing_mm[1])][there]
+    return deep
+
+
 def _depth_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """Distance in mm of each voxel of a mask to the nearest voxel outside it."""
     return edt.edt(np.ascontiguousarray(mask), anisotropy=spacing_mm, parallel=usable_threads())
+
+
+def _shifted(by: int) -> slice:
+    return slice(max(by, 0), min(by, 0) or None)
 
 
 def _fill_holes(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:

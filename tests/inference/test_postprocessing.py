@@ -11,7 +11,7 @@ from liverseg_tf.config import ModelConfig
 from liverseg_tf.errors import ConfigError
 from liverseg_tf.inference import pieces
 from liverseg_tf.inference.pieces import _connected
-from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother
+from liverseg_tf.inference.postprocessing import PostProcessing, SliceSmoother, _is_deeper
 
 SPACING = (2.0, 2.0, 5.0)  # a voxel is 0.02 ml
 
@@ -165,6 +165,19 @@ def test_tumour_that_hardly_borders_on_liver_is_none(spacing):
     np.testing.assert_array_equal(cleaned, expected)
     kept = PostProcessing(bridge_mm=0, least_liver_contact=0)(labels.copy(), spacing)
     np.testing.assert_array_equal(kept, labels)
+
+
+@pytest.mark.parametrize(
+    "spacing", [(0.7, 0.8, 5.0), (0.9, 0.6, 1.3), (2.0, 3.0, 1.1), (4.0, 4.0, 4.0), (0.31, 0.3, 0.5)]
+)
+def test_what_is_deeper_than_a_distance_is_so_in_a_distance_map(spacing):
+    mask = ndimage.binary_dilation(np.random.default_rng(0).random((24, 30, 20)) < 0.002, iterations=8)
+    assert not mask.all()
+    padded = np.pad(mask, 30, constant_values=True)  # beyond the array is inside
+    depth_mm = ndimage.distance_transform_edt(padded, sampling=spacing)[30:-30, 30:-30, 30:-30]
+    for least_mm in (0.0, 1.234, 2.5, 3.01):
+        for stored in (mask, np.asfortranarray(mask)):
+            np.testing.assert_array_equal(_is_deeper(stored, least_mm, spacing), depth_mm > least_mm)
 
 
 @pytest.mark.parametrize(("bridge_mm", "is_cut"), [(2.9, False), (3.0, True)])
