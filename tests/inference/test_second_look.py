@@ -56,7 +56,7 @@ def test_what_the_second_network_does_not_see_becomes_what_it_sees_instead(volum
     again = look_again(labels.copy(), volume, second.probabilities, LIVER_CLASSES)
     assert (again[hu == 40] == LIVER).all() and (again[hu == 20] == TUMOUR).all()
     assert (again[hu == -1000] == 0).all() and (again[hu == 100] == LIVER).all()
-    assert second.asked == 4  # slices 1 to 4 alone hold tumour
+    assert second.asked == 3  # slices 1 to 4 alone hold tumour, and slice 3 confirms that of slice 4
     never = look_again(labels.copy(), volume, Darkness(below=-900).probabilities, LIVER_CLASSES)
     assert not (never == TUMOUR).any() and (never[hu == -20] == 0).all()  # nothing in the body there
 
@@ -75,7 +75,27 @@ def test_thin_slices_are_judged_by_the_nearest_one_shown():
     again = look_again(labels, volume, probabilities, LIVER_CLASSES, step=3)
     assert (again[hu == 40] == LIVER).all() and (again[hu == 20] == TUMOUR).all()
     # slices 1; 2 to 4; 5 to 7; 9 and 10
-    np.testing.assert_array_equal(np.concatenate(shown), volume.slices(0, 11)[[0, 3, 6, 9]])
+    np.testing.assert_array_equal(np.concatenate(shown), volume.slices(0, 11)[[6, 0, 3, 9]])
+
+
+def test_what_is_confirmed_is_not_shown_again_and_the_labels_are_the_same(monkeypatch):
+    random = np.random.default_rng(0)
+    hu = np.full((32, 32, 40), 100, np.int16)
+    hu[2:8, 2:8, 3:37] = 20
+    for place in random.integers((8, 8, 0), (28, 28, 16), (20, 3)):
+        row, column, plane = place
+        hu[row : row + 4, column : column + 4, plane : plane + 4] = random.choice([20, 40, -20])
+    volume = ls.CTVolume.from_array(hu, spacing_mm=(2.0, 2.0, 4.0))
+    labels = np.where(hu < 60, TUMOUR, LIVER).astype(np.uint8)
+    found, asked = [], []
+    for some in (1, 4):  # with 1 all slices are shown
+        monkeypatch.setattr("liverseg_tf.inference.second_look._SOME", some)
+        second = Darkness(below=30, tumour=0.8)
+        found.append(look_again(labels.copy(), volume, second.probabilities, LIVER_CLASSES))
+        asked.append(second.asked)
+    np.testing.assert_array_equal(*found)
+    assert (found[0] == TUMOUR).any() and (labels != found[0]).any()
+    assert asked[1] < 0.8 * asked[0]
 
 
 @pytest.mark.parametrize(("mean", "kept"), [(0.08, False), (0.12, True)])
