@@ -43,6 +43,7 @@ def as_arrays(dataset):
     ]
 
 
+@pytest.mark.slow
 def test_raw_slices_equal_the_loaders_in_every_orientation(tmp_path, write_nifti):
     """All of them in one pipeline, which is traced once: each case has its own axes and flips."""
     made = [make_case(tmp_path, write_nifti, n, codes=codes) for n, codes in enumerate(ORIENTATIONS)]
@@ -116,6 +117,7 @@ def test_channels_and_labels_are_the_layers(tmp_path, write_nifti):
         np.testing.assert_array_equal(small, resize_labels(labels[None, ..., index], 32)[0])
 
 
+@pytest.mark.slow
 def test_evaluation_order_is_stable_and_training_order_goes_by_seed_and_epoch(phantom_folder):
     cases = find_cases(phantom_folder)
 
@@ -250,6 +252,7 @@ def test_a_stale_cache_is_refused(phantom_folder, tmp_path):
         total()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, "memory"])
 def test_training_batches_resume_where_they_would_have_been(phantom_folder, cache):
     cases = find_cases(phantom_folder)[:3]

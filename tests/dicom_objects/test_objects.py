@@ -31,6 +31,7 @@ def paths(folder, *formats):
     return {name: folder / f"x_seg{PRODUCTS[name][0]}" for name in formats or PRODUCTS}
 
 
+@pytest.mark.slow
 def test_all_objects_are_written_and_proven(findings, tmp_path):
     rows = write_objects(findings, paths(tmp_path / "out"))
     assert [row["format"] for row in rows] == ["seg", "sr", "rtstruct", "pdf", "sc"]

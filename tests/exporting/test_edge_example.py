@@ -7,15 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import nibabel as nib
 import numpy as np
 import pytest
 
-from liverseg_tf.config import ModelConfig
-from liverseg_tf.exporting.export import export
+from liverseg_tf.data.phantom import make_phantom
 from liverseg_tf.inference.predictor import Predictor
-from liverseg_tf.models.saving import build_model
 from liverseg_tf.shipped import shipped_model
 
 pytestmark = pytest.mark.slow
@@ -59,30 +56,25 @@ def test_gives_the_files_mask_at_512_and_nearly_the_predictors(tflite_files, bod
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ct.nii.gz", "mask.nii.gz"]
 
 
-@pytest.fixture
-def larger_file(tmp_path_factory):
-    """Of a network deep enough not to go by the last digit of its input."""
-    keras.utils.set_random_seed(3)
-    model = build_model(ModelConfig(32, "resnet18"))
-    return export(model, tmp_path_factory.mktemp("larger") / "liver.tflite", "tflite").path
-
-
-def test_other_sizes_and_orientations_come_back_in_their_own_grid(larger_file, body_hu, tmp_path):
-    affine = np.diag([-1.0, -1.2, 2.0, 1.0])
-    image = nib.Nifti1Image(np.moveaxis(body_hu((4, 150, 90)), 0, 1).astype(np.float32), affine)
+def test_other_sizes_and_orientations_come_back_in_their_own_grid(tmp_path):
+    """With a trained network: an untrained one goes by the last digits of its input."""
+    model = next(shipped_model("liverseg-lite0").glob("*.tflite"))
+    phantom = make_phantom(1, (96, 96, 8))
+    affine = phantom.geometry.affine
+    image = nib.Nifti1Image(phantom.geometry.to_file(phantom.hu)[:, :70].astype(np.float32), affine)
     turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("PIR"))
     masks = []
     for name, ct in (("ct", image), ("turned", image.as_reoriented(turn))):
         nib.save(ct, tmp_path / f"{name}.nii")
-        done = run(larger_file, tmp_path / f"{name}.nii", tmp_path / f"{name}_mask.nii.gz")
+        done = run(model, tmp_path / f"{name}.nii", tmp_path / f"{name}_mask.nii.gz")
         assert done.returncode == 0, done.stderr
         masks.append(nib.load(tmp_path / f"{name}_mask.nii.gz"))
         assert masks[-1].shape == ct.shape
         assert np.allclose(masks[-1].affine, ct.affine)
     assert np.array_equal(masks[0].as_reoriented(turn).dataobj, masks[1].dataobj)
-    expected = Predictor(larger_file, postprocessing=None).predict(tmp_path / "ct.nii").labels
-    # padding and scaling come before the windows here: an untrained network makes the most of such differences
-    assert (np.asarray(masks[0].dataobj) == expected).mean() > 0.8
+    expected = Predictor(model, postprocessing=None).predict(tmp_path / "ct.nii").labels
+    # padding and scaling come before the windows here
+    assert (np.asarray(masks[0].dataobj) == expected).mean() > 0.97 and (expected > 0).mean() > 0.04
 
 
 def test_an_existing_file_is_not_written_over(tflite_files, tmp_path):

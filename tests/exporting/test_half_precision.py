@@ -29,12 +29,12 @@ def model(monkeypatch):
 
 
 def test_half_the_size_and_nearly_the_same_probabilities(model, hu, tmp_path):
-    sizes = {}
+    sizes, expected = {}, KerasRuntime(model).probabilities(hu)
     for precision in ("float32", "float16"):
         exported = export(model, tmp_path / precision, "savedmodel", precision)
         sizes[precision] = exported.megabytes
         found = open_runtime(exported.path).probabilities(hu)
-        np.testing.assert_allclose(found, KerasRuntime(model).probabilities(hu), atol=0.02)
+        np.testing.assert_allclose(found, expected, atol=0.02)
         again = load_model(tmp_path / precision)  # the folder of all versions
         assert Model.of(again).config == Model.of(model).config
         np.testing.assert_allclose(KerasRuntime(again).probabilities(hu), found, atol=1e-5)

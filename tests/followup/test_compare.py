@@ -93,6 +93,7 @@ def test_a_change_that_voxels_alone_make_is_not_called_growth(scene):
     assert any(abs(row["volume_change_from_first"]) > 0.03 for row in rows[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rough_registration")
 def test_resected_and_out_of_view_are_no_response(scene):
     balls = (((50, 0, 10), 13), ((-55, 30, 25), 8))
@@ -120,6 +121,7 @@ def test_what_does_not_fit_together_is_refused(scene):
         ls.compare(mask, mask, days=[3, 3])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rough_registration")
 def test_the_command_writes_tables_and_fails_without_a_file_on_a_flip(scene, tmp_path, write_nifti, capsys):
     from liverseg_tf.cli.main import main
