@@ -49,7 +49,7 @@ def _case(liver, found, missed, false):
 
 
 def test_finding_no_tumour_never_beats_finding_them_however_many_patients_are_healthy():
-    """As the mean over patients would have it: there each healthy patient counts fully with a Dice of 1 for the liver."""
+    """As the mean over patients would have it: there each healthy patient counts with a Dice of 1 for the liver."""
     for healthy in (1, 5, 50):
         nothing = sum([_case(900, 0, 100, 0)] * 4 + [_case(1000, 0, 0, 0)] * healthy)
         some = sum([_case(880, 70, 30, 20)] * 4 + [_case(999, 0, 0, 1)] * healthy)  # and a false pixel in each
