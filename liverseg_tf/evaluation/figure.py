@@ -91,10 +91,18 @@ def _plot_dice(axes: Axes, evaluation: Evaluation) -> None:
     for region, marker in zip(evaluation.organ_regions, "os", strict=False):
         values = [row[f"{region}_dice"] for row in evaluation.cases]
         axes.plot(places, values, marker, color=_color(region), label=f"{region}, mean {np.mean(values):.3f}")
+        empty = [
+            place for place, row in zip(places, evaluation.cases, strict=True) if not row[f"{region}_volume_truth_ml"]
+        ]
+        if empty:  # their Dice is 1 if none is found, else 0
+            label = f"no {region} in the reference"
+            axes.plot(empty, [values[i] for i in empty], marker, color=_color(region), mfc="white", label=label)
         axes.axhline(np.mean(values), color=_color(region), linewidth=1, linestyle="--")
     few = len(names) <= _MOST_CASES_NAMED
     axes.set_xticks(places if few else [], names if few else [])
-    axes.set(xlabel="case", ylabel="Dice", ylim=(-0.03, 1.03), title="Dice per case")
+    axes.set(
+        xlabel="case" if few else "cases in the table's order", ylabel="Dice", ylim=(-0.03, 1.03), title="Dice per case"
+    )
     _legend_below(axes)
 
 

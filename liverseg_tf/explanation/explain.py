@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import nibabel as nib
 import numpy as np
 
+from liverseg_tf import channels_numpy
 from liverseg_tf.data.volume import CTVolume, MaskVolume, check_same_voxels
 from liverseg_tf.errors import DataWarning, GeometryError, ModelError, OutputError, warn
 from liverseg_tf.explanation.faithfulness import (
@@ -33,7 +34,7 @@ from liverseg_tf.explanation.methods import Explainer, make_explainer
 from liverseg_tf.explanation.options import RANDOM_MAPS, ExplainChanges, ExplainOptions, Progress
 from liverseg_tf.explanation.regions import Region, check_request, find_regions, targets_of
 from liverseg_tf.inference.predictor import Prediction, Predictor
-from liverseg_tf.inference.runtimes import KerasRuntime, Runtime, keras_runtime
+from liverseg_tf.inference.runtimes import KerasRuntime, Runtime, TFLiteRuntime, keras_runtime
 from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import LIVER, LIVER_CLASSES, ClassSet
 from liverseg_tf.models.model import Model
@@ -497,7 +498,7 @@ def _tested(
     report: Progress,
 ) -> list[RegionExplanation]:
     """Deletion and insertion; regions with the same largest slice share its random maps."""
-    tested = list(explained)
+    tested, probabilities = list(explained), _probabilities_of(runtime)
     for done, index in enumerate(sorted({one.region.largest_slice for one in explained})):
         report(done, len(explained), f"testing slice {index + 1}")
         own = [i for i, one in enumerate(explained) if one.region.largest_slice == index]
@@ -507,7 +508,7 @@ def _tested(
         watched = np.logical_or.reduce(masks)
         filled = without_region(hu, plane, watched, label)
         test = SliceTest(
-            runtime.probabilities,
+            probabilities,
             hu,
             filled,
             label,
@@ -523,3 +524,14 @@ def _tested(
                 explained[i], curves=curves, filled_probability=filled_probability, fall_inside=fall_inside
             )
     return tested
+
+
+def _probabilities_of(runtime: Runtime) -> Callable[[np.ndarray], np.ndarray]:
+    """`runtime.probabilities`; of a TFLite file by one interpreter of its network, which takes half of the memory."""
+    if not isinstance(runtime, TFLiteRuntime):
+        return runtime.probabilities
+
+    def of_slice(hu: np.ndarray) -> np.ndarray:
+        return np.moveaxis(channels_numpy.restore(runtime.at_network_size(hu[None])[0], *hu.shape), 0, -1)
+
+    return lambda hu: np.stack([of_slice(one) for one in hu])

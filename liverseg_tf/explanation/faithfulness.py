@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -189,12 +189,12 @@ class SliceTest:
         self._places = np.flatnonzero(body_of(hu) | watched)
         self._counts = np.rint(np.array(FRACTIONS) * len(self._places)).astype(int)
         rng = np.random.default_rng(seed)
-        noise = tf.convert_to_tensor(rng.random((random_maps + 1, _RANDOM_GRID, _RANDOM_GRID, 1)), tf.float32)
-        noise = RestoreSize()(noise, rows_columns=tuple(map(int, hu.shape))).numpy()
-        *random, self._ties = noise.reshape(random_maps + 1, -1)[:, self._places]
+        grids = rng.random((random_maps + 1, 1, _RANDOM_GRID, _RANDOM_GRID, 1)).astype(np.float32)
+        # one by one: all at once would take tens of megabytes
+        *random, self._ties = (self._enlarged(grid) for grid in grids)
         everything = np.ones(len(self._places), bool)
         self._ends = self._scores([np.zeros_like(everything), everything])
-        self._random_ranks = self._ranks(np.array(random))
+        self._random_ranks = self._ranks(random)
         self._random = np.full((random_maps, 2, len(FRACTIONS) - 2, int(watched.sum())), np.nan, np.float32)
         if whole_curves:
             self._run(np.ones(self._random.shape[:3], bool))
@@ -207,7 +207,7 @@ class SliceTest:
                 random map, so an empty map counts as a random one.
             region: (rows, columns) bool, within `watched`.
         """
-        own = self._steps(heatmap.reshape(1, -1)[:, self._places])
+        own = self._steps([heatmap.ravel()[self._places]])
         inside = region[self._watched]
         for step in np.argsort(-_WEIGHTS[1:-1]):  # the one that decides most first
             undecided = ~self._compared(own, inside) & np.isnan(self._random[:, :, step]).any(axis=-1)
@@ -261,17 +261,22 @@ class SliceTest:
             changed = [self._changed(self._random_ranks[one], kind, step) for one, kind, step in which]
             self._random[wanted] = self._scores(changed)
 
-    def _steps(self, maps: np.ndarray) -> np.ndarray:
-        """(M, places) -> (M, deletion and insertion, steps, watched pixels) probabilities."""
+    def _steps(self, maps: Sequence[np.ndarray]) -> np.ndarray:
+        """M maps (places,) -> (M, deletion and insertion, steps, watched pixels) probabilities."""
         inner = range(len(FRACTIONS) - 2)
         changed = [self._changed(one, kind, step) for one in self._ranks(maps) for kind in (0, 1) for step in inner]
         return self._scores(changed).reshape(len(maps), 2, len(inner), -1)
 
-    def _ranks(self, maps: np.ndarray) -> np.ndarray:
-        """(M, places) -> the same shape: each place's rank, 0 for the highest."""
-        order = np.array([np.lexsort((-self._ties, -one)) for one in maps])
-        rank = np.empty(order.shape, np.int32)
-        np.put_along_axis(rank, order, np.arange(order.shape[1], dtype=np.int32)[None], axis=1)
+    def _enlarged(self, grid: np.ndarray) -> np.ndarray:
+        """(1, rows, columns, 1) float32 of any size -> (places,), enlarged to the slice."""
+        rows_columns = tuple(map(int, self._hu.shape))
+        return RestoreSize()(tf.convert_to_tensor(grid), rows_columns=rows_columns).numpy().ravel()[self._places]
+
+    def _ranks(self, maps: Sequence[np.ndarray]) -> np.ndarray:
+        """M maps (places,) -> (M, places) int32: each place's rank, 0 for the highest."""
+        rank = np.empty((len(maps), len(self._places)), np.int32)
+        for own, one in zip(rank, maps, strict=True):
+            own[np.lexsort((-self._ties, -one))] = np.arange(len(own), dtype=np.int32)
         return rank
 
     def _changed(self, rank: np.ndarray, kind: int, step: int) -> np.ndarray:

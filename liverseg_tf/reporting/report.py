@@ -81,17 +81,19 @@ def report(
     volume = source.volume if isinstance(source, Prediction) else predictor.read(source, in_memory=False)
     reference = _reference(truth, volume, predictor)
     prediction = source if isinstance(source, Prediction) else predictor.predict(volume, progress=telling("predicting"))
+    predictor.release()
+    tell(0, 1, "measuring")  # before the heatmaps, which load TensorFlow
+    mask = MaskVolume(prediction.labels, volume.geometry, classes=prediction.classes)
+    scores = score_case(reference, mask) if reference is not None else None
+    measured = measure(mask, volume)
+    del mask
     notes: list[str] = []
     explanation = _explained(prediction, predictor, options, notes, tell) if options.explanations else None
     uncertain = _varied(prediction, predictor, telling("uncertainty")) if options.uncertainty else None
     about_model = _model_facts(predictor), _model_card(predictor)
-    # networks are gone before anything is measured or drawn
+    # networks are gone before anything is drawn
     del predictor, model
     give_back_memory()
-    tell(0, 1, "measuring")
-    mask = MaskVolume(prediction.labels, volume.geometry, classes=prediction.classes)
-    scores = score_case(reference, mask) if reference is not None else None
-    measured = measure(mask, volume)
     content = ReportContent(prediction, measured, reference, scores, explanation, uncertain, *about_model, notes)
     give_back_memory()
     page = build_page(content, options.title or _title(volume), options.safe_colors, telling("pictures"), options.plan)

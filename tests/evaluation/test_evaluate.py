@@ -224,3 +224,16 @@ def test_agrees_with_the_challenge_s_own_program():
     expected = dict(line.split(": ") for line in (folder / "scores.txt").read_text().splitlines() if line.strip())
     scores = ls.evaluate(truth=folder / "ref", prediction=folder / "res", resamples=10)
     assert {name: f"{value:.3f}" for name, value in scores.lits.items()} == expected
+
+
+def test_figure_marks_cases_without_lesion_in_the_reference(tmp_path, write_mask, liver_pair):
+    """Their Dice of 1 says only that nothing was found."""
+    from liverseg_tf.evaluation.figure import plot_evaluation
+
+    truth, prediction = liver_pair
+    for case, labels in ((1, truth), (2, np.minimum(truth, 1))):
+        write_mask(tmp_path / "truth" / f"segmentation-{case}.nii.gz", labels)
+        write_mask(tmp_path / "pred" / f"volume-{case}_seg.nii.gz", np.minimum(prediction, labels))
+    dice = plot_evaluation(ls.evaluate(tmp_path / "truth", tmp_path / "pred", resamples=10)).axes[0]
+    [hollow] = [line for line in dice.lines if line.get_label() == "no lesion in the reference"]
+    assert list(hollow.get_xdata()) == [1] and list(hollow.get_ydata()) == [1]

@@ -285,3 +285,12 @@ def test_files_of_an_earlier_explanation_go(dark_is_tumour, lesions, tmp_path):
     explain(volume, tmp_path, lesion=2, **options)
     names = ["explanation.json", "lesion-1.png", "lesion-2.png", "lesion-2_heatmap.nii.gz", "notes.png"]
     assert sorted(p.name for p in tmp_path.glob("[!.]*")) == names
+
+
+def test_curves_by_a_tflite_files_network_are_those_of_the_whole_file():
+    from liverseg_tf.explanation.explain import _probabilities_of
+    from liverseg_tf.inference.predictor import Predictor
+
+    runtime = Predictor().runtimes[0]
+    hu = np.random.default_rng(0).normal(50, 100, (2, *runtime.slice_shape)).astype(np.float32)
+    np.testing.assert_allclose(_probabilities_of(runtime)(hu), runtime.probabilities(hu), atol=1e-2)

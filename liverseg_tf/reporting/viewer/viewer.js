@@ -268,7 +268,9 @@
     context.font = "600 " + 14 * ratio + "px system-ui, sans-serif";
     for (const [number, [x, y]] of boxes) {
       const [px, py] = frame.place((x + 1) * dx, y * dy);
-      write(context, String(number), px + 3 * ratio, Math.max(py, 16 * ratio), "left", "bottom", number - 1 === lesion ? "#fff" : "#ffd98a");
+      // within the picture, and below the letter in the middle of its upper edge
+      const least = Math.abs(px + 8 * ratio - $(view).width / 2) < 26 * ratio ? 42 * ratio : 16 * ratio;
+      write(context, String(number), px + 3 * ratio, Math.max(py, least), "left", "bottom", number - 1 === lesion ? "#fff" : "#ffd98a");
     }
   }
 
