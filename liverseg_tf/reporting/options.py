@@ -19,12 +19,12 @@ class ReportOptions:
         title: heading; by default the file's name.
         explanations: add heatmaps and their verdicts, if the model's layers are accessible. Unsupported heat is
             hidden at first.
-        uncertainty: add test-time variation: takes about eight times as long as predicting.
+        uncertainty: add the uncertainty by test-time augmentation; takes about eight times as long as predicting.
         method: of the heatmaps; see `ExplainOptions`.
         layer: of the heatmaps; see `ExplainOptions`.
-        most_lesions: explain at most so many, the largest.
+        most_lesions: largest number of lesions with a heatmap, the largest lesions first.
         safe_colors: start with the colour-blind-safe colours; the page can switch.
-        plan: let the reader try a resection: a plane, or a ball around a lesion. Not for planning treatment.
+        plan: let the reader try a resection: a plane, or a sphere around a lesion. Not for planning treatment.
         overwrite: replace a file that this library did not make.
         progress: called with steps done, their number, and what is being done.
 

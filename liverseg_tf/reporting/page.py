@@ -296,11 +296,11 @@ def _scores(scores: CaseScores) -> list[tuple[str, str]]:
         ),
         ("Volume error", f"{row['liver_volume_error_ml']:+.0f} / {row['lesion_volume_error_ml']:+.1f} ml"),
         (
-            "Reference lesions touched / matched (IoU above 0.5)",
+            "Reference lesions found: any overlap / IoU above 0.5",
             f"{row['lesions_detected_overlap_above_0']} / {row['lesions_detected_overlap_above_0.5']} "
             f"of {row['lesions_truth']}",
         ),
-        ("Lesions that touch none of the reference", str(row["lesions_false_positive_overlap_above_0"])),
+        ("False-positive lesions (no overlap with the reference)", str(row["lesions_false_positive_overlap_above_0"])),
     ]
 
 
@@ -342,14 +342,14 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
         )
         if full:
             text.append(f"At full resolution: slices {_ranges([i + 1 for i in sorted(full)])}.")
-    text.append(f"HU below {AIR_HU:.0f} or above {HIGHEST_HU:.0f} are shown as these.")
+    text.append(f"HU below {AIR_HU:.0f} or above {HIGHEST_HU:.0f} are clipped to this range.")
     text.append(
-        "Mask: the outline of what the model found, after 3-D clean-up; its slider fills it. Axes: the longest "
-        "diameter in an axial slice, and the longest at a right angle to it (RECIST 1.1); both are drawn on that slice."
+        "Mask: the outline of what the model found, after 3-D post-processing; its slider fills it. Axes: the "
+        "longest diameter in an axial slice, and the longest perpendicular to it (RECIST 1.1); both are drawn there."
     )
     if content.measured.lesions:
         text.append(
-            classes.words("Where a lesion lies: thirds of the liver's extent, then mm from the middle of it.")
+            classes.words("Where a lesion lies: thirds of the liver's extent, then the distance in mm from its centre.")
             + (
                 " No lobe is named: the border between them runs from the gallbladder to the inferior vena cava, "
                 "which the model doesn't mark."
@@ -363,7 +363,7 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
         settings = content.explanation.settings
         where, needed = f" at the layer {settings['layer']}" if settings["layer"] else "", settings["needed"]
         text.append(
-            f"Heatmap: {settings['method']}{where}: which places raise the network's tumour score within each lesion, "
+            f"Heatmap: {settings['method']}{where}: which pixels raise the network's tumour score within each lesion, "
             "on the lesion's largest slice; brighter is more, scaled to that slice, air left out. It is supported if "
             f"it beats {100 * needed['share_beaten']:.0f} % of at least {needed['random_maps']} random maps over the "
             "body on deletion (removing what it marks) and on insertion (restoring only that), if its rank "
@@ -375,10 +375,11 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
     if content.uncertainty is not None:
         count = content.uncertainty.variations.count
         text.append(
-            f"Uncertainty: entropy of the mean of {count} predictions on the volume slightly shifted, turned, scaled "
-            "and changed in HU. Volumes over variations: the smallest and the largest of these. They show how much the "
+            f"Uncertainty: entropy of the mean of {count} predictions by test-time augmentation: the volume is "
+            "slightly shifted, rotated, scaled and changed in HU. Volumes over variations: the smallest and the "
+            "largest of these. They show how much the "
             "result depends on irrelevant changes, not how far it is from the truth, which often lies outside them. "
-            "They are measured before 3-D clean-up, so the final volume may lie outside them too."
+            "They are measured before 3-D post-processing, so the final volume may lie outside them too."
         )
     return text
 

@@ -34,8 +34,8 @@ class Grid:
     Attributes:
         shape: (rows, columns, slices) of the volume.
         spacing_mm: along them.
-        factor: so many pixels are averaged along rows and columns each.
-        step_hu: HU are rounded to multiples of this above -1024.
+        factor: how many pixels are averaged along rows, and along columns.
+        step_hu: HU are rounded to -1024 plus a multiple of this.
     """
 
     shape: tuple[int, int, int]

@@ -98,8 +98,8 @@ def test_lesions_around_one_centre_are_matched_each_by_itself(threshold_model, s
     truth[20:31, 20, 5:8] = 2  # of the ring alone
     truth = MaskVolume(prediction.volume.geometry.to_file(truth), prediction.volume.geometry)
     page = report(prediction, tmp_path / "p.html", threshold_model, truth, explanations=False)
-    badges = re.findall(r'class="badge \w+">(in the reference|false alarm)<', page.read_text("utf-8"))
-    assert badges == ["in the reference", "false alarm"]
+    badges = re.findall(r'class="badge \w+">(in the reference|false positive)<', page.read_text("utf-8"))
+    assert badges == ["in the reference", "false positive"]
 
 
 def test_a_healthy_liver_has_no_tumours_in_figures_and_legend(threshold_model, scan, tmp_path):

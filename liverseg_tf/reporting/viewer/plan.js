@@ -1,5 +1,5 @@
 "use strict";
-/* A resection tried on the liver's coarse grid: a plane, or a ball around a lesion with a margin. Lengths in mm, towards
+/* A resection tried on the liver's coarse grid: a plane, or a sphere around a lesion with a margin. Lengths in mm, towards
    the patient's left, back and head from the middle of the volume; the state stands in the address after "#plan=". */
 function planView(grid, shares, lesions, solid, redraw) {
   const $ = (id) => document.getElementById(id);

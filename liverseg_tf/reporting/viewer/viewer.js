@@ -684,7 +684,7 @@
       if (solid) {
         $("solid-reset").addEventListener("click", () => solid.reset());
         solid.show(lesion + 1);
-      } else $("solid-box").textContent = "This browser draws nothing in three dimensions (WebGL is off).";
+      } else $("solid-box").textContent = "The 3-D view needs WebGL, which this browser lacks or has turned off.";
     }
     if (shares) {
       const lesions = meshes ? cornersOf(page.surfaces, meshes).filter((one) => one.number) : [];
