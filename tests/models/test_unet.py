@@ -18,6 +18,13 @@ def test_float32_logits_and_momentum_for_short_runs(small_model):
     assert not np.allclose(logits.sum(-1), 1)
 
 
+def test_batch_normalization_is_one_operation(small_model):
+    training = tf.function(lambda x: small_model(x, training=True), [tf.TensorSpec((2, 32, 32, 3))])
+    kinds = [operation.type for operation in training.get_concrete_function().graph.get_operations()]
+    norms = [layer for layer in small_model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert kinds.count("FusedBatchNormV3") == len(norms)
+
+
 def test_mixed_precision_computes_in_float16_and_gives_float32():
     model = build_unet(32, "resnet18", precision="mixed_float16")
     assert "float16" in {layer.compute_dtype for layer in model.layers}
