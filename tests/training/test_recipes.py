@@ -12,4 +12,5 @@ def test_recipe_report_is_the_originals():
 
 def test_the_kept_epoch_is_the_best_by_global_dice():
     """By the mean over cases a network that finds no tumour can be the best."""
-    assert {recipe.best_by for recipe in RECIPES.values()} == {"val_dice"}
+    assert RECIPES["default"].best_by == "val_dice"
+    assert RECIPES["report"].best_by == "val_loss"  # as the original
