@@ -3,8 +3,9 @@
     python self_label.py slices.npz --model MODEL --ct hcc_048=FOLDER --ct crlm_1004=FOLDER -o all_slices.npz
 
 Slices in which no liver was seen are background. In slices where the network's outline of the liver was seen to be
-right, its largest component is liver, tumour predicted inside it stays open (liver or tumour), and all else is
-background, also stomach and bowel that the network labelled liver or tumour. All other slices are left out.
+right, its largest component is liver, and all else is background, also stomach and bowel that the network labelled
+liver or tumour. Inside the liver, predicted tumour and whatever is clearly darker stays open (liver or tumour): these
+patients have tumours that the network misses. All other slices are left out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import logging
 
 import numpy as np
-from prepare import LIVER, OPEN, SIZE, TUMOUR, square
+from prepare import LIVER, OPEN, SIZE, TUMOUR, hidden_tumours, square
 from scipy import ndimage
 from train import probabilities
 
@@ -27,14 +28,15 @@ SEEN = {
 }
 
 
-def self_labels(found: np.ndarray, empty: list[int]) -> np.ndarray:
-    """(N, H, W) codes from the network's labels: largest component of liver with tumour, tumour open with its rim."""
+def self_labels(found: np.ndarray, hu: np.ndarray, empty: list[int]) -> np.ndarray:
+    """(N, H, W) codes from the network's labels: largest component of liver with tumour, what may be tumour open."""
     regions, number = ndimage.label(found > 0)
     if number:
         found = np.where(regions == np.bincount(regions.ravel())[1:].argmax() + 1, found, 0)
     tumour = ndimage.binary_dilation(found == TUMOUR, ndimage.generate_binary_structure(2, 1)[None], iterations=2)
-    codes = np.where(found > 0, np.where(tumour, OPEN, LIVER), 0).astype(np.uint8)
-    codes[empty] = 0
+    found[empty] = 0
+    codes = hidden_tumours(hu, found > 0)
+    codes[tumour & (codes == LIVER)] = OPEN
     return codes
 
 
@@ -54,7 +56,7 @@ def main() -> None:
         factor = max(volume.shape[:2]) / SIZE
         empty, outlined = SEEN[name]
         hu = square(np.moveaxis(volume.hu, 2, 0))
-        codes = self_labels(probabilities(model, model.input_shape[1], hu.astype(np.float32)).argmax(-1), empty)
+        codes = self_labels(probabilities(model, model.input_shape[1], hu.astype(np.float32)).argmax(-1), hu, empty)
         chosen = sorted([*empty, *outlined])
         count = len(chosen)
         added = {

@@ -111,7 +111,7 @@ class Recipe:
 
 
 RECIPES = {
-    "resnet34": Recipe("resnet34", 256, 1500, 8, 3e-4),
+    "resnet34": Recipe("resnet34", 256, 700, 8, 2e-4, distractors=0.2, missed=0.7, warmup=50),
     "lite0-coarse": Recipe("efficientnet_lite0", 128, 500, 16, 1.2e-3, synthesis=0.2, distractors=0.2),
     "lite0": Recipe("efficientnet_lite0", 256, 700, 8, 6e-4, synthesis=0.2, distractors=0.2, missed=0.55, warmup=50),
 }
