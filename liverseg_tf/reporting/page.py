@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from liverseg_tf.reporting.page_data import (
     PICTURE_BYTES,
     SLICES_A_LINE,
     Grid,
+    Slices,
     encode_full_slices,
     encode_labels,
     encode_layers,
@@ -412,11 +414,10 @@ def _add_full_slices(blobs: dict[str, str], volume: CTVolume, masks: dict[str, n
 
 def _layers(
     content: ReportContent,
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[list[int]]]]:
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, Slices], dict[str, list[list[int]]]]:
     """What can be laid over the CT: descriptions, masks, strengths, and colour tables of these."""
-    shape = content.prediction.volume.shape
     layers, masks = [_layer("mask", "Mask", "m", "labels", 0.0)], {"mask": content.prediction.canonical_labels}
-    strengths: dict[str, np.ndarray] = {}
+    strengths: dict[str, Slices] = {}
     tables: dict[str, list[list[int]]] = {}
     if content.truth is not None:
         masks["truth"] = content.truth.labels
@@ -425,11 +426,12 @@ def _layers(
         for key, name, letter, supported in _HEAT_LAYERS:
             regions = [r for r in content.explanation.regions if (r.verdict == "supported") == supported]
             if regions:
-                strengths[key] = _heat(shape, regions)
+                strengths[key] = functools.partial(_heat, content.prediction.volume.shape[:2], regions)
                 layers.append(_layer(key, name, letter, "strength", 0.7, on=supported))
                 tables[key] = _color_table("inferno")
     if content.uncertainty is not None:
-        strengths["uncertainty"] = content.uncertainty.entropy
+        entropy = content.uncertainty.entropy
+        strengths["uncertainty"] = lambda first, last: entropy[..., first:last]
         layers.append(_layer("uncertainty", "Uncertainty", "u", "strength", 0.7, on=False))
         tables["uncertainty"] = _color_table("cool")
     return layers, masks, strengths, tables
@@ -457,13 +459,13 @@ def _slices_with_lesions(masks: list[np.ndarray]) -> list[int]:
     return [int(i) for i in order if area[i]]
 
 
-def _heat(shape: tuple[int, int, int], regions: Sequence[RegionExplanation]) -> np.ndarray:
-    """(rows, columns, slices) float16: the highest of these regions' maps."""
-    heat = np.zeros(shape, np.float16, order="F")  # slices without heat take no memory
+def _heat(plane: tuple[int, int], regions: Sequence[RegionExplanation], first: int, last: int) -> np.ndarray:
+    """(rows, columns, slices) float16 of the slices from `first` up to `last`: the highest of these regions' maps."""
+    heat = np.zeros((*plane, last - first), np.float16)
     for one in regions:
-        for index, found in zip(one.region.slices, one.maps, strict=True):
-            if found.any():
-                heat[..., index] = np.maximum(heat[..., index], found)
+        start = one.region.first_slice
+        for index in range(max(first, start), min(last, one.region.slices.stop)):
+            np.maximum(heat[..., index - first], one.maps[index - start], out=heat[..., index - first])
     return heat
 
 

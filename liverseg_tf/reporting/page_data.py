@@ -25,6 +25,8 @@ _STEPS_HU = (1, 2, 4)
 _LARGEST_IN_PLANE = (None, 256, 192, 128, 96, 64)
 SLICES_A_LINE = 16
 _SAMPLED_SLICES = 6
+# Slices from the first number up to the second, (rows, columns, slices): whole volumes of strengths take much memory.
+Slices = Callable[[int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,15 @@ def encode_volume(volume: CTVolume, grid: Grid, budget_bytes: int = VOLUME_BYTES
 
 
 def encode_layers(
-    volume: CTVolume, masks: dict[str, np.ndarray], strengths: dict[str, np.ndarray], budget_bytes: int = VOLUME_BYTES
+    volume: CTVolume, masks: dict[str, np.ndarray], strengths: dict[str, Slices], budget_bytes: int = VOLUME_BYTES
 ) -> tuple[Grid, dict[str, str]]:
     """Encode HU and what is laid over them, on one grid; a coarser one where all of it turns out too large.
+
+    Args:
+        volume: the CT.
+        masks: uint8 labels of its shape.
+        strengths: by name; as `encode_strength` takes them.
+        budget_bytes: of gzip, for the HU.
 
     Returns:
         The grid, and base64 texts by name; of the HU: "hu".
@@ -108,7 +116,7 @@ def encode_layers(
         grid, hu = encode_volume(volume, choose_grid(volume, budget_bytes), budget_bytes)
         texts = {"hu": hu}
         texts |= {key: encode_labels(mask, grid.factor) for key, mask in masks.items()}
-        texts |= {key: encode_strength(values, grid.factor) for key, values in strengths.items()}
+        texts |= {key: encode_strength(given, volume.shape[2], grid.factor) for key, given in strengths.items()}
         excess = packed_bytes(texts) - most_bytes
         if excess <= 0 or grid == _grids(volume)[-1]:
             return grid, texts
@@ -138,7 +146,11 @@ def encode_full_slices(volume: CTVolume, grid: Grid, indices: list[int], budget_
 
 def encode_labels(labels: np.ndarray, factor: int, slices_a_line: int = SLICES_A_LINE) -> str:
     """Encode a mask (rows, columns, slices) uint8, by the class with most pixels where pixels are averaged."""
-    return _encode_bytes(labels, lambda planes: _pool_labels(planes, factor), slices_a_line)
+
+    def slices_of(first: int, last: int) -> np.ndarray:
+        return labels[..., first:last]
+
+    return _encode_bytes(slices_of, labels.shape[2], lambda planes: _pool_labels(planes, factor), slices_a_line)
 
 
 def encode_numbers(numbered: np.ndarray, box: Box | None, shape: tuple[int, ...], factor: int) -> str:
@@ -146,17 +158,21 @@ def encode_numbers(numbered: np.ndarray, box: Box | None, shape: tuple[int, ...]
     whole = np.zeros(shape, np.uint8, order="F")  # slices without lesions take no memory
     if box is not None:
         whole[box] = np.where(numbered <= 255, numbered, 0)
-    return _encode_bytes(whole, lambda planes: planes if factor == 1 else _blocks(planes, factor).max(axis=(2, 4)))
+    return _encode_bytes(
+        lambda first, last: whole[..., first:last],
+        shape[2],
+        lambda planes: planes if factor == 1 else _blocks(planes, factor).max(axis=(2, 4)),
+    )
 
 
-def encode_strength(values: np.ndarray, factor: int) -> str:
-    """Encode (rows, columns, slices) uint8 or float in [0, 1]; 64 levels are kept, since a picture shows no more."""
+def encode_strength(slices_of: Slices, slices: int, factor: int) -> str:
+    """Encode uint8, or float in [0, 1]; 64 levels are kept, since a picture shows no more."""
 
     def pooled(planes: np.ndarray) -> np.ndarray:
         planes = planes.astype(np.float32) * (1.0 if planes.dtype == np.uint8 else 255.0)
         return (np.rint(_pool_mean(planes, factor) / 4).clip(0, 63) * 4).astype(np.uint8)
 
-    return _encode_bytes(values, pooled)
+    return _encode_bytes(slices_of, slices, pooled)
 
 
 def gzip(content: bytes) -> bytes:
@@ -176,11 +192,11 @@ def _to_lines(parts: Iterable[bytes]) -> str:
 
 
 def _encode_bytes(
-    volume: np.ndarray, pooled: Callable[[np.ndarray], np.ndarray], slices_a_line: int = SLICES_A_LINE
+    slices_of: Slices, slices: int, pooled: Callable[[np.ndarray], np.ndarray], slices_a_line: int = SLICES_A_LINE
 ) -> str:
     def parts() -> Iterator[bytes]:
-        for first, last in _batches(volume.shape[2], slices_a_line):
-            planes = pooled(np.ascontiguousarray(np.moveaxis(volume[..., first:last], 2, 0)))
+        for first, last in _batches(slices, slices_a_line):
+            planes = pooled(np.ascontiguousarray(np.moveaxis(slices_of(first, last), 2, 0)))
             yield np.diff(planes, axis=2, prepend=planes.dtype.type(0)).tobytes()
 
     return _to_lines(parts())

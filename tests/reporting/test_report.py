@@ -217,16 +217,16 @@ def test_overlays_are_part_of_the_budget():
     rng = np.random.default_rng(0)
     volume = CTVolume.from_array(rng.normal(60, 20, (96, 96, 8)).astype(np.int16), (1, 1, 1))
     noise = rng.random(volume.shape).astype(np.float16)
-    mask = (noise > 0.5).astype(np.uint8)
+    mask, heat = (noise > 0.5).astype(np.uint8), {"heatmap": lambda first, last: noise[..., first:last]}
     alone, hu = page_data.encode_layers(volume, {}, {}, 100_000)
     assert alone.factor == 1
-    grid, texts = page_data.encode_layers(volume, {"mask": mask}, {"heatmap": noise}, 100_000)
+    grid, texts = page_data.encode_layers(volume, {"mask": mask}, heat, 100_000)
     assert set(texts) == {"hu", "mask", "heatmap"}
     spare = page_data.PICTURE_BYTES - page_data.VOLUME_BYTES
     assert page_data.packed_bytes(texts) <= 100_000 + spare
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_data, "PICTURE_BYTES", page_data.VOLUME_BYTES + 1000)
-        grid, texts = page_data.encode_layers(volume, {"mask": mask}, {"heatmap": noise}, 100_000)
+        grid, texts = page_data.encode_layers(volume, {"mask": mask}, heat, 100_000)
     assert (grid.step_hu, grid.factor) > (1, 1) and page_data.packed_bytes(texts) <= 101_000
 
 
