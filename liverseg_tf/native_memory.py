@@ -48,3 +48,14 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):  # another C library; no such library on Windows
         pass
+
+
+def keep_few_arenas() -> None:
+    """Have glibc divide memory into two arenas at most, for a process that is about to load TensorFlow.
+
+    By default each of TensorFlow's threads gets one, and what one has freed another can't use.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
+    except (AttributeError, OSError, TypeError):  # as above
+        pass

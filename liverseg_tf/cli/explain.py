@@ -92,6 +92,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explain, write, and print what the maps mean."""
+    from liverseg_tf.native_memory import keep_few_arenas
+
+    keep_few_arenas()
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.explanation.explain import CAN_SHOW, explain
     from liverseg_tf.strict_json import to_json

@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     """Write the page and print where it is."""
     from liverseg_tf.cli.progress import progress_bar
     from liverseg_tf.cli.quiet import load_nibabel_quickly
+    from liverseg_tf.native_memory import keep_few_arenas
 
+    keep_few_arenas()
     load_nibabel_quickly()
     from liverseg_tf.reporting.report import report
     from liverseg_tf.strict_json import to_json

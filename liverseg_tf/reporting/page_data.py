@@ -204,10 +204,15 @@ def _encode_bytes(
 
 def _encode_steps(hu: np.ndarray, step_hu: int) -> bytes:
     """(slices, rows, columns) HU -> for each slice the low bytes, then the high bytes of zigzag-coded differences."""
-    steps = np.rint((np.clip(hu, AIR_HU, HIGHEST_HU) - AIR_HU) / step_hu).astype(np.int32)
-    difference = np.diff(steps, axis=2, prepend=0)
-    zigzag = ((difference << 1) ^ (difference >> 31)).astype(np.uint16).reshape(len(hu), -1)
-    return np.concatenate([(zigzag & 255).astype(np.uint8), (zigzag >> 8).astype(np.uint8)], axis=1).tobytes()
+    parts = []
+    for plane in hu:  # one at a time stays in the processor's cache
+        above = np.clip(plane, AIR_HU, HIGHEST_HU) - AIR_HU
+        whole = step_hu == 1 and np.issubdtype(above.dtype, np.integer)
+        steps = (above if whole else np.rint(above / step_hu)).astype(np.int16)
+        difference = np.diff(steps, axis=1, prepend=np.int16(0))
+        zigzag = ((difference << 1) ^ (difference >> 15)).view(np.uint16)
+        parts += [(zigzag & 255).astype(np.uint8).tobytes(), (zigzag >> 8).astype(np.uint8).tobytes()]
+    return b"".join(parts)
 
 
 def _batches(slices: int, size: int = SLICES_A_LINE) -> Iterator[tuple[int, int]]:
