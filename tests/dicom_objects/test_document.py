@@ -101,18 +101,18 @@ posix = pytest.mark.skipif(os.name == "nt", reason="pages are printed on Linux a
 
 @posix
 @pytest.mark.parametrize(
-    "script, words",
+    "script, words, timeout_s",
     [
-        ("exit 1", "the browser ended"),
-        ("sleep 60", "took too long"),
-        (SAYS_NO, "answers Target.createTarget with no room"),
+        ("exit 1", "the browser ended", 60),
+        ("sleep 60", "took too long", 1),
+        (SAYS_NO, "answers Target.createTarget with no room", 60),
     ],
 )
-def test_a_browser_that_does_not_print_is_ended_and_says_why(browser, tmp_path, script, words):
+def test_a_browser_that_does_not_print_is_ended_and_says_why(browser, tmp_path, script, words, timeout_s):
     program = browser(f"echo $$ > {tmp_path}/pid\n{script}")
     started = time.monotonic()
     with pytest.raises(printing.NotPrintedError, match=words):
-        printing.print_page("<p>", program, timeout_s=3)
+        printing.print_page("<p>", program, timeout_s)
     assert time.monotonic() - started < 30
     pid = int((tmp_path / "pid").read_text())
     until = time.monotonic() + 5
@@ -139,12 +139,22 @@ def test_only_root_runs_without_a_sandbox_and_nothing_is_left(browser, tmp_path,
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")
-def test_a_page_whose_pictures_are_damaged_is_not_printed():
+def test_a_page_whose_pictures_are_damaged_is_not_printed(monkeypatch):
     page = '<body><p id="failure">The pictures in this file are damaged</p></body>'
     with pytest.raises(printing.NotPrintedError, match="no pictures .The pictures in this file are damaged"):
         printing.print_page(page, BROWSER)
+    ask, waits = printing._Pipe.ask, []
+
+    def hurried(pipe, method, *session, **parameters):
+        if method == "Runtime.evaluate":  # the browser has opened the page, and waits for its pictures
+            waits.append(method)
+            pipe._deadline = time.monotonic() + 0.2
+        return ask(pipe, method, *session, **parameters)
+
+    monkeypatch.setattr(printing._Pipe, "ask", hurried)
     with pytest.raises(printing.NotPrintedError, match="took too long"):
-        printing.print_page("<body>no viewer</body>", BROWSER, timeout_s=8)
+        printing.print_page("<body>no viewer</body>", BROWSER)
+    assert waits == ["Runtime.evaluate"]
 
 
 def test_browsers_are_looked_for_on_the_path(monkeypatch, tmp_path):
