@@ -73,6 +73,27 @@ def keras_runtime(small_model):
 
 
 @pytest.fixture(scope="session")
+def small_predictor(small_model_file):
+    """Of the model's file, opened once; don't change it."""
+    from liverseg_tf.inference.predictor import Predictor
+
+    return Predictor(small_model_file)
+
+
+@pytest.fixture
+def open_model_file(small_model_file, small_predictor, monkeypatch):
+    """The path `small_model_file`, which commands and predictors find opened already.
+
+    To open and to trace it takes a second each time; for tests that aren't about that.
+    """
+    from liverseg_tf.inference import runtimes
+
+    (opened,), open_keras = small_predictor.runtimes, runtimes.open_keras
+    monkeypatch.setattr(runtimes, "open_keras", lambda path: opened if path == small_model_file else open_keras(path))
+    return small_model_file
+
+
+@pytest.fixture(scope="session")
 def savedmodel(small_model_file, made_once):
     """Folder of one version."""
     from liverseg_tf.exporting.export import export

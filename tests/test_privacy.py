@@ -49,9 +49,9 @@ def said(text):
 
 
 @pytest.mark.slow
-def test_nobody_is_named_outside_of_dicom_objects(named_ct, tmp_path, small_model_file, capsys, caplog):
+def test_nobody_is_named_outside_of_dicom_objects(named_ct, tmp_path, open_model_file, capsys, caplog):
     caplog.set_level(logging.DEBUG)
-    model = ["--model", str(small_model_file)]
+    model = ["--model", str(open_model_file)]
     out = tmp_path / "out"
     predict = ["predict", str(named_ct), "-o", str(out), *model, "--no-postprocessing", "--statistics"]
     assert main([*predict, "--format", "nifti,seg,sr"]) == 0

@@ -15,13 +15,13 @@ from tests.documented_fields import keys_of, stale, undocumented
 pytestmark = pytest.mark.slow
 
 
-def test_a_lesion_and_a_point(capsys, tmp_path, phantom_folder, small_model_file):
+def test_a_lesion_and_a_point(capsys, tmp_path, phantom_folder, open_model_file):
     ct, mask = next(
         (v, m)
         for v, m in zip(sorted(phantom_folder.glob("v*")), sorted(phantom_folder.glob("s*")), strict=True)
         if (np.asarray(nib.load(m).dataobj) == 2).any()
     )
-    arguments = ["explain", str(ct), "--model", str(small_model_file), "--json"]
+    arguments = ["explain", str(ct), "--model", str(open_model_file), "--json"]
     assert main([*arguments, "-o", str(tmp_path / "a"), "--mask", str(mask), "--lesion", "1", "--no-tests"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [r["region"] for r in found["regions"]] == ["lesion-1"]
@@ -52,9 +52,9 @@ def test_a_lesion_and_a_point(capsys, tmp_path, phantom_folder, small_model_file
     assert not undocumented(stored, "Explanations of") and not stale(keys_of(stored), "Explanations of")
 
 
-def test_wrong_use(capsys, tmp_path, phantom_folder, small_model_file):
+def test_wrong_use(capsys, tmp_path, phantom_folder, open_model_file):
     ct = str(next(phantom_folder.glob("volume*")))
-    base = ["explain", ct, "-o", str(tmp_path / "x"), "--model", str(small_model_file)]
+    base = ["explain", ct, "-o", str(tmp_path / "x"), "--model", str(open_model_file)]
     assert main([*base, "--point", "1,2"]) == 2
     assert main([*base, "--lesion", "1", "--point", "1,2,3"]) == 2
     assert main([*base, "--point", "9999,0,0"]) == 1
@@ -63,13 +63,13 @@ def test_wrong_use(capsys, tmp_path, phantom_folder, small_model_file):
     assert not (tmp_path / "x").exists()
 
 
-def test_the_text_is_the_verdict_of_the_figures(capsys, tmp_path, phantom_folder, small_model_file, monkeypatch):
+def test_the_text_is_the_verdict_of_the_figures(capsys, tmp_path, phantom_folder, open_model_file, monkeypatch):
     from liverseg_tf.explanation import explain as module
 
     made = []
     monkeypatch.setattr(module, "explain", lambda *a, **k: made.append(explain(*a, **k)) or made[0])
     ct = str(next(phantom_folder.glob("volume*")))
-    options = ["--model", str(small_model_file), "--point", "20,20,10", "--no-tests", "--all-slices"]
+    options = ["--model", str(open_model_file), "--point", "20,20,10", "--no-tests", "--all-slices"]
     assert main(["explain", ct, "-o", str(tmp_path), *options]) == 0
     shown = capsys.readouterr().out
     assert f"point.png  {made[0].regions[0].words}\n" in shown and "not tested" in shown

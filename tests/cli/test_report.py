@@ -14,10 +14,10 @@ from tests.documented_fields import undocumented
 pytestmark = pytest.mark.slow
 
 
-def test_a_page_with_truth(capsys, tmp_path, phantom_folder, small_model_file):
+def test_a_page_with_truth(capsys, tmp_path, phantom_folder, open_model_file):
     page = tmp_path / "new" / "page.html"
     ct, mask = (str(phantom_folder / f"{name}-0.nii.gz") for name in ("volume", "segmentation"))
-    arguments = ["report", ct, "-o", str(page), "--model", str(small_model_file), "--truth", mask, "--no-heatmaps"]
+    arguments = ["report", ct, "-o", str(page), "--model", str(open_model_file), "--truth", mask, "--no-heatmaps"]
     assert main([*arguments, "--title", "Case 0", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == {"page": str(page), "bytes": page.stat().st_size}
@@ -29,9 +29,9 @@ def test_a_page_with_truth(capsys, tmp_path, phantom_folder, small_model_file):
     assert "was changed since this library made it" in capsys.readouterr().err and page.read_text() == "mine"
 
 
-def test_predict_with_uncertainty(capsys, tmp_path, phantom_folder, small_model_file):
+def test_predict_with_uncertainty(capsys, tmp_path, phantom_folder, open_model_file):
     ct = phantom_folder / "volume-1.nii.gz"
-    arguments = ["predict", str(ct), "-o", str(tmp_path / "out"), "--model", str(small_model_file), "--uncertainty"]
+    arguments = ["predict", str(ct), "-o", str(tmp_path / "out"), "--model", str(open_model_file), "--uncertainty"]
     assert main([*arguments, "--statistics"]) == 0
     shown = capsys.readouterr().out
     assert "test-time augmentation: liver" in shown and "not a confidence interval" in shown
@@ -47,14 +47,12 @@ def test_predict_with_uncertainty(capsys, tmp_path, phantom_folder, small_model_
     assert main(arguments) == 1
     assert "was not made by this library" in capsys.readouterr().err and not (tmp_path / "x.nii.gz").exists()
     # masks and their companions are no CTs
-    assert (
-        main(["predict", str(tmp_path / "out"), "-o", str(tmp_path / "again"), "--model", str(small_model_file)]) == 1
-    )
+    assert main(["predict", str(tmp_path / "out"), "-o", str(tmp_path / "again"), "--model", str(open_model_file)]) == 1
     assert "the folder holds none" in capsys.readouterr().err
 
 
-def test_predict_with_variations(capsys, tmp_path, phantom_folder, small_model_file):
-    arguments = ["predict", str(phantom_folder / "volume-1.nii.gz"), "--model", str(small_model_file)]
+def test_predict_with_variations(capsys, tmp_path, phantom_folder, open_model_file):
+    arguments = ["predict", str(phantom_folder / "volume-1.nii.gz"), "--model", str(open_model_file)]
     arguments += ["--no-postprocessing", "-o"]
     masks = []
     for name, more in (("plain", []), ("varied", ["--variations", "3"])):

@@ -59,11 +59,6 @@ def s3():
         server.stop()
 
 
-@pytest.fixture(scope="module")
-def predictor(small_model_file):
-    return ls.Predictor(small_model_file)
-
-
 def _fill(system, folder, phantom_folder):
     for number in (0, 1):
         system.put_file(str(phantom_folder / f"volume-{number}.nii.gz"), f"{folder}/p{number}/volume-{number}.nii.gz")
@@ -77,7 +72,7 @@ def test_where_things_lie():
     assert remote.join(remote.location("s3://bucket/a/"), "x.nii") == "s3://bucket/a/x.nii"
 
 
-def test_a_folder_in_memory_gives_the_masks_of_local_files(memory, predictor, tmp_path, phantom_folder):
+def test_a_folder_in_memory_gives_the_masks_of_local_files(memory, small_predictor, tmp_path, phantom_folder):
     _fill(memory, "/in/ct", phantom_folder)
     jobs = plan(["memory://in/ct/"], "memory://out/masks")
     assert [(job.source, job.target) for job in jobs] == [
@@ -85,12 +80,12 @@ def test_a_folder_in_memory_gives_the_masks_of_local_files(memory, predictor, tm
         ("memory://in/ct/p1/volume-1.nii.gz", "memory://out/masks/segmentation-1.nii.gz"),
         ("memory://in/ct/volume-2.nii.gz", "memory://out/masks/segmentation-2.nii.gz"),
     ]
-    rows = predict_files(predictor, jobs, probabilities=True)
+    rows = predict_files(small_predictor, jobs, probabilities=True)
     assert [row["status"] for row in rows] == ["done", "done", "error"]
     assert rows[2]["error"].startswith("memory://in/ct/volume-2.nii.gz: ")
     names = sorted(name.rsplit("/", 1)[1] for name in memory.find("/out"))
     assert names == sorted(f"segmentation-{n}{kind}.nii.gz" for n in (0, 1) for kind in ("", "_liver", "_tumour"))
-    expected = predict_files(predictor, plan([phantom_folder / "volume-0.nii.gz"], tmp_path))[0]
+    expected = predict_files(small_predictor, plan([phantom_folder / "volume-0.nii.gz"], tmp_path))[0]
     assert rows[0]["statistics"] == expected["statistics"] and rows[0]["output"] == jobs[0].target
     assert not [w for row in rows for w in row["warnings"] if "liverseg-" in w]  # no name of a temporary folder
     memory.get_file("/out/masks/segmentation-0.nii.gz", str(tmp_path / "got.nii.gz"))
@@ -149,7 +144,7 @@ def test_the_command_from_bucket_to_bucket_and_on(s3, phantom_folder, small_mode
     assert s3.info("archive/out/segmentation-0.nii.gz")["LastModified"] == written
 
 
-def test_a_signed_address_is_read_and_its_signature_told_nowhere(predictor, tmp_path, phantom_folder):
+def test_a_signed_address_is_read_and_its_signature_told_nowhere(small_predictor, tmp_path, phantom_folder):
     pytest.importorskip("aiohttp", reason="needs the extra [cloud]")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -160,7 +155,7 @@ def test_a_signed_address_is_read_and_its_signature_told_nowhere(predictor, tmp_
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         secrets = "X-Amz-Signature=hush1&se=2030&sig=hu%2Fsh2&token=hush3"
-        (row,) = ls.predict_folder(f"{address}/volume-0.nii.gz?{secrets}", tmp_path / "out", model=predictor)
+        (row,) = ls.predict_folder(f"{address}/volume-0.nii.gz?{secrets}", tmp_path / "out", model=small_predictor)
         with pytest.raises(InputFileError, match="missing.nii.gz") as caught:
             plan([f"{address}/missing.nii.gz?{secrets}"], tmp_path)
         server.shutdown()
@@ -171,7 +166,7 @@ def test_a_signed_address_is_read_and_its_signature_told_nowhere(predictor, tmp_
     assert "hush" not in (tmp_path / "out" / "manifest.jsonl").read_text()
 
 
-def test_what_is_missing_is_named(s3, predictor, tmp_path, phantom_folder, monkeypatch):
+def test_what_is_missing_is_named(s3, small_predictor, tmp_path, phantom_folder, monkeypatch):
     for url, text in {
         "s3://archive/nothing": "s3://archive/nothing: expected CTs .* no such folder",
         "s3://no-bucket/ct": "s3://no-bucket/ct: could not be listed: no such file, folder or bucket",
@@ -187,7 +182,7 @@ def test_what_is_missing_is_named(s3, predictor, tmp_path, phantom_folder, monke
     s3.put_file(str(ct), "archive/gone/volume-0.nii.gz")
     jobs = plan(["s3://archive/gone/volume-0.nii.gz"], tmp_path)
     s3.rm_file("archive/gone/volume-0.nii.gz")
-    (row,) = predict_files(predictor, jobs)
+    (row,) = predict_files(small_predictor, jobs)
     assert "s3://archive/gone/volume-0.nii.gz: could not be read: no such file" in row["error"]
 
 

@@ -15,7 +15,6 @@ from liverseg_tf.data.phantom import make_phantom  # noqa: E402
 from liverseg_tf.data.volume import CTVolume  # noqa: E402
 from liverseg_tf.errors import ConfigError, DataWarning, InputFileError, OutputError  # noqa: E402
 from liverseg_tf.inference.jobs import plan, predict_job  # noqa: E402
-from liverseg_tf.inference.predictor import Predictor  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 
@@ -54,17 +53,16 @@ def test_every_usable_series_is_a_volume(study, tmp_path):
     assert [job.target.name for job in plan([study / "broken"], tmp_path, allow_gaps=True)] == ["broken_seg.nii.gz"]
 
 
-def test_headers_of_the_only_series_are_read_once(study, tmp_path, small_model_file, monkeypatch):
+def test_headers_of_the_only_series_are_read_once(study, tmp_path, small_predictor, monkeypatch):
     from liverseg_tf.data.dicom import series
 
     searched = []
     find = series.find_series
     monkeypatch.setattr(series, "find_series", lambda path, *rest: searched.append(path) or find(path, *rest))
-    predictor = Predictor(small_model_file)
     for inputs in ([study / "b"], [study / "a"]):
         searched.clear()
         jobs = plan(inputs, tmp_path)
-        assert all(predict_job(predictor, job)["status"] == "done" for job in jobs)
+        assert all(predict_job(small_predictor, job)["status"] == "done" for job in jobs)
         assert len(searched) == (1 if len(jobs) == 1 else 1 + len(jobs))
 
 
@@ -81,15 +79,14 @@ def test_what_can_not_be_planned(study, tmp_path):
         plan([tmp_path / "text"], tmp_path / "out")
 
 
-def test_nifti_and_dicom_give_the_same_mask_to_the_voxel(study, tmp_path, small_model_file):
-    predictor = Predictor(small_model_file)
-    of_dicom = predictor.predict(study / "b")
+def test_nifti_and_dicom_give_the_same_mask_to_the_voxel(study, tmp_path, small_predictor):
+    of_dicom = small_predictor.predict(study / "b")
     image = nib.Nifti1Image(
         np.asarray(of_dicom.volume.geometry.to_file(of_dicom.volume.hu), np.int16)[::-1],
         of_dicom.volume.affine @ np.array([[-1, 0, 0, 63], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
     )
     nib.save(image, tmp_path / "ct.nii.gz")
-    of_nifti = predictor.predict(tmp_path / "ct.nii.gz")
+    of_nifti = small_predictor.predict(tmp_path / "ct.nii.gz")
     assert len(np.unique(of_nifti.canonical_labels)) > 1
     np.testing.assert_array_equal(of_dicom.canonical_labels, of_nifti.canonical_labels)
 
@@ -108,18 +105,17 @@ STORAGES |= {"enhanced": {}, "tilted": {"tilt": 0.35}}
 
 
 @pytest.fixture(scope="module")
-def nifti_masks(tmp_path_factory, small_model_file):
+def nifti_masks(tmp_path_factory, small_predictor):
     """A predictor, a CT (columns, rows, slices), and the mask of its NIfTI file by tilt."""
-    predictor = Predictor(small_model_file)
     phantom = make_phantom(3, (48, 40, 8))
     hu = np.asarray(phantom.geometry.to_file(phantom.hu), np.int16)
     masks = {}
     for tilt in (0, 0.35):
         path = tmp_path_factory.mktemp("nifti") / "ct.nii.gz"
         nib.save(nib.Nifti1Image(hu, grid_of(hu, tilt)), path)
-        masks[tilt] = predictor.predict(path).canonical_labels
+        masks[tilt] = small_predictor.predict(path).canonical_labels
         assert len(np.unique(masks[tilt])) > 1
-    return predictor, hu, masks
+    return small_predictor, hu, masks
 
 
 def grid_of(hu, tilt):
@@ -152,9 +148,9 @@ def test_nifti_and_dicom_give_the_same_mask_however_the_series_is_stored(nifti_m
 
 
 @pytest.mark.slow
-def test_predict_writes_what_is_asked_for_and_names_nobody(study, tmp_path, small_model_file, capsys):
+def test_predict_writes_what_is_asked_for_and_names_nobody(study, tmp_path, open_model_file, capsys):
     out = tmp_path / "out"
-    arguments = ["predict", str(study / "b"), "-o", str(out), "--model", str(small_model_file), "--no-postprocessing"]
+    arguments = ["predict", str(study / "b"), "-o", str(out), "--model", str(open_model_file), "--no-postprocessing"]
     assert main([*arguments, "--format", "nifti,seg,sr"]) == 0
     printed = capsys.readouterr()
     assert printed.out.count("read back, agrees with the mask") == 2
@@ -173,16 +169,16 @@ def test_predict_writes_what_is_asked_for_and_names_nobody(study, tmp_path, smal
 
 
 @pytest.mark.slow
-def test_a_file_for_the_segmentation_alone(study, tmp_path, small_model_file):
-    arguments = ["predict", str(study / "b"), "--model", str(small_model_file), "--no-postprocessing", "-o"]
+def test_a_file_for_the_segmentation_alone(study, tmp_path, open_model_file):
+    arguments = ["predict", str(study / "b"), "--model", str(open_model_file), "--no-postprocessing", "-o"]
     assert main([*arguments, str(tmp_path / "mine.dcm")]) == 0
     assert pydicom.dcmread(tmp_path / "mine.dcm").Modality == "SEG"
     assert main([*arguments, str(tmp_path / "mine.nii.gz")]) == 0
     assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == ["mine.dcm", "mine.nii.gz"]
 
 
-def test_dicom_of_what_is_no_dicom_is_an_error(study, tmp_path, small_model_file, capsys):
-    arguments = ["predict", str(study / "other.nii.gz"), "--model", str(small_model_file), "-o", str(tmp_path / "o")]
+def test_dicom_of_what_is_no_dicom_is_an_error(study, tmp_path, open_model_file, capsys):
+    arguments = ["predict", str(study / "other.nii.gz"), "--model", str(open_model_file), "-o", str(tmp_path / "o")]
     assert main([*arguments, "--format", "seg"]) == 1
     assert "is no DICOM series" in capsys.readouterr().err
     assert not list((tmp_path / "o").glob("*.dcm"))
@@ -191,12 +187,12 @@ def test_dicom_of_what_is_no_dicom_is_an_error(study, tmp_path, small_model_file
 
 
 @pytest.mark.slow
-def test_a_resampled_series_gives_nifti_and_says_why(study, tmp_path, small_model_file, capsys):
+def test_a_resampled_series_gives_nifti_and_says_why(study, tmp_path, open_model_file, capsys):
     arguments = [
         "predict",
         str(study / "broken"),
         "--model",
-        str(small_model_file),
+        str(open_model_file),
         "-o",
         str(tmp_path),
         "--allow-gaps",
@@ -207,7 +203,7 @@ def test_a_resampled_series_gives_nifti_and_says_why(study, tmp_path, small_mode
     assert [p.name for p in tmp_path.glob("*seg*")] == ["broken_seg.nii.gz"]
 
 
-def test_a_series_behind_a_url(study, tmp_path, small_model_file):
+def test_a_series_behind_a_url(study, tmp_path, small_predictor):
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     for path in sorted((study / "b" / "c").iterdir()):
@@ -215,7 +211,7 @@ def test_a_series_behind_a_url(study, tmp_path, small_model_file):
     try:
         (job,) = plan(["memory://archive"], tmp_path)
         assert (job.source, job.target.name, job.is_dicom) == ("memory://archive/scan", "scan_seg.nii.gz", True)
-        row = predict_job(Predictor(small_model_file), job)
+        row = predict_job(small_predictor, job)
         assert row["status"] == "done" and row["input"] == "memory://archive/scan"
         mask = nib.load(tmp_path / "scan_seg.nii.gz")
         np.testing.assert_allclose(mask.affine, CTVolume.load(study / "b").affine, atol=1e-5)

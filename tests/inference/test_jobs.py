@@ -21,11 +21,6 @@ from liverseg_tf.ownership import read_signed_line
 pytestmark = pytest.mark.filterwarnings("ignore::liverseg_tf.errors.LiverSegWarning")
 
 
-@pytest.fixture(scope="module")
-def predictor(small_model_file):
-    return ls.Predictor(small_model_file)
-
-
 @pytest.fixture
 def data(tmp_path, phantom_folder):
     folder = tmp_path / "data"
@@ -35,20 +30,20 @@ def data(tmp_path, phantom_folder):
     return folder
 
 
-def test_what_nobody_expected_ends_one_volume_and_not_the_run(predictor, data, tmp_path):
+def test_what_nobody_expected_ends_one_volume_and_not_the_run(small_predictor, data, tmp_path):
     def extra(_, prediction, path):
         if "segmentation-2" in path.name:
             raise ZeroDivisionError("of\ntwo lines")
         return {"more": path.name}
 
     seen = []
-    rows = predict_files(predictor, plan([data], tmp_path / "out"), extra=extra, on_done=seen.append)
+    rows = predict_files(small_predictor, plan([data], tmp_path / "out"), extra=extra, on_done=seen.append)
     assert [row["status"] for row in rows] == ["done", "error", "done"] and seen == rows
     assert rows[1]["error"].endswith("volume-2.nii.gz: failed unexpectedly (ZeroDivisionError: of two lines)")
     assert rows[0]["more"] == "segmentation-1.nii.gz" and all(row["seconds"] > 0 for row in rows)
 
 
-def test_rows_are_in_the_manifest_as_soon_as_they_are_known(predictor, data, tmp_path):
+def test_rows_are_in_the_manifest_as_soon_as_they_are_known(small_predictor, data, tmp_path):
     jobs, where = plan([data], tmp_path / "out"), tmp_path / "out" / "manifest.jsonl"
     with RunManifest(where, "small", {}) as manifest:
         manifest.write()
@@ -57,7 +52,7 @@ def test_rows_are_in_the_manifest_as_soon_as_they_are_known(predictor, data, tmp
             manifest.add(row)
             assert read_signed_line(where.read_text().splitlines()[-1], "manifest") == json.loads(json.dumps(row))
 
-        rows = predict_files(predictor, jobs, on_done=on_done)
+        rows = predict_files(small_predictor, jobs, on_done=on_done)
     lines = [read_signed_line(line, "manifest") for line in where.read_text().splitlines()]
     assert lines[0]["model"] == "small" and lines[1:] == json.loads(json.dumps(rows))
 
@@ -74,11 +69,11 @@ def test_a_manifest_that_cannot_be_written_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_predictor_goes_to_another_process_by_its_models_path(predictor, small_model, phantom_folder):
-    again = pickle.loads(pickle.dumps(predictor))
-    assert again.config == predictor.config and again.postprocessing == predictor.postprocessing
+def test_a_predictor_goes_to_another_process_by_its_models_path(small_predictor, small_model, phantom_folder):
+    again = pickle.loads(pickle.dumps(small_predictor))
+    assert again.config == small_predictor.config and again.postprocessing == small_predictor.postprocessing
     path = phantom_folder / "volume-0.nii.gz"
-    np.testing.assert_array_equal(again.predict(path).labels, predictor.predict(path).labels)
+    np.testing.assert_array_equal(again.predict(path).labels, small_predictor.predict(path).labels)
     with pytest.raises(ConfigError, match="made from a model's path"):
         pickle.dumps(ls.Predictor(small_model))
 

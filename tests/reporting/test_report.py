@@ -143,12 +143,12 @@ def test_nothing_from_the_header_gets_onto_the_page(threshold_model, scan, tmp_p
         assert word not in text
 
 
-def test_a_page_names_the_model_that_made_the_prediction(scan, small_model_file, tmp_path):
-    prediction = Predictor(small_model_file).predict(scan[0])
-    with pytest.raises(ConfigError, match=f"{small_model_file.name}.*model="):
+def test_a_page_names_the_model_that_made_the_prediction(scan, open_model_file, tmp_path):
+    prediction = Predictor(open_model_file).predict(scan[0])
+    with pytest.raises(ConfigError, match=f"{open_model_file.name}.*model="):
         report(prediction, tmp_path / "p.html", explanations=False)
-    text = report(prediction, tmp_path / "p.html", Predictor(small_model_file), explanations=False).read_text()
-    assert f"<td>{small_model_file.name}</td>" in text and "Model card" not in text
+    text = report(prediction, tmp_path / "p.html", Predictor(open_model_file), explanations=False).read_text()
+    assert f"<td>{open_model_file.name}</td>" in text and "Model card" not in text
     shipped = report(scan[0], tmp_path / "q.html", explanations=False).read_text()
     assert "<td>liverseg-lite0</td>" in shipped  # it confirms the tumours
     assert "<td>shipped</td>" in shipped and "Model card" in shipped and "CC BY-SA 4.0" in shipped
