@@ -7,6 +7,7 @@ know the public names, as after `from liverseg_tf import *`.
 from __future__ import annotations
 
 import doctest
+import gc
 import os
 import re
 import shutil
@@ -49,6 +50,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection():
+    gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
+    """Python's garbage collector leaves out what was imported: it would walk through all of TensorFlow each time."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -666,6 +666,10 @@ class _Patient:
 
     def diaphragm(self, grid: _Grid) -> np.ndarray:
         """Height of the diaphragm above the grid's points: negative in the chest."""
+        return self.dome_height(grid) - grid.z
+
+    def dome_height(self, grid: _Grid) -> np.ndarray:
+        """(1, ny, nx): height of the diaphragm."""
 
         def dome(x: float, y: float, top: float) -> np.ndarray:
             away_y = grid.y - y
@@ -674,7 +678,7 @@ class _Patient:
 
         height = _smooth_max(dome(self.dome_x, self.dome_y, 0.0), dome(-self.dome_x, self.dome_y, self.left_dome), 16)
         height = _smooth_max(height, dome(0.0, self.dome_y - 25, self.saddle), 20)
-        return height + 3 * self.cavity_noise(_Grid(np.zeros((1, 1, 1), np.float32), grid.y, grid.x)) - grid.z
+        return height + 3 * self.cavity_noise(_Grid(np.zeros((1, 1, 1), np.float32), grid.y, grid.x))
 
     def liver(self, grid: _Grid, cavity: np.ndarray) -> np.ndarray:
         distance = _smooth_min(self.right_lobe(grid), self.tip(grid), 20)
@@ -741,11 +745,10 @@ class _Canvas:
         self.hu = np.full((grid.z.size, grid.y.size, grid.x.size), background_hu, np.float32)
         self.edge_mm = float(max(grid.x[0, 0, -1] - grid.x[0, 0, 0], 1) / max(grid.x.size - 1, 1))
 
-    def crop(self, shape) -> tuple[tuple[slice, ...], _Grid]:
-        return self.grid.crop(*shape.box)
-
-    def sees(self, shape) -> bool:
-        return all(s.stop > s.start for s in self.crop(shape)[0])
+    def crop(self, shape) -> tuple[tuple[slice, ...], _Grid] | None:
+        """Index and grid of a shape's box; None if it lies outside."""
+        index, grid = self.grid.crop(*shape.box)
+        return (index, grid) if all(s.stop > s.start for s in index) else None
 
     def blend(self, index, distance: np.ndarray, value, edge_mm: float = 0.0) -> None:
         """Paint `value` (HU, a number or an array) where `distance` is negative, with a soft edge."""
@@ -756,8 +759,8 @@ class _Canvas:
 
     def paint(self, shape, value) -> None:
         """Paint a shape."""
-        if self.sees(shape):
-            index, grid = self.crop(shape)
+        if seen := self.crop(shape):
+            index, grid = seen
             self.blend(index, shape(grid), value)
 
 
@@ -821,14 +824,18 @@ def _draw_ribs(canvas: _Canvas, patient: _Patient, wall: np.ndarray, cavity: np.
 def _draw_organs(canvas: _Canvas, patient: _Patient, cavity: np.ndarray) -> None:
     """All organs in the abdominal cavity except the liver."""
     hu, texture = patient.hu, patient.texture
+    dome_height = patient.dome_height(canvas.grid)
+
+    def diaphragm(index: tuple[slice, ...], grid: _Grid) -> np.ndarray:
+        return dome_height[:, *index[1:]] - grid.z
 
     def solid(shape, value: float | Callable, carved: Sequence = ()) -> None:
         """Paint a shape within the wall, the diaphragm and `carved` (shape, gap); `value` may take (grid, distance)."""
-        if not canvas.sees(shape):
+        if not (seen := canvas.crop(shape)):
             return
-        index, grid = canvas.crop(shape)
+        index, grid = seen
         distance = _smooth_max(shape(grid), cavity[index] + 2.5, 5)
-        distance = _smooth_max(distance, 2.5 - patient.diaphragm(grid), 5)
+        distance = _smooth_max(distance, 2.5 - diaphragm(index, grid), 5)
         for other, gap_mm in carved:
             distance = _smooth_max(distance, gap_mm - other(grid), 8)
         canvas.blend(index, distance, value(grid, distance) if callable(value) else value)
@@ -847,9 +854,9 @@ def _draw_organs(canvas: _Canvas, patient: _Patient, cavity: np.ndarray) -> None
 
     def chest(shape, value, margin_mm: float) -> None:
         """Paint a shape above the diaphragm, within the ribs."""
-        if canvas.sees(shape):
-            index, grid = canvas.crop(shape)
-            distance = np.maximum(shape(grid), patient.diaphragm(grid) + 3) - margin_mm
+        if seen := canvas.crop(shape):
+            index, grid = seen
+            distance = np.maximum(shape(grid), diaphragm(index, grid) + 3) - margin_mm
             canvas.blend(index, np.maximum(distance, cavity[index] + 1), value)
 
     def kidney(grid: _Grid, distance: np.ndarray, sinus: _Ellipsoid) -> np.ndarray:
@@ -891,9 +898,9 @@ def _draw_liver(canvas: _Canvas, patient: _Patient, cavity: np.ndarray, labels: 
     for vessel in patient.liver_vessels:
         tissue.paint(vessel, patient.hu["liver vein"])
     for n, lesion in enumerate(patient.lesions):
-        if not tissue.sees(lesion.shape):
+        if not (seen := tissue.crop(lesion.shape)):
             continue
-        where, near = tissue.crop(lesion.shape)
+        where, near = seen
         outward = lesion.shape(near)
         value = patient.hu["liver"] + lesion.contrast_hu + 4 * patient.texture(near)
         if lesion.diameter_mm > 20:  # the core is necrotic
@@ -941,7 +948,7 @@ def _draw_spine(canvas: _Canvas, patient: _Patient) -> None:
     canvas.paint(column(0, 34, 3.5, 28), hu["fat"])
 
     body = column(0, 0, 21, 16)
-    index, grid = canvas.crop(body)
+    index, grid = canvas.grid.crop(*body.box)
     distance = body(grid) - 1.5 * np.cos(2 * np.float32(np.pi) * level(grid.z))
     disc = np.clip((np.abs(level(grid.z)) - 0.39) * 30, 0, 1)
     bone = np.where(distance > -2.5, 0.75 * hu["cortex"], hu["marrow"] + 40 * patient.texture(grid))
@@ -955,7 +962,7 @@ def _draw_spine(canvas: _Canvas, patient: _Patient) -> None:
         ((15, 31, 8, 8), -0.4, 0.3),
     ):
         process = column(*place)
-        index, grid = canvas.crop(process)
+        index, grid = canvas.grid.crop(*process.box)
         away = level(grid.z) - middle
         away = 31 * (np.abs(away - np.round(away)) - half_height)
         canvas.blend(index, np.maximum(process(grid), away), 1.6 * hu["marrow"])
