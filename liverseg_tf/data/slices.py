@@ -27,7 +27,7 @@ from liverseg_tf.data.reading import open_volume
 from liverseg_tf.data.slice_options import SliceChanges, SliceOptions, SliceSelection
 from liverseg_tf.data.volume import Geometry, check_same_grid
 from liverseg_tf.errors import CaseError, ConfigError, InputFileError, LiverSegError
-from liverseg_tf.hounsfield import AIR_HU
+from liverseg_tf.hounsfield import AIR_HU, HU_RANGE
 from liverseg_tf.keyword_options import takes_options, with_changes
 from liverseg_tf.labels import CLASS_NAMES, CLASSES, LIVER, TUMOUR, ClassSet, to_labels
 from liverseg_tf.ownership import write_text
@@ -255,7 +255,9 @@ class _Pipeline:
 
     def _prepare(self, item, seed):
         hu, labels = item["hu"], item["labels"]
+        within_bins = self.source.is_within_bins
         if self.options.synthesis is not None or self.options.augmentation is not None:
+            within_bins = False
             hu = tf.cast(hu, tf.float32)
             if self.options.synthesis is not None:
                 first = tf.random.experimental.stateless_fold_in(seed, 1)
@@ -267,7 +269,8 @@ class _Pipeline:
             result = tf.cast(hu, tf.float32), labels
         else:
             size = self.image_size
-            result = self.resize(self.channels(hu[None]))[0], resize_labels(labels[None], size, self.options.classes)[0]
+            channels = self.channels(hu[None], within_bins=within_bins)
+            result = self.resize(channels)[0], resize_labels(labels[None], size, self.options.classes)[0]
             result = (
                 tf.ensure_shape(result[0], (size, size, self.channels.channels)),
                 tf.ensure_shape(result[1], (size, size)),
@@ -345,6 +348,13 @@ class _Source:
         selection = asdict(replace(self.selection, every_volume=1, order="number"))  # the cases are already chosen
         parts = [_CACHE_FORMAT, files, selection, self.hu_range, self.hu_dtype.name]
         return hashlib.sha256(to_json(parts).encode()).hexdigest()
+
+    @property
+    def is_within_bins(self) -> bool:
+        """Whether all HU are integers in `HU_RANGE`, for which `CTChannels` has its tables."""
+        if self.hu_dtype == tf.float32 or self.hu_range is None:
+            return False
+        return HU_RANGE[0] <= self.hu_range[0] and self.hu_range[1] <= HU_RANGE[1]
 
     @property
     def is_filtered(self) -> bool:

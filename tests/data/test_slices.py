@@ -334,6 +334,8 @@ def test_a_range_beyond_16_bits_does_not_wrap(tmp_path, write_nifti, hu_range):
     ((hu, _),) = slice_dataset([case], hu_range=hu_range)
     expected = CTVolume.load(case.volume, hu_range=hu_range).hu[..., 0]
     np.testing.assert_allclose(hu, expected, atol=0.5)  # whole HU stay whole
+    ((channels, _),) = slice_dataset([case], 3, hu_range=hu_range)
+    np.testing.assert_allclose(channels, CTChannels()(np.rint(expected)[None])[0], atol=1e-6)
 
 
 def test_an_impossible_size_is_refused(phantom_folder):
