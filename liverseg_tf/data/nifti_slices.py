@@ -14,6 +14,7 @@ import numpy as np
 
 from liverseg_tf.data.file_positions import read_at
 from liverseg_tf.data.nifti import NiftiFile, damaged, size_in_words
+from liverseg_tf.data.temporary_slices import TemporarySlices
 from liverseg_tf.errors import InputFileError
 
 # Slices are read in blocks of about this size, and the last few blocks are kept: slices are mostly read in order.
@@ -26,8 +27,9 @@ _GZIP_AND_CHECKSUM = 31  # zlib's parameter for it
 class NiftiSlices:
     """The voxels of a NIfTI file, as stored and unscaled.
 
-    The whole file is read once at the start, so that a damaged file is found before it is used. For a compressed file,
-    the state of the decompressor at each block (40 kB) is kept, and decompressing continues from there. The file stays
+    The whole file is read once at the start, so that a damaged file is found before it is used. A compressed file's
+    voxels are written to a temporary file meanwhile. If the disk is too full for that, the state of the decompressor at
+    each block (40 kB) is kept, and voxels are decompressed again from there when they are needed. The file stays
     open, and must not be written to.
 
     Args:
@@ -49,12 +51,16 @@ class NiftiSlices:
         self._states: list[_Gunzip] = []
         self._blocks: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
+        self._unpacked = _temporary(file) if file.compressed else None
         try:
             self._descriptor = os.open(file.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             weakref.finalize(self, os.close, self._descriptor)
             for first, voxels in self._first_reading():
+                self._unpack(first, voxels)
                 if visit is not None:
                     visit(first, voxels)
+            if self._unpacked is not None:
+                self._states.clear()
         except (EOFError, zlib.error) as error:
             raise damaged(file.path, error) from None
         except OSError as error:
@@ -74,6 +80,8 @@ class NiftiSlices:
         Raises:
             InputFileError: if the file was changed since it was opened.
         """
+        if self._unpacked is not None:
+            return self._unpacked.read(start, stop)
         found = np.empty((*self.shape[:2], stop - start), self.dtype, order="F")
         with self._lock:
             for number in range(start // self._depth, -(-stop // self._depth)):
@@ -105,6 +113,15 @@ class NiftiSlices:
         if self._file.compressed:
             stream.read(1 << 20)  # reading to the end verifies the checksum
 
+    def _unpack(self, first: int, voxels: np.ndarray) -> None:
+        if self._unpacked is None:
+            return
+        try:
+            for index in range(voxels.shape[2]):
+                self._unpacked[first + index] = voxels[..., index].T
+        except OSError:  # the disk is full
+            self._unpacked = None
+
     def _block(self, number: int) -> np.ndarray:
         if number in self._blocks:
             self._blocks.move_to_end(number)
@@ -130,6 +147,13 @@ class NiftiSlices:
 
     def _plain(self, first: int) -> bytes:
         return read_at(self._descriptor, self._file.offset + first * self._slice_bytes, self._bytes_from(first))
+
+
+def _temporary(file: NiftiFile) -> TemporarySlices | None:
+    try:
+        return TemporarySlices((file.shape[0], file.shape[1], file.shape[2]), file.dtype)
+    except OSError:  # the folder can't be written to
+        return None
 
 
 class _Gunzip:

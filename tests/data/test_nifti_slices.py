@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import liverseg_tf as ls
-from liverseg_tf.data import nifti_slices, volume
+from liverseg_tf.data import nifti_slices, temporary_slices, volume
 from liverseg_tf.data.nifti import check_nifti
 from liverseg_tf.data.nifti_slices import NiftiSlices
 from liverseg_tf.errors import DataWarning, InputFileError, NotHounsfieldWarning
@@ -26,6 +26,19 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(nifti_slices, "_BLOCK_BYTES", 3 * 20 * 18 * 2)
     monkeypatch.setattr(nifti_slices, "_READ_BYTES", 97)
     monkeypatch.setattr(nifti_slices, "_MOST_BLOCKS", 2)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A few slices fit into temporary files, then the disk is full."""
+    written = []
+
+    def write(descriptor, at, content):
+        written.append(at)
+        if len(written) > 7:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(temporary_slices, "write_at", write)
 
 
 def _write(path, axes="LPS", dtype=np.int16, scale=None):
@@ -56,7 +69,10 @@ def test_slices_are_those_of_a_volume_in_memory(tmp_path, axes, ending):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(sliced)).hu, whole.hu)
 
 
-def test_threads_do_not_disturb_one_another(tmp_path):
+@pytest.mark.parametrize("disk", ["free", "full"])
+def test_threads_do_not_disturb_one_another(tmp_path, disk, request):
+    if disk == "full":
+        request.getfixturevalue("full_disk")
     sliced = ls.CTVolume.load(_write(tmp_path / "ct.nii.gz"), in_memory=False)
     whole, wrong = ls.CTVolume.load(tmp_path / "ct.nii.gz").hu, []
 
@@ -70,7 +86,7 @@ def test_threads_do_not_disturb_one_another(tmp_path):
     assert not wrong
 
 
-def test_few_blocks_are_kept(tmp_path):
+def test_few_blocks_are_kept_where_the_disk_is_full(tmp_path, full_disk):
     slices = NiftiSlices(check_nifti(_write(tmp_path / "ct.nii.gz")))
     for index in (*range(SHAPE[2]), *reversed(range(SHAPE[2]))):
         slices.read(index, index + 1)
@@ -105,13 +121,21 @@ def test_a_broken_file_is_told_at_once_and_as_in_memory(tmp_path, case):
     assert str(told.value).split("(")[0] == str(expected.value).split("(")[0]
 
 
-def test_a_file_that_changes_while_it_is_used(tmp_path):
+def test_a_file_that_changes_while_it_is_used(tmp_path, full_disk):
     for name in ("ct.nii", "ct.nii.gz"):
         sliced = ls.CTVolume.load(_write(tmp_path / name), in_memory=False)
         with (tmp_path / name).open("r+b") as file:
             file.truncate(600)
         with pytest.raises(InputFileError, match="was changed while it was used"):
             sliced.slices(10, 11)
+
+
+def test_a_compressed_file_is_decompressed_once(tmp_path):
+    sliced = ls.CTVolume.load(_write(tmp_path / "ct.nii.gz"), in_memory=False)
+    whole = ls.CTVolume.load(tmp_path / "ct.nii.gz").hu
+    with (tmp_path / "ct.nii.gz").open("r+b") as file:
+        file.truncate(600)
+    np.testing.assert_array_equal(sliced.hu, whole)
 
 
 def test_warnings_are_those_of_a_volume_in_memory(tmp_path):
