@@ -81,7 +81,7 @@ def by_steps(predictor, jobs) -> dict:
         began = time.perf_counter()
         volume = CTVolume.load(job.source, hu_range=config.hu_range)  # the file lies in memory by now
         took("decompress", began)
-        batch = predictor.slices_at_once(volume)
+        batch = predictor.batch_slices(volume)
         batches = [volume.slices(i, min(i + batch, volume.shape[2])) for i in range(0, volume.shape[2], batch)]
         began = time.perf_counter()
         for hu in batches:

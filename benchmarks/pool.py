@@ -59,7 +59,7 @@ def main() -> int:
     if predictor._second_runtime is not None:
         networks["second look"] = predictor._second_runtime = Counted(predictor._second_runtime)
     volume = predictor.read(args.ct)
-    batch = predictor.slices_at_once(volume)
+    batch = predictor.batch_slices(volume)
     middle = volume.shape[2] // 2
     slices = volume.slices(max(middle - 2 * batch, 0), middle + 2 * batch)
     alone = {name: np.zeros(3) for name in networks}  # slices, seconds of wall, seconds of CPU

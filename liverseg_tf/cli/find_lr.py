@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict, replace
     from pathlib import Path
 
-    from liverseg_tf.cli.progress import progress_bar
+    from liverseg_tf.cli.progress import console, progress_bar
     from liverseg_tf.data.cases import find_cases, with_masks
     from liverseg_tf.drawing import save_figure
     from liverseg_tf.ownership import claim, write_text
@@ -59,4 +59,10 @@ def run(args: argparse.Namespace) -> int:
         print(to_json({"suggestion": curve.suggestion, "output": str(output)}))
     else:
         print(f"suggested learning rate {curve.suggestion:.2g}; curve in {output / 'learning_rate.png'}")
+    if curve.still_falling:
+        console().print(
+            f"The loss still falls at the highest rate tried, {curve.rates[-1]:.2g}: doubt the suggestion, or repeat "
+            "with more --steps.",
+            markup=False,
+        )
     return 0

@@ -42,14 +42,23 @@ class TrainingProgress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.rows += 1
         if self.rows == 1:
-            self.out.print(f"first step after {logs['first_step_seconds']:.0f} s (tracing and compiling)", markup=False)
+            self._write(f"first step after {logs['first_step_seconds']:.0f} s (tracing and compiling)")
         phase = " (frozen)" if logs["phase"] == "frozen" else ""
-        self.out.print(
+        self._write(
             f"epoch {epoch + 1:>3}{phase}: loss {logs['loss']:.4f}, validation {logs['val_loss']:.4f}, "
-            f"Dice {logs['val_dice']:.4f} (by case: {dice_in_words(logs)}), {logs['seconds']:.0f} s",
-            markup=False,
-            soft_wrap=not self.out.is_terminal,  # a log keeps one line for each epoch, a terminal breaks between words
+            f"Dice {logs['val_dice']:.4f} (by case: {dice_in_words(logs)}), {logs['seconds']:.0f} s"
         )
+
+    def _write(self, line: str) -> None:
+        """Write a line where the bar was, which comes back below it."""
+        bar = None if self.bar is None or self.bar.disable else self.bar
+        if bar is not None:
+            bar.stop()
+        # a log keeps one line for each epoch, a terminal breaks between words
+        self.out.print(line, markup=False, soft_wrap=not self.out.is_terminal)
+        self.out.file.flush()
+        if bar is not None:
+            bar.start()
 
     def on_train_end(self, logs=None):
         self.close()

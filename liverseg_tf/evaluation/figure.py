@@ -90,14 +90,15 @@ def _plot_dice(axes: Axes, evaluation: Evaluation) -> None:
     places = np.arange(len(names))
     for region, marker in zip(evaluation.organ_regions, "os", strict=False):
         values = [row[f"{region}_dice"] for row in evaluation.cases]
-        axes.plot(places, values, marker, color=_color(region), label=f"{region}, mean {np.mean(values):.3f}")
         empty = [
             place for place, row in zip(places, evaluation.cases, strict=True) if not row[f"{region}_volume_truth_ml"]
         ]
+        if len(empty) < len(names):
+            axes.plot(places, values, marker, color=_color(region), label=f"{region}, mean {np.mean(values):.3f}")
+            axes.axhline(np.mean(values), color=_color(region), linewidth=1, linestyle="--")
         if empty:  # their Dice is 1 if none is found, else 0
             label = f"no {region} in the reference"
             axes.plot(empty, [values[i] for i in empty], marker, color=_color(region), mfc="white", label=label)
-        axes.axhline(np.mean(values), color=_color(region), linewidth=1, linestyle="--")
     few = len(names) <= _MOST_CASES_NAMED
     axes.set_xticks(places if few else [], names if few else [])
     axes.set(
@@ -121,10 +122,10 @@ def _plot_bland_altman(axes: Axes, evaluation: Evaluation, region: str) -> None:
     axes.plot((truth + prediction) / 2, prediction - truth, "o", color=_color(region))
     axes.axhline(0, color="gray", linewidth=1)
     if agreement["bias_ml"] is not None:
-        axes.axhline(agreement["bias_ml"], color=_color(region), label=f"bias {agreement['bias_ml']:.3g} ml")
-    if agreement["limits_of_agreement_ml"] is not None and len(truth) >= _FEWEST_FOR_INTERVALS:
+        axes.axhline(agreement["bias_ml"], color=_color(region), label=f"bias {_ml(agreement['bias_ml'])} ml")
+    if agreement["limits_of_agreement_ml"] is not None and np.count_nonzero(truth) >= _FEWEST_FOR_INTERVALS:
         low, high = agreement["limits_of_agreement_ml"]
-        axes.axhline(low, color=_color(region), linestyle="--", label=f"95 % limits {low:.3g} to {high:.3g} ml")
+        axes.axhline(low, color=_color(region), linestyle="--", label=f"95 % limits {_ml(low)} to {_ml(high)} ml")
         axes.axhline(high, color=_color(region), linestyle="--")
     axes.margins(y=0.25)
     axes.set(xlabel="mean of both volumes (ml)", ylabel="predicted - reference (ml)", title=f"Agreement on {region}")
@@ -176,6 +177,10 @@ def _plot_detection(axes: Axes, evaluation: Evaluation) -> None:
 def _legend_below(axes: Axes, height: float = -0.14) -> None:
     """Position below the axis, where there are no points."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, height), fontsize="medium", frameon=False, ncols=2)
+
+
+def _ml(volume: float) -> str:
+    return f"{volume:.3g}".replace("-", "\N{MINUS SIGN}")  # as the axes write it
 
 
 def _counted(count: int, what: str) -> str:

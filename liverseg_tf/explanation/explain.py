@@ -69,8 +69,8 @@ class RegionExplanation:
             without heat.
         curves: deletion and insertion on the tested slice; None if not tested.
         randomized_correlation: mean absolute rank correlation with the maps of randomised networks; None if not tested.
-        filled_probability: mean probability of the class in the region, after only the region was filled with its
-            surroundings' HU; None if not tested.
+        filled_probability: mean probability of the class in the region, after filling the region, and nothing else,
+            with the HU around it; None if not tested.
         fall_inside: share of the falls of that probability over the whole slice that lies in the region; None if not
             tested.
         classes: what the labels are.
@@ -263,7 +263,7 @@ def explain(
 
     Args:
         source: a NIfTI file, a nibabel image, a `CTVolume`, or a `Prediction` that `Predictor` gave.
-        output: folder for heatmaps (NIfTI, in the input's grid), figures (PNG) and figures' numbers (JSON); or None.
+        output: folder for heatmaps (NIfTI, in the input's grid), figures (PNG) and the results as JSON; or None.
         model: a run folder, a `.keras` file, a SavedModel or a Keras model of this library, or a `Predictor` of one;
             by default the shipped one. For an ensemble the first member is explained.
         target: "tumour", the default, explains each lesion by itself, "all-tumour" all together, "liver" the liver; for

@@ -25,7 +25,7 @@ MOST_RANK_CORRELATION = 0.5
 # Denser at the start: a lesion is about a hundredth of the body
 FRACTIONS = (0.0, 0.02, 0.1, 0.4, 1.0)
 _WEIGHTS = np.convolve(np.diff(FRACTIONS), (0.5, 0.5))  # of each fraction in a curve's area
-_RANDOM_GRID = 16  # blobs of random maps are a 16th of the slice across
+_RANDOM_GRID = 16  # blobs of random maps are a sixteenth of the slice wide
 _BATCH_PIXELS = 4 * 512 * 512
 _MOST_AT_ONCE = 16  # small slices are enlarged to the network's input
 
@@ -83,7 +83,7 @@ class DeletionInsertion:
         deletion: (S,) mean probability of the class in the region, the map's highest pixels removed first.
         insertion: (S,) the same, the map's highest pixels restored first.
         random_deletion, random_insertion: (R, S) the same for R smooth random maps over the body. NaN where the
-            comparison was decided without that step.
+            comparison was settled without that step.
     """
 
     fractions: np.ndarray

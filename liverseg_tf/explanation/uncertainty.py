@@ -113,7 +113,7 @@ def measure_uncertainty(
     slices, classes = volume.shape[2], predictor.config.classes
     entropy = np.zeros(volume.shape, np.uint8)
     counts = np.zeros((2, variations.count), np.int64)
-    batch = predictor.slices_at_once(volume)
+    batch = predictor.batch_slices(volume)
     for first in range(0, slices, batch):
         last = min(first + batch, slices)
         total: float | np.ndarray = 0.0

@@ -346,7 +346,7 @@ class Predictor:
                 f"{volume.name}: expected slices of at most {_MOST_PIXELS_A_SLICE} pixels, got {rows} x {columns}; "
                 "is this a CT?"
             )
-        batch = self.slices_at_once(volume)
+        batch = self.batch_slices(volume)
         try:
             labels, kept = self._segment(volume, batch, probabilities, progress)
         except Exception as error:
@@ -427,7 +427,7 @@ class Predictor:
             return 0.0
         return smoothing_mm / volume.spacing_mm[2]
 
-    def slices_at_once(self, volume: CTVolume) -> int:
+    def batch_slices(self, volume: CTVolume) -> int:
         """The number of slices in a batch for this volume."""
         rows, columns, slices = volume.shape
         # enough for the several requests that a server works on at a time

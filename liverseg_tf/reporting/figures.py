@@ -346,7 +346,8 @@ def learning_rate_figure(rates: Sequence[float], losses: Sequence[float], sugges
         xscale="log",
         xlabel="learning rate",
         ylabel="loss",
-        title="learning-rate range test",
+        title="learning-rate range test"
+        + (": the loss still falls at the end" if len(losses) and int(np.argmin(losses)) == len(losses) - 1 else ""),
     )
     if suggestion is not None:
         axis.axvline(suggestion, color=CURVE_COLORS[1], linestyle="--")

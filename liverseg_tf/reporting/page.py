@@ -17,7 +17,7 @@ from liverseg_tf.evaluation.lesion_axes import numbered_lesions
 from liverseg_tf.evaluation.measure import FLAGS, LesionMeasurement, Measurement
 from liverseg_tf.hounsfield import AIR_HU, HIGHEST_HU
 from liverseg_tf.inference.predictor import Prediction
-from liverseg_tf.labels import TUMOUR, LabelClass
+from liverseg_tf.labels import TUMOUR, ClassSet, LabelClass
 from liverseg_tf.provenance import SOFTWARE, versions
 from liverseg_tf.reporting.assets import asset, script_data
 from liverseg_tf.reporting.page_data import (
@@ -154,6 +154,7 @@ def build_page(
         views=_VIEWS,
         surfaces=solid,
         shown=_what_is_shown(content, grid, full),
+        where=_where_lesions_lie(classes) if content.measured.lesions else "",
         **_texts(content),
         footer=SOFTWARE,
         data=Markup(script_data(data)),
@@ -323,9 +324,18 @@ def _missed(scores: CaseScores, truth: MaskVolume, volume: CTVolume) -> list[dic
     return rows
 
 
+def _where_lesions_lie(classes: ClassSet) -> str:
+    words = classes.words("Where a lesion lies: thirds of the liver's extent, then the distance in mm from its centre.")
+    if classes.is_liver:
+        words += (
+            " No lobe is named: the border between them runs from the gallbladder to the inferior vena cava, which the "
+            "model doesn't mark."
+        )
+    return words
+
+
 def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[str]:
     rows, columns, slices = grid.shape
-    classes = content.measured.statistics.classes
     spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
     text = [
         f"The volume has {rows} x {columns} pixels on {counted(slices, 'slice')}, {spacing} mm (row, column, slice). "
@@ -346,19 +356,9 @@ def _what_is_shown(content: ReportContent, grid: Grid, full: list[int]) -> list[
             text.append(f"At full resolution: slices {_ranges([i + 1 for i in sorted(full)])}.")
     text.append(f"HU below {AIR_HU:.0f} or above {HIGHEST_HU:.0f} are clipped to this range.")
     text.append(
-        "Mask: the outline of what the model found, after 3-D post-processing; its slider fills it. Axes: the "
+        "Mask: the outline of what the model found, after 3-D post-processing. Axes: the "
         "longest diameter in an axial slice, and the longest perpendicular to it (RECIST 1.1); both are drawn there."
     )
-    if content.measured.lesions:
-        text.append(
-            classes.words("Where a lesion lies: thirds of the liver's extent, then the distance in mm from its centre.")
-            + (
-                " No lobe is named: the border between them runs from the gallbladder to the inferior vena cava, "
-                "which the model doesn't mark."
-                if classes.is_liver
-                else ""
-            )
-        )
     if content.truth is not None:
         text.append("Truth: the reference mask, its outline dotted.")
     if content.explanation is not None and content.explanation.regions:

@@ -1,4 +1,4 @@
-"""One picture of a result that fits a slide: slices, the liver in three dimensions, the figures."""
+"""One picture of a result that fits a slide: slices, a 3-D view of the liver, volumes."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def print_page(page: str, browser: str, timeout_s: float = 120.0) -> bytes:
         The PDF.
 
     Raises:
-        NotPrintedError: if the browser can't be started, ends, says no, or takes too long.
+        NotPrintedError: if the browser can't be started, ends, reports an error, or takes too long.
     """
     deadline = time.monotonic() + timeout_s
     # the browser may still be writing to its profile when it is ended
@@ -131,7 +131,7 @@ class _Pipe:
         self._number, self._read = 0, b""
 
     def ask(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer; what else the browser tells is passed over."""
+        """Send a command and wait for its answer; other messages of the browser are ignored."""
         self._number += 1
         command: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if session:

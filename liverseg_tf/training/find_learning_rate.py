@@ -53,6 +53,11 @@ class LearningRateCurve:
     losses: list[float]
     suggestion: float
 
+    @property
+    def still_falling(self) -> bool:
+        """Whether the loss is lowest at the highest rate: then the best rate may lie above the range."""
+        return int(np.argmin(self.losses)) == len(self.losses) - 1
+
 
 def find_learning_rate(
     cases: Sequence[Case],

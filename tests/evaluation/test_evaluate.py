@@ -237,3 +237,17 @@ def test_figure_marks_cases_without_lesion_in_the_reference(tmp_path, write_mask
     dice = plot_evaluation(ls.evaluate(tmp_path / "truth", tmp_path / "pred", resamples=10)).axes[0]
     [hollow] = [line for line in dice.lines if line.get_label() == "no lesion in the reference"]
     assert list(hollow.get_xdata()) == [1] and list(hollow.get_ydata()) == [1]
+
+
+def test_figure_of_cases_that_all_are_without_lesion_has_no_mean_and_no_limits(tmp_path, write_mask, liver_pair):
+    from liverseg_tf.evaluation.figure import plot_evaluation
+
+    truth, prediction = liver_pair
+    for case in range(1, 6):
+        write_mask(tmp_path / "truth" / f"segmentation-{case}.nii", np.minimum(truth, 1))
+        found = prediction if case == 1 else np.minimum(prediction, 1)
+        write_mask(tmp_path / "prediction" / f"segmentation-{case}.nii", found)
+    dice, *_, agreement = plot_evaluation(ls.evaluate(tmp_path / "truth", tmp_path / "prediction", resamples=10)).axes
+    legend = [text.get_text() for text in dice.get_legend().get_texts()]
+    assert "no lesion in the reference" in legend and not any(text.startswith("lesion, mean") for text in legend)
+    assert [text.get_text()[:4] for text in agreement.get_legend().get_texts()] == ["bias"]

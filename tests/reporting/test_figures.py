@@ -158,6 +158,8 @@ def test_learning_rate_marks_the_suggestion():
     assert axis.lines[1].get_xdata()[0] == 1e-3
     assert (axis.lines[2].get_xdata()[0], axis.lines[2].get_ydata()[0]) == (1e-3, 0.5)
     assert axis.texts[0].get_text() == "suggested 0.001"
+    assert "still falls" not in axis.get_title()
+    assert "still falls" in figures.learning_rate_figure([1e-4, 1e-3, 1e-2], [1, 0.5, 0.3], 1e-3).axes[0].get_title()
 
 
 @pytest.mark.parametrize(

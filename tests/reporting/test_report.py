@@ -84,6 +84,7 @@ def test_the_page_tells_lesions_scores_and_what_was_missed(page):
     assert [layer["key"] for layer in data["layers"]] == ["mask", "truth", "heatmap", "uncertainty"]
     assert data["start"] == data["lesions"][0]
     assert "ml over variations of the scan" in text and "deletion" in text
+    assert "<p>Where a lesion lies" in text  # for one lesion in print, too
     assert "nterval" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
 
 

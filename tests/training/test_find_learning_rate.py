@@ -7,11 +7,16 @@ import pytest
 
 import liverseg_tf as ls
 from liverseg_tf.errors import ConfigError
+from liverseg_tf.training.find_learning_rate import LearningRateCurve
 from tests.training.runs import RECIPE
 
-pytestmark = pytest.mark.slow
+
+def test_a_loss_that_still_falls_is_told():
+    assert LearningRateCurve([1e-3, 1e-2, 1e-1], [1.0, 0.8, 0.5], 1e-2).still_falling
+    assert not LearningRateCurve([1e-3, 1e-2, 1e-1], [1.0, 0.5, 0.8], 1e-2).still_falling
 
 
+@pytest.mark.slow
 def test_learning_rate_finder_leaves_the_model_as_it_was(cases, small_model):
     before, flags = small_model.get_weights(), [layer.trainable for layer in small_model.layers]
     recipe = dataclasses.replace(RECIPE, batch_size=2)
