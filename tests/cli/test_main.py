@@ -56,7 +56,16 @@ def test_ctrl_c_ends_as_killed_by_sigint(tmp_path):
     )
     folder = tmp_path / "phantoms"
     loop = f"for n in 1 2 3; do '{sys.executable}' '{script}' '{folder}'; echo went on; done"
-    done = subprocess.run(["bash", "-c", loop], capture_output=True, text=True, timeout=60, start_new_session=True)
+    done = subprocess.run(
+        ["bash", "-c", loop],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
+    )
     assert (done.returncode, done.stdout) == (-signal.SIGINT, "")
     assert done.stderr.strip() == "liverseg: stopped"
     assert list(folder.iterdir()) == []
