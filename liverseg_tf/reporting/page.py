@@ -30,6 +30,7 @@ from liverseg_tf.reporting.page_data import (
     encode_layers,
     encode_numbers,
     packed_bytes,
+    slices_of,
 )
 from liverseg_tf.reporting.plan import encode_plan
 from liverseg_tf.reporting.surfaces import encode_surfaces, surfaces
@@ -430,8 +431,7 @@ def _layers(
                 layers.append(_layer(key, name, letter, "strength", 0.7, on=supported))
                 tables[key] = _color_table("inferno")
     if content.uncertainty is not None:
-        entropy = content.uncertainty.entropy
-        strengths["uncertainty"] = lambda first, last: entropy[..., first:last]
+        strengths["uncertainty"] = slices_of(content.uncertainty.entropy)
         layers.append(_layer("uncertainty", "Uncertainty", "u", "strength", 0.7, on=False))
         tables["uncertainty"] = _color_table("cool")
     return layers, masks, strengths, tables

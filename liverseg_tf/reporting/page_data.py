@@ -146,11 +146,7 @@ def encode_full_slices(volume: CTVolume, grid: Grid, indices: list[int], budget_
 
 def encode_labels(labels: np.ndarray, factor: int, slices_a_line: int = SLICES_A_LINE) -> str:
     """Encode a mask (rows, columns, slices) uint8, by the class with most pixels where pixels are averaged."""
-
-    def slices_of(first: int, last: int) -> np.ndarray:
-        return labels[..., first:last]
-
-    return _encode_bytes(slices_of, labels.shape[2], lambda planes: _pool_labels(planes, factor), slices_a_line)
+    return _encode_bytes(slices_of(labels), labels.shape[2], lambda planes: _pool_labels(planes, factor), slices_a_line)
 
 
 def encode_numbers(numbered: np.ndarray, box: Box | None, shape: tuple[int, ...], factor: int) -> str:
@@ -159,20 +155,25 @@ def encode_numbers(numbered: np.ndarray, box: Box | None, shape: tuple[int, ...]
     if box is not None:
         whole[box] = np.where(numbered <= 255, numbered, 0)
     return _encode_bytes(
-        lambda first, last: whole[..., first:last],
+        slices_of(whole),
         shape[2],
         lambda planes: planes if factor == 1 else _blocks(planes, factor).max(axis=(2, 4)),
     )
 
 
-def encode_strength(slices_of: Slices, slices: int, factor: int) -> str:
+def slices_of(volume: np.ndarray) -> Slices:
+    """Those of an array (rows, columns, slices) in memory."""
+    return lambda first, last: volume[..., first:last]
+
+
+def encode_strength(given: Slices, slices: int, factor: int) -> str:
     """Encode uint8, or float in [0, 1]; 64 levels are kept, since a picture shows no more."""
 
     def pooled(planes: np.ndarray) -> np.ndarray:
         planes = planes.astype(np.float32) * (1.0 if planes.dtype == np.uint8 else 255.0)
         return (np.rint(_pool_mean(planes, factor) / 4).clip(0, 63) * 4).astype(np.uint8)
 
-    return _encode_bytes(slices_of, slices, pooled)
+    return _encode_bytes(given, slices, pooled)
 
 
 def gzip(content: bytes) -> bytes:
@@ -192,11 +193,11 @@ def _to_lines(parts: Iterable[bytes]) -> str:
 
 
 def _encode_bytes(
-    slices_of: Slices, slices: int, pooled: Callable[[np.ndarray], np.ndarray], slices_a_line: int = SLICES_A_LINE
+    given: Slices, slices: int, pooled: Callable[[np.ndarray], np.ndarray], slices_a_line: int = SLICES_A_LINE
 ) -> str:
     def parts() -> Iterator[bytes]:
         for first, last in _batches(slices, slices_a_line):
-            planes = pooled(np.ascontiguousarray(np.moveaxis(slices_of(first, last), 2, 0)))
+            planes = pooled(np.ascontiguousarray(np.moveaxis(given(first, last), 2, 0)))
             yield np.diff(planes, axis=2, prepend=planes.dtype.type(0)).tobytes()
 
     return _to_lines(parts())

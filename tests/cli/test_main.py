@@ -62,9 +62,8 @@ def test_ctrl_c_ends_as_killed_by_sigint(tmp_path):
         text=True,
         timeout=60,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored where the tests run in the background
+        # where the tests run in the background it is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (done.returncode, done.stdout) == (-signal.SIGINT, "")
     assert done.stderr.strip() == "liverseg: stopped"

@@ -16,6 +16,7 @@ from liverseg_tf.reporting.page_data import (
     encode_labels,
     encode_strength,
     encode_volume,
+    slices_of,
 )
 
 
@@ -98,7 +99,7 @@ def test_masks_keep_small_tumours_when_pixels_are_averaged():
 def test_strengths_keep_sixty_four_levels(dtype):
     values = np.random.default_rng(0).random((6, 7, 3))
     given = np.rint(values * 255).astype(np.uint8) if dtype == np.uint8 else values.astype(dtype)
-    decoded = decode_bytes(encode_strength(lambda first, last: given[..., first:last], 3, 1), (3, 6, 7)) / 255
+    decoded = decode_bytes(encode_strength(slices_of(given), 3, 1), (3, 6, 7)) / 255
     assert decoded == pytest.approx(np.moveaxis(values, 2, 0), abs=4 / 255)
 
 

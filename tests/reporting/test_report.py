@@ -88,6 +88,16 @@ def test_the_page_tells_lesions_scores_and_what_was_missed(page):
     assert "nterval" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
 
 
+def test_print_explains_places_only_where_it_has_room_for_them(threshold_model, scan, tmp_path):
+    prediction = Predictor(threshold_model).predict(scan[0])
+    rows, columns, slices = np.argwhere(prediction.canonical_labels).mean(axis=0).astype(int)
+    prediction.canonical_labels[prediction.canonical_labels == 2] = 1
+    for number in range(5):
+        prediction.canonical_labels[rows, columns - 10 + 4 * number, slices] = 2
+    text = report(prediction, tmp_path / "p.html", threshold_model, explanations=False).read_text("utf-8")
+    assert '<table id="lesions" class="many">' in text and '<p class="screen-only">Where a lesion lies' in text
+
+
 def test_lesions_around_one_centre_are_matched_each_by_itself(threshold_model, scan, tmp_path):
     prediction = Predictor(threshold_model).predict(scan[0])
     labels = prediction.canonical_labels
@@ -218,7 +228,7 @@ def test_overlays_are_part_of_the_budget():
     rng = np.random.default_rng(0)
     volume = CTVolume.from_array(rng.normal(60, 20, (96, 96, 8)).astype(np.int16), (1, 1, 1))
     noise = rng.random(volume.shape).astype(np.float16)
-    mask, heat = (noise > 0.5).astype(np.uint8), {"heatmap": lambda first, last: noise[..., first:last]}
+    mask, heat = (noise > 0.5).astype(np.uint8), {"heatmap": page_data.slices_of(noise)}
     alone, hu = page_data.encode_layers(volume, {}, {}, 100_000)
     assert alone.factor == 1
     grid, texts = page_data.encode_layers(volume, {"mask": mask}, heat, 100_000)
